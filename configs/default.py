@@ -1,0 +1,123 @@
+"""Every field there is, with its meaning, unit and choices. Other configs start from this one and change what differs.
+
+tools/env python main.py --config=configs/quickstart.py --workdir=runs/quickstart --config.distill.weight=5.0
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    # What to run: "teacher" (stage 1), "student" (stage 2) or "all" (both). Later stages may be run in the same
+    # workdir.
+    config.stage = "all"
+    # Students trained beside the HFD student, on the same budget and seed, from the labelled pairs alone:
+    # "sar_only" (from scratch) and "teacher_init" (starts from the teacher's weights); neither distils.
+    config.baselines = ()
+    # Initialisation, order, crops, augmentation, choice of labels. Same config and seed, same numbers.
+    config.seed = 0
+    # Computation of the networks: "float32" or "bfloat16" (parameters, batch statistics and losses stay float32).
+    config.dtype = "float32"
+    # "jit" (sharded over all devices) or "pmap"; both give the same losses.
+    config.parallel = "jit"
+
+    config.data = data = ConfigDict()
+    # A prepared data set, as tools.prepare_data printed it ("folder/my_data"), or "scenes": simulated, made on first
+    # use.
+    data.name = "scenes"
+    # Root of the prepared data sets.
+    data.dir = "data"
+    # Bands by name, in the order the network sees them; () takes all.
+    data.sar_bands = ()
+    data.eo_bands = ()
+    # Edge of a training crop, pixels; a multiple of 32.
+    data.crop = 64
+    # Pairs per step, all devices together; a multiple of their number.
+    data.batch_size = 16
+    # Share of the training labels that are used, 0 to 1; the other pairs count as unlabelled. Chosen by the seed.
+    data.label_share = 1.0
+    # Share of a distilling student's batch that is labelled, when there are unlabelled pairs. (Others see labelled
+    # pairs only.)
+    data.labelled_per_batch = 0.5
+    # Reading: threads of this process, and further processes (0: none).
+    data.threads = 4
+    data.workers = 0
+
+    # The simulated data set (data.name = "scenes").
+    data.scenes = scenes = ConfigDict()
+    scenes.size = 64  # edge of a tile, pixels
+    scenes.pixel_size = 1.0  # metres
+    scenes.looks = 1.0  # of the speckle
+    scenes.incidence = 38.0  # of the radar against the vertical, degrees
+    scenes.misregistration = 0.0  # shift of the optical image, pixels
+    scenes.unlabelled_share = 0.0  # of the training tiles
+    scenes.seed = 0  # of the scenes, independent of config.seed
+    scenes.train, scenes.validation, scenes.test = 600, 100, 200  # tiles
+
+    # Input, the same in training and use.
+    config.normalise = normalise = ConfigDict()
+    normalise.sar_filter = "none"  # "none" or "lee" (7 x 7)
+    normalise.clip = False  # cut to the 1st and 99th percentile of the training pixels
+
+    # Training only.
+    config.augment = augment = ConfigDict()
+    augment.flips = True  # never along the data set's look axis: layover and shadow would turn round
+    augment.sar_gain_db = 0.0  # one offset per sample, uniform within plus or minus this, dB
+    augment.eo_gain = 0.0  # one factor per sample, uniform within 1 plus or minus this
+    augment.speckle_looks = 0.0  # extra speckle of so many looks on dB data; 0: none
+
+    # The architecture that teacher and student share.
+    config.model = model = ConfigDict()
+    model.depth = 18  # ResNet-18, 34, 50 or 101
+    model.width = 64  # channels of the first stage; 64 is the standard network
+    model.align = "flow"  # feature alignment: "flow", or "none" for a plain feature pyramid
+    model.align_channels = 0  # channels of the alignment module; 0: 2 * width (18, 34) or 4 * width (50, 101)
+    model.context = False  # pyramid pooling on the coarsest level
+
+    config.loss = loss = ConfigDict()
+    loss.ce = 1.0  # weight of the cross-entropy
+    loss.dice = 1.0  # weight of the soft Dice loss
+    loss.class_weights = "none"  # of the cross-entropy: "none" or "inverse_sqrt" (of the class frequency, mean 1)
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 3e-3  # peak
+    optim.schedule = "cosine"  # "cosine", "poly" or "constant"
+    optim.warmup = 0.05  # share of the steps over which the rate grows from 0
+    optim.weight_decay = 1e-2  # of kernels (AdamW)
+    optim.clip_norm = 1.0  # of the gradient; 0: no clipping
+
+    config.teacher = teacher = ConfigDict()
+    teacher.steps = 400
+    # Take the teacher from another workdir (its folder checkpoints/teacher) instead of training one here.
+    teacher.checkpoint = ""
+
+    config.student = student = ConfigDict()
+    student.steps = 400
+    student.init = "random"  # "random", or "teacher": start from the teacher's weights
+
+    # Stage 2: what the teacher adds to the student's loss.
+    config.distill = distill = ConfigDict()
+    distill.weight = 1.0  # lambda of the feature distillation (HFD); 0 switches it off
+    distill.taps = ("C3", "C4", "C5", "A")  # features compared: any of C2, C3, C4, C5 (encoder) and A (aggregated)
+    distill.tap_weights = ()  # one per tap; () for equal weights
+    distill.logit_weight = 0.0  # of the logit distillation
+    distill.temperature = 1.0  # of the logit distillation
+    distill.warmup = 0.1  # share of the steps over which both weights grow from 0
+
+    config.train = train = ConfigDict()
+    train.log_every = 25  # steps between lines of the log
+    train.eval_every = 0  # steps between evaluations on the validation split; 0: only after the last
+    train.checkpoint_every = 200  # steps between checkpoints; the last step always has one
+    train.keep_checkpoints = 2  # latest ones; the best one stays beside them
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.split = "test"  # evaluated when training ends
+    evaluation.batch_size = 16  # a multiple of the number of devices
+    evaluation.window = 0  # edge of the windows that a tile is cut into, pixels; 0: whole tiles up to 1024
+    # Which checkpoint is evaluated and teaches: "latest", or "best" (mIoU on the validation split, which costs its
+    # labels).
+    evaluation.checkpoint = "latest"
+    evaluation.panels = 6  # tiles in the picture
+
+    return config

@@ -1,0 +1,178 @@
+"""From a config (or a checkpoint's record) to objects: network, input, objective, optimiser."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax import optim
+from hfd_jax.data.augment import Augmentation
+from hfd_jax.data.catalogue import Dataset, SceneSource
+from hfd_jax.data.facts import BandStatistics, Facts, Statistics
+from hfd_jax.data.inputs import InputSpec
+from hfd_jax.data.normalise import Normalisation
+from hfd_jax.data.pipeline import Reading
+from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.distill.hfd import HFD
+from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.steps import Objective
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One network to train.
+
+    Attributes:
+      name: "teacher", "student", or a baseline's name; also its folder below checkpoints/.
+      sensor: "eo" or "sar".
+      distils: the teacher supervises it.
+      from_teacher: starts from the teacher's weights.
+      title: for tables and pictures.
+    """
+
+    name: str
+    sensor: str
+    distils: bool
+    from_teacher: bool
+    title: str
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.distils or self.from_teacher
+
+
+def teacher_run() -> Run:
+    return Run("teacher", "eo", distils=False, from_teacher=False, title="teacher (EO)")
+
+
+def student_run(config: ConfigDict) -> Run:
+    distils = config.distill.weight > 0 or config.distill.logit_weight > 0
+    title = "HFD student (SAR)" if distils else "student without distillation (SAR)"
+    return Run("student", "sar", distils=distils, from_teacher=config.student.init == "teacher", title=title)
+
+
+def baseline_run(name: str) -> Run:
+    """ "sar_only" or "teacher_init"."""
+    titles = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
+    return Run(name, "sar", distils=False, from_teacher=name == "teacher_init", title=titles[name])
+
+
+def stages(config: ConfigDict) -> list[Run]:
+    """The networks that config.stage asks for, in order."""
+    students = [baseline_run(name) for name in config.baselines] + [student_run(config)]
+    runs = {"teacher": [teacher_run()], "student": students, "all": [teacher_run(), *students]}[config.stage]
+    return [run for run in runs if not (run.name == "teacher" and config.teacher.checkpoint)]
+
+
+def scene_source(scenes: ConfigDict) -> SceneSource:
+    counts = {split: scenes[split] for split in ("train", "validation", "test")}
+    return SceneSource(SceneOptions(**{k: v for k, v in scenes.items() if k not in counts}), **counts)
+
+
+def make_model(config: ConfigDict, classes: int, axis_name: str | None = None) -> Segmenter:
+    return Segmenter(classes=classes, dtype=DTYPES[config.dtype], axis_name=axis_name, **config.model.to_dict())
+
+
+def chosen_bands(config: ConfigDict, facts: Facts, sensor: str) -> tuple[str, ...]:
+    """The names of the bands that `sensor` delivers to the network, in order."""
+    return tuple(config.data[f"{sensor}_bands"]) or getattr(facts, f"{sensor}_bands")
+
+
+def band_index(bands: tuple[str, ...], facts: Facts, sensor: str) -> tuple[int, ...]:
+    stored = getattr(facts, f"{sensor}_bands")
+    return tuple(stored.index(band) for band in bands)
+
+
+def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> InputSpec:
+    def select(sensor: str) -> BandStatistics:
+        return getattr(statistics, sensor).select(band_index(chosen_bands(config, facts, sensor), facts, sensor))
+
+    return InputSpec(
+        sar=select("sar"),
+        eo=select("eo"),
+        normalisation=Normalisation(config.normalise.sar_filter, config.normalise.clip, facts.sar_unit),
+        augmentation=Augmentation(**config.augment.to_dict()),
+        look_axis=facts.look_axis,
+    )
+
+
+def make_reading(config: ConfigDict, facts: Facts) -> Reading:
+    index = {
+        f"{sensor}_index": band_index(chosen_bands(config, facts, sensor), facts, sensor) for sensor in ("sar", "eo")
+    }
+    return Reading(**index, threads=config.data.threads, workers=config.data.workers)
+
+
+def make_objective(config: ConfigDict, run: Run, steps: int, statistics: Statistics) -> Objective:
+    distill = config.distill
+    return Objective(
+        ce=config.loss.ce,
+        dice=config.loss.dice,
+        class_weights=class_weights(statistics.class_pixels) if config.loss.class_weights == "inverse_sqrt" else None,
+        hfd=distill.weight if run.distils else 0.0,
+        logit=distill.logit_weight if run.distils else 0.0,
+        temperature=distill.temperature,
+        warmup_steps=round(distill.warmup * steps),
+    )
+
+
+def class_weights(class_pixels: tuple[int, ...]) -> tuple[float, ...]:
+    """1 / sqrt(frequency), scaled to mean 1 over the classes that occur; a class without pixels gets 0."""
+    pixels = np.asarray(class_pixels, np.float64)
+    weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
+    return tuple(float(w) for w in weights / weights[pixels > 0].mean())
+
+
+def make_distiller(config: ConfigDict, run: Run, axis_name: str | None = None) -> HFD | None:
+    if not (run.distils and config.distill.weight):
+        return None
+    return HFD(tuple(config.distill.taps), tuple(config.distill.tap_weights), axis_name)
+
+
+def make_schedule(config: ConfigDict, steps: int):
+    return optim.learning_rate(
+        config.optim.learning_rate, config.optim.schedule, steps, round(config.optim.warmup * steps)
+    )
+
+
+def make_optimiser(config: ConfigDict, steps: int):
+    return optim.make_optimiser(make_schedule(config, steps), config.optim.weight_decay, config.optim.clip_norm)
+
+
+def make_record(
+    config: ConfigDict, run: Run, dataset: Dataset, inputs: InputSpec, versions: dict[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint says of itself; enough to rebuild network and input without the config."""
+    return {
+        "network": run.name,
+        "title": run.title,
+        "sensor": run.sensor,
+        "model": config.model.to_dict(),
+        "dtype": config.dtype,
+        "bands": {sensor: list(chosen_bands(config, dataset.facts, sensor)) for sensor in ("sar", "eo")},
+        "facts": dataset.facts.to_dict(),
+        "inputs": dataclasses.asdict(inputs),
+        "config": config.to_dict(),
+        "versions": versions,
+    }
+
+
+def model_of(record: dict[str, Any]) -> Segmenter:
+    """The network that a record describes."""
+    return Segmenter(classes=len(record["facts"]["class_names"]), dtype=DTYPES[record["dtype"]], **record["model"])
+
+
+def inputs_of(record: dict[str, Any]) -> InputSpec:
+    """The input that a record describes."""
+    stored = record["inputs"]
+    bands = {sensor: BandStatistics(**{k: tuple(v) for k, v in stored[sensor].items()}) for sensor in ("sar", "eo")}
+    return InputSpec(
+        normalisation=Normalisation(**stored["normalisation"]),
+        augmentation=Augmentation(**stored["augmentation"]),
+        look_axis=stored["look_axis"],
+        **bands,
+    )

@@ -1,0 +1,176 @@
+"""Refuses what cannot work before anything is computed or written: one error that names the field."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hfd_jax.assembly import DTYPES
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.normalise import SAR_FILTERS
+from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.models.alignment import ALIGNMENTS
+from hfd_jax.models.resnet import DEPTHS
+from hfd_jax.models.segmenter import STRIDE, TAPS
+from hfd_jax.optim import SCHEDULES
+from hfd_jax.parallel import KINDS
+from hfd_jax.spelling import nearest
+
+_CHOICES = {
+    "stage": ("teacher", "student", "all"),
+    "dtype": tuple(DTYPES),
+    "parallel": KINDS,
+    "normalise.sar_filter": SAR_FILTERS,
+    "model.depth": tuple(DEPTHS),
+    "model.align": ALIGNMENTS,
+    "loss.class_weights": ("none", "inverse_sqrt"),
+    "optim.schedule": SCHEDULES,
+    "student.init": ("random", "teacher"),
+    "eval.checkpoint": ("latest", "best"),
+}
+_MEMBERS = {"baselines": ("sar_only", "teacher_init"), "distill.taps": TAPS}
+_POSITIVE = (
+    "data.crop",
+    "data.batch_size",
+    "model.width",
+    "optim.learning_rate",
+    "teacher.steps",
+    "student.steps",
+    "distill.temperature",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.batch_size",
+    "data.scenes.train",
+    "data.scenes.test",
+)
+_NOT_NEGATIVE = (
+    "data.threads",
+    "data.workers",
+    "data.scenes.validation",
+    "augment.sar_gain_db",
+    "augment.speckle_looks",
+    "loss.ce",
+    "loss.dice",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "distill.weight",
+    "distill.logit_weight",
+    "model.align_channels",
+    "train.eval_every",
+    "eval.window",
+    "eval.panels",
+)
+_SHARES = ("data.label_share", "data.labelled_per_batch", "augment.eo_gain", "optim.warmup", "distill.warmup")
+
+
+class ConfigError(ValueError):
+    """A field of the config is wrong; the message names it."""
+
+
+def check_fields(config: ConfigDict, devices: int = 1) -> None:
+    """Checks everything that needs no data.
+
+    Args:
+      config: with the fields of configs/default.py.
+      devices: number of devices of all processes.
+
+    Raises:
+      ConfigError: names the field, what it is and what is expected.
+    """
+    for field, choices in _CHOICES.items():
+        if _get(config, field) not in choices:
+            _fail(config, field, nearest(_get(config, field), choices))
+    for field, choices in _MEMBERS.items():
+        for value in _get(config, field):
+            if value not in choices:
+                _fail(config, field, f"{value!r} is unknown; {nearest(value, choices)}")
+    for fields, good, expected in (
+        (_POSITIVE, lambda x: x > 0, "expected more than 0"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "expected 0 or more"),
+        (_SHARES, lambda x: 0 <= x <= 1, "expected a share, 0 to 1"),
+    ):
+        for field in fields:
+            if not good(_get(config, field)):
+                _fail(config, field, expected)
+    _check_combinations(config, devices)
+
+
+def _check_combinations(config: ConfigDict, devices: int) -> None:
+    for field in ("data.crop", "eval.window"):
+        size = _get(config, field)
+        if size % STRIDE:
+            _fail(
+                config,
+                field,
+                f"expected a multiple of the network's stride {STRIDE}; nearest: {_multiples(size, STRIDE)}",
+            )
+    for field in ("data.batch_size", "eval.batch_size"):
+        size = _get(config, field)
+        if size % devices:
+            _fail(config, field, f"expected a multiple of the {devices} devices; nearest: {_multiples(size, devices)}")
+    if not config.data.label_share > 0:
+        _fail(config, "data.label_share", "at least some labels are needed")
+    if not config.data.labelled_per_batch > 0:
+        _fail(config, "data.labelled_per_batch", "every batch needs some labels")
+    if config.loss.ce + config.loss.dice <= 0:
+        _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
+    if config.distill.weight and not config.distill.taps:
+        _fail(config, "distill.taps", "distill.weight is above 0, so at least one tap is needed")
+    weights = config.distill.tap_weights
+    if weights and (len(weights) != len(config.distill.taps) or min(weights) < 0 or sum(weights) <= 0):
+        _fail(
+            config,
+            "distill.tap_weights",
+            f"expected {len(config.distill.taps)} weights of 0 or more, one per tap, not all 0",
+        )
+    if config.eval.checkpoint == "best" and not config.train.eval_every:
+        _fail(config, "eval.checkpoint", "the best checkpoint is known only with train.eval_every above 0")
+    if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
+        _fail(
+            config,
+            "train.eval_every",
+            f"expected a multiple of train.checkpoint_every = {config.train.checkpoint_every}",
+        )
+    if config.data.name == "scenes":
+        try:
+            SceneOptions(**{k: v for k, v in config.data.scenes.items() if k not in ("train", "validation", "test")})
+        except ValueError as error:
+            raise ConfigError(f"config.data.{error}") from error
+
+
+def check_against_data(config: ConfigDict, facts: Facts, splits: Sequence[str]) -> None:
+    """Checks what depends on the data set; ConfigError as above."""
+    for sensor in ("sar", "eo"):
+        field, stored = f"data.{sensor}_bands", getattr(facts, f"{sensor}_bands")
+        bands = _get(config, field)
+        for band in bands:
+            if band not in stored:
+                _fail(config, field, f"{facts.name} has no {sensor} band {band!r}; {nearest(band, stored)}")
+        if len(set(bands)) < len(bands):
+            _fail(config, field, "a band is named twice")
+    if facts.sar_unit != "db":
+        for field in ("augment.sar_gain_db", "augment.speckle_looks"):
+            if _get(config, field):
+                _fail(config, field, f"needs SAR in dB; {facts.name} is in {facts.sar_unit!r} units")
+    needed = {"eval.split": config.eval.split}
+    if config.train.eval_every:
+        needed["train.eval_every"] = "validation"
+    for field, split in needed.items():
+        if split not in splits:
+            _fail(config, field, f"{facts.name} has no split {split!r}; it has: {', '.join(splits)}")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _fail(config: ConfigDict, field: str, why: str) -> None:
+    raise ConfigError(f"config.{field} is {_get(config, field)!r}: {why}")
+
+
+def _multiples(value: int, of: int) -> str:
+    below, above = value // of * of, -(-value // of) * of
+    return f"{below} or {above}" if below else str(above)

@@ -1,0 +1,79 @@
+"""Augmentation of a batch on the device: pure JAX, random numbers per sample.
+
+The numbers of a sample depend on (key, its position in the GLOBAL batch) alone, so that one device and eight devices
+augment alike.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hfd_jax.data.units import linear_to_db
+
+SPATIAL = ("sar", "eo", "label", "sar_valid", "eo_valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What may be varied.
+
+    Attributes:
+      flips: mirror along the axes that the look direction allows; with look_axis "any" both, and quarter turns.
+      sar_gain_db: one offset per sample, uniform within plus or minus this, dB.
+      eo_gain: one factor per sample, uniform within 1 plus or minus this.
+      speckle_looks: multiplies SAR power by Gamma noise of so many looks; 0 for none.
+    """
+
+    flips: bool = True
+    sar_gain_db: float = 0.0
+    eo_gain: float = 0.0
+    speckle_looks: float = 0.0
+
+
+def legal_flips(look_axis: str) -> tuple[int, ...]:
+    """Axes of an [H, W] image that may be mirrored: never the one along which the radar looks."""
+    return {"x": (0,), "y": (1,), "any": (0, 1)}[look_axis]
+
+
+def sample_keys(key, count: int, first: int | jax.Array = 0):
+    """One key per sample; `first` is the global position of the first one."""
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
+
+
+def flip(keys, batch: dict, look_axis: str) -> dict:
+    """Mirrors (and for "any" turns) every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
+
+    def one(key, sample):
+        for axis in legal_flips(look_axis):
+            swap = jax.random.bernoulli(jax.random.fold_in(key, axis))
+            sample = {k: jnp.where(swap, jnp.flip(x, axis), x) for k, x in sample.items()}
+        first = next(iter(sample.values()))
+        if look_axis == "any" and first.shape[0] == first.shape[1]:
+            turn = jax.random.bernoulli(jax.random.fold_in(key, 2))
+            sample = {k: jnp.where(turn, jnp.rot90(x), x) for k, x in sample.items()}
+        return sample
+
+    return batch | jax.vmap(one)(keys, {k: batch[k] for k in SPATIAL if k in batch})
+
+
+def sar_gain(keys, db, amount: float):
+    """Adds one uniform offset in dB to each sample of [B, H, W, C]."""
+    offset = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3), (), minval=-amount, maxval=amount))(
+        keys
+    )
+    return db + offset[:, None, None, None]
+
+
+def speckle(keys, db, looks: float):
+    """Multiplies the power behind [B, H, W, C] dB values by Gamma(looks) / looks, per pixel and band."""
+    noise = jax.vmap(lambda key: jax.random.gamma(jax.random.fold_in(key, 4), looks, db.shape[1:]))(keys) / looks
+    return db + linear_to_db(noise, jnp)
+
+
+def eo_gain(keys, eo, amount: float):
+    """Multiplies each sample of [B, H, W, C] by one uniform factor."""
+    factor = jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 5), (), minval=1 - amount, maxval=1 + amount)
+    )(keys)
+    return eo * factor[:, None, None, None]

@@ -1,0 +1,164 @@
+"""Opens prepared data sets by name, and prepares the simulated one on first use."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from hfd_jax.data import scenes
+from hfd_jax.data.facts import Facts, Statistics
+from hfd_jax.data.tiles import PairedTiles, Tile, prepare
+from hfd_jax.spelling import nearest
+
+
+class Scenes(PairedTiles):
+    """Simulated pairs (see `scenes.py`)."""
+
+    VERSION = PairedTiles.VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSource:
+    """A `TileSource` of simulated tiles: `train`, `validation` and `test` tiles in this order of index."""
+
+    options: scenes.SceneOptions
+    train: int = 600
+    validation: int = 100
+    test: int = 200
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            name="scenes",
+            sar_bands=scenes.SAR_BANDS,
+            eo_bands=scenes.EO_BANDS,
+            eo_dtype="uint8",
+            sar_unit="db",
+            class_names=scenes.CLASS_NAMES,
+            class_colours=scenes.CLASS_COLOURS,
+            look_axis="x",
+            pixel_size=self.options.pixel_size,
+        )
+
+    @property
+    def name(self) -> str:
+        """Tells every option, so that two different sets never share a folder."""
+        o = self.options
+        return (
+            f"{o.size}px_{o.pixel_size:g}m_{o.looks:g}looks_{o.incidence:g}deg_{o.misregistration:g}shift_"
+            f"{o.unlabelled_share:g}unlabelled_seed{o.seed}_{self.train}-{self.validation}-{self.test}"
+        )
+
+    def keys(self) -> dict[str, range]:
+        first = round(self.train * (1 - self.options.unlabelled_share))
+        ends = (self.train, self.train + self.validation, self.train + self.validation + self.test)
+        return {
+            "train": range(0, first),
+            "unlabelled": range(first, ends[0]),
+            "validation": range(ends[0], ends[1]),
+            "test": range(ends[1], ends[2]),
+        }
+
+    def read(self, key: int) -> Tile:
+        scene = scenes.simulate(key, self.options)
+        everywhere = scene.label >= 0
+        unlabelled = key in self.keys()["unlabelled"]
+        return Tile(f"scene_{key}", scene.sar, scene.eo, None if unlabelled else scene.label, everywhere, everywhere)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared data set.
+
+    Attributes:
+      directory: where it lies.
+      facts, statistics: what is known of it.
+      sizes: number of tiles per split.
+      shapes: (H, W) of each tile per split; a single entry stands for all.
+    """
+
+    directory: str
+    facts: Facts
+    statistics: Statistics
+    sizes: dict[str, int]
+    shapes: dict[str, list[tuple[int, int]]]
+
+    def source(self, split: str):
+        """Random access to the tiles of a split as dicts of arrays; ValueError for a split that is not there."""
+        self._check(split)
+        return tfds.builder_from_directory(self.directory).as_data_source(split=split)
+
+    def shape(self, split: str, index: int) -> tuple[int, int]:
+        shapes = self.shapes[split]
+        return shapes[0] if len(shapes) == 1 else shapes[index]
+
+    def size(self, split: str) -> int:
+        self._check(split)
+        return self.sizes[split]
+
+    def _check(self, split: str):
+        if split not in self.sizes:
+            raise ValueError(f"{self.directory}: no split {split!r}; {nearest(split, self.sizes)}")
+
+
+def read_dataset(directory: str) -> Dataset:
+    """Opens the prepared data set in `directory`; FileNotFoundError or ValueError where it is none of ours."""
+    path = os.path.join(directory, "metadata.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
+    with open(path) as file:
+        metadata: dict[str, Any] = json.load(file)
+    missing = {"facts", "statistics", "shapes"} - set(metadata)
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
+    splits = tfds.builder_from_directory(directory).info.splits
+    return Dataset(
+        directory=directory,
+        facts=Facts.from_dict(metadata["facts"]),
+        statistics=Statistics.from_dict(metadata["statistics"]),
+        sizes={name: info.num_examples for name, info in splits.items()},
+        shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
+    )
+
+
+def find_dataset(name: str, data_dir: str) -> Dataset:
+    """Opens `data_dir`/`name`, newest version.
+
+    Args:
+      name: as tools.prepare_data printed it, for example "folder/my_data".
+      data_dir: root of the prepared data sets.
+
+    Raises:
+      FileNotFoundError: it is not there; says what is, and how to prepare it.
+    """
+    root = os.path.join(data_dir, name)
+    versions = (
+        sorted(entry for entry in os.listdir(root) if os.path.exists(os.path.join(root, entry, "dataset_info.json")))
+        if os.path.isdir(root)
+        else []
+    )
+    if not versions:
+        there = ", ".join(list_datasets(data_dir)) or "none"
+        raise FileNotFoundError(
+            f"{root}: no prepared data set (data.name={name!r}, data.dir={data_dir!r}); prepared there: {there}. "
+            f"Write it with: python -m tools.prepare_data --dataset={name.split('/')[0]} --raw_dir=... "
+            f"--data_dir={data_dir}"
+        )
+    return read_dataset(os.path.join(root, versions[-1]))
+
+
+def list_datasets(data_dir: str) -> list[str]:
+    """Names of all prepared data sets below `data_dir`, as `find_dataset` takes them."""
+    found = {
+        os.path.relpath(os.path.dirname(folder), data_dir)
+        for folder, _, files in os.walk(data_dir)
+        if "dataset_info.json" in files
+    }
+    return sorted(found)
+
+
+def prepare_scenes(source: SceneSource, data_dir: str) -> Dataset:
+    """Writes the simulated data set unless it is there, and opens it."""
+    return read_dataset(prepare(Scenes, source.name, source, data_dir))

@@ -1,0 +1,79 @@
+"""From stored values to network input, on the device: optional filter, optional clip, standardisation, nodata."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hfd_jax.data.facts import BandStatistics
+from hfd_jax.data.units import db_to_linear, linear_to_db
+
+SAR_FILTERS = ("none", "lee")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """How input is made of stored values; the same at training, evaluation and use.
+
+    Attributes:
+      sar_filter: "none" or "lee" (7 x 7).
+      clip: cut values to the 1st and 99th percentile of the training pixels first.
+      sar_unit: "db" or "raw", of the stored values.
+    """
+
+    sar_filter: str = "none"
+    clip: bool = False
+    sar_unit: str = "db"
+
+
+def lee_filter(power, valid, window: int = 7, looks: float = 1.0):
+    """Lee's adaptive speckle filter (Lee 1980): m + k (x - m), k = max(0, 1 - Cu^2 / Cx^2), Cu^2 = 1 / looks.
+
+    Args:
+      power: linear intensity [B, H, W, C], float32.
+      valid: [B, H, W] bool; invalid pixels enter no mean.
+      window: edge of the square window, pixels.
+      looks: of the image.
+
+    Returns:
+      [B, H, W, C] float32.
+    """
+
+    def box(x):
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, window, window, 1), (1, 1, 1, 1), "SAME")
+
+    weight = valid[..., None].astype(jnp.float32)
+    count = jnp.maximum(box(weight), 1.0)
+    mean = box(power * weight) / count
+    variance = jnp.maximum(box(power**2 * weight) / count - mean**2, 0.0)
+    # Total variance of speckled signal = signal + speckle; k keeps the part that is signal.
+    signal = variance - mean**2 / looks
+    return mean + jnp.clip(signal / jnp.maximum(variance, 1e-12), 0.0, 1.0) * (power - mean)
+
+
+def standardise_bands(image, valid, statistics: BandStatistics, clip: bool = False):
+    """(x - mean) / std per band; invalid pixels become 0, the mean.
+
+    Args:
+      image: [B, H, W, C] of any type.
+      valid: [B, H, W] bool.
+      statistics: of the C bands.
+      clip: cut to [low, high] first.
+
+    Returns:
+      [B, H, W, C] float32.
+    """
+    x = image.astype(jnp.float32)
+    if clip:
+        x = jnp.clip(x, jnp.array(statistics.low), jnp.array(statistics.high))
+    x = (x - jnp.array(statistics.mean)) / jnp.array(statistics.std)
+    return jnp.where(valid[..., None], x, 0.0)
+
+
+def filtered(sar, valid, options: Normalisation):
+    """Applies the chosen speckle filter to stored SAR values [B, H, W, C]."""
+    if options.sar_filter == "none":
+        return sar
+    if options.sar_unit == "raw":
+        return lee_filter(sar, valid)
+    return linear_to_db(lee_filter(db_to_linear(sar, jnp), valid), jnp)

@@ -1,0 +1,220 @@
+"""Batches of crops on the host, through grain: random access, deterministic, restartable at any step.
+
+Training reads random crops for ever; evaluation reads every pixel of a split exactly once. Both return dicts of NumPy
+arrays: sar [B, H, W, C] float32, eo [B, H, W, C'] as stored, label [B, H, W] uint8, sar_valid and eo_valid [B, H, W]
+bool, index [B] int32 (the tile's position in its split; -1 for padding). Everything that needs arithmetic happens on
+the device.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain.python as grain
+import numpy as np
+
+from hfd_jax.data.catalogue import Dataset
+from hfd_jax.losses import IGNORE_LABEL
+
+MAX_WINDOW = 1024
+
+
+class Ref(NamedTuple):
+    """A tile to read; `labelled` False hides its label."""
+
+    split: str
+    index: int
+    labelled: bool
+
+
+class Window(NamedTuple):
+    """A part of a tile: its first row and column."""
+
+    split: str
+    index: int
+    row: int
+    col: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How tiles are read.
+
+    Attributes:
+      sar_index, eo_index: stored bands to take, in order.
+      threads: reading threads of this process.
+      workers: further reading processes; 0 reads in this one.
+    """
+
+    sar_index: tuple[int, ...]
+    eo_index: tuple[int, ...]
+    threads: int = 4
+    workers: int = 0
+
+
+def training_pools(dataset: Dataset, label_share: float, seed: int) -> tuple[list[Ref], list[Ref]]:
+    """Divides the training tiles into (labelled, unlabelled).
+
+    A share below 1 keeps so many of the labels, chosen by the seed, and treats the other tiles as unlabelled; at
+    least one label stays.
+    """
+    count = dataset.size("train")
+    order = np.random.default_rng([seed, 0x1ABE1]).permutation(count)
+    kept = max(1, round(label_share * count))
+    labelled = [Ref("train", int(i), True) for i in sorted(order[:kept])]
+    unlabelled = [Ref("train", int(i), False) for i in sorted(order[kept:])]
+    unlabelled += [Ref("unlabelled", i, False) for i in range(dataset.sizes.get("unlabelled", 0))]
+    return labelled, unlabelled
+
+
+class _Reader:
+    """Reads one window of a tile as a dict of arrays, padded with invalid pixels where the tile ends."""
+
+    def __init__(self, dataset: Dataset, splits: set[str], reading: Reading):
+        self._sources = {split: dataset.source(split) for split in sorted(splits)}
+        self._bands = {"sar": list(reading.sar_index), "eo": list(reading.eo_index)}
+
+    def tile(self, split: str, index: int) -> dict[str, np.ndarray]:
+        return self._sources[split][index]
+
+    def cut(
+        self, tile, row: int, col: int, height: int, width: int, labelled: bool, index: int
+    ) -> dict[str, np.ndarray]:
+        part = {
+            name: tile[name][row : row + height, col : col + width]
+            for name in ("sar", "eo", "label", "sar_valid", "eo_valid")
+        }
+        for name, bands in self._bands.items():
+            part[name] = part[name][..., bands]
+        if not labelled:
+            part["label"] = np.full_like(part["label"], IGNORE_LABEL)
+        h, w = part["label"].shape
+        if (h, w) != (height, width):
+            for name, array in part.items():
+                fill = IGNORE_LABEL if name == "label" else 0
+                part[name] = np.pad(
+                    array, ((0, height - h), (0, width - w)) + ((0, 0),) * (array.ndim - 2), constant_values=fill
+                )
+        return part | {"index": np.int32(index)}
+
+
+class _RandomCrop(grain.RandomMapTransform):
+    def __init__(self, reader: _Reader, size: int):
+        self._reader, self._size = reader, size
+
+    def random_map(self, ref: Ref, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        ref = Ref(*ref)
+        tile = self._reader.tile(ref.split, ref.index)
+        height, width = tile["label"].shape
+        row = int(rng.integers(max(height - self._size, 0) + 1))
+        col = int(rng.integers(max(width - self._size, 0) + 1))
+        return self._reader.cut(tile, row, col, self._size, self._size, ref.labelled, ref.index)
+
+
+class _ReadWindow(grain.MapTransform):
+    def __init__(self, reader: _Reader, shape: tuple[int, int]):
+        self._reader, self._shape = reader, shape
+
+    def map(self, window: Window | None) -> dict[str, np.ndarray]:
+        window = Window(*window)
+        padding = window.index < 0  # any tile will do: nothing of it is valid
+        tile = self._reader.tile(window.split, max(window.index, 0))
+        part = self._reader.cut(tile, window.row, window.col, *self._shape, not padding, window.index)
+        if padding:
+            part |= {name: np.zeros_like(part[name]) for name in ("sar_valid", "eo_valid")}
+        return part
+
+
+def training_batches(
+    dataset: Dataset,
+    pools: list[tuple[list[Ref], float]],
+    reading: Reading,
+    *,
+    crop: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of random crops; step s has the same batch whenever and on however many processes it is read.
+
+    Args:
+      dataset: to read from.
+      pools: (tiles, share of every batch); shares add up to 1. Each pool is shuffled anew every epoch.
+      reading: bands, threads, workers.
+      crop: edge of a crop, pixels.
+      batch_size: of all processes together.
+      seed: of order and crops.
+      start_step: first step to return.
+      process: (index of this process, number of processes).
+
+    Yields:
+      Batches of batch_size / processes samples, step after step.
+    """
+    index, count = process
+    splits = {ref.split for refs, _ in pools for ref in refs}
+    parts = [
+        grain.MapDataset.source(refs).seed(seed + number).shuffle().repeat(None)
+        for number, (refs, _) in enumerate(pools)
+    ]
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[share for _, share in pools])
+    # The crop is drawn before the processes part, so that one host and many cut the same.
+    crops = mixed.seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
+    batches = crops[index::count].batch(batch_size // count, drop_remainder=True)
+    return iter(_iterate(batches[start_step:], reading))
+
+
+def evaluation_windows(
+    dataset: Dataset, split: str, window: int = 0, stride: int = 32
+) -> tuple[list[Window], tuple[int, int]]:
+    """Cuts a split into windows that cover every pixel once.
+
+    Args:
+      dataset: to cut.
+      split: of the data set.
+      window: edge in pixels; 0 takes whole tiles up to MAX_WINDOW.
+      stride: the window's edges are multiples of it.
+
+    Returns:
+      (windows, (height, width) of every window).
+    """
+    shapes = [dataset.shape(split, i) for i in range(dataset.size(split))]
+    limit = window or MAX_WINDOW
+    size = tuple(min(limit, -(-max(shape[axis] for shape in shapes) // stride) * stride) for axis in (0, 1))
+    windows = [
+        Window(split, index, row, col)
+        for index, (height, width) in enumerate(shapes)
+        for row in range(0, height, size[0])
+        for col in range(0, width, size[1])
+    ]
+    return windows, size
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    windows: list[Window],
+    shape: tuple[int, int],
+    reading: Reading,
+    *,
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Reads `windows` in order; the last batch is filled up with windows in which nothing is valid."""
+    index, count = process
+    if not windows:
+        return iter(())
+    padding = [Window(windows[0].split, -1, 0, 0)] * (-len(windows) % batch_size)
+    reader = _Reader(dataset, {windows[0].split}, reading)
+    crops = grain.MapDataset.source(windows + padding).map(_ReadWindow(reader, shape))
+    return iter(_iterate(crops[index::count].batch(batch_size // count, drop_remainder=True), reading))
+
+
+def _iterate(batches: grain.MapDataset, reading: Reading):
+    iterator = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=2 * max(reading.threads, 1))
+    )
+    if reading.workers:
+        iterator = iterator.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=2)
+        )
+    return iterator

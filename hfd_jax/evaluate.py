@@ -1,0 +1,192 @@
+"""Whole-split evaluation: one confusion matrix over all pixels of a split, and pictures of some tiles."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from hfd_jax import assembly, figures, steps
+from hfd_jax.checkpoint import CheckpointError, Checkpoints
+from hfd_jax.data.catalogue import Dataset
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.inputs import InputSpec
+from hfd_jax.data.pipeline import Reading, evaluation_batches, evaluation_windows
+from hfd_jax.metrics import Scores, scores
+from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.parallel import Jit, Pmap
+from hfd_jax.workdir import Workdir, read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A restored network, ready to be evaluated.
+
+    Attributes:
+      record: of its checkpoint.
+      model, inputs: what the record describes.
+      variables: as `parallel.replicate` returned them.
+    """
+
+    record: dict[str, Any]
+    model: Segmenter
+    inputs: InputSpec
+    variables: Any
+
+    @property
+    def sensor(self) -> str:
+        return self.record["sensor"]
+
+
+def load_network(directory: str, which: str, parallel: Jit | Pmap) -> Network:
+    """Restores the parameters of the network in a checkpoint folder, nothing else of its state.
+
+    Args:
+      directory: for example WORKDIR/checkpoints/student.
+      which: "latest" or "best".
+      parallel: where to put them.
+
+    Raises:
+      CheckpointError: no checkpoint, a damaged one, or (best) none with a score.
+    """
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        step = checkpoints.best_step() if which == "best" else max(checkpoints.steps(), default=None)
+        if step is None:
+            raise CheckpointError(f"{directory}: no {'scored ' if which == 'best' else ''}checkpoint in it")
+        record = checkpoints.record(step)
+        model = assembly.model_of(record)
+        bands = len(record["bands"][record["sensor"]])
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, bands), np.float32)))
+        wanted = {collection: {"model": shapes[collection]} for collection in ("params", "batch_stats")}
+        restored = checkpoints.restore_parameters(step, wanted)
+    finally:
+        checkpoints.close()
+    variables = {collection: restored[collection]["model"] for collection in wanted}
+    return Network(record, model, assembly.inputs_of(record), parallel.replicate(variables))
+
+
+class Evaluator:
+    """Evaluates networks on one split; compiles once per network shape.
+
+    Args:
+      dataset, split: what to evaluate on.
+      reading: bands, as the networks take them.
+      parallel: devices.
+      batch_size: windows per step, all devices together.
+      window: edge in pixels; 0 for whole tiles.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, reading: Reading, parallel: Jit | Pmap, batch_size: int, window: int = 0
+    ):
+        self._dataset, self._reading, self._parallel, self._batch_size = dataset, reading, parallel, batch_size
+        self._windows, self._shape = evaluation_windows(dataset, split, window)
+        self._compiled: dict[Any, Callable] = {}
+
+    def __call__(self, model: Segmenter, inputs: InputSpec, sensor: str, variables: Any) -> Scores:
+        """Scores of one network; `variables` are replicated."""
+        step = self._step(model, inputs, sensor)
+        classes = self._dataset.facts.class_names
+        matrix, ignored = np.zeros((len(classes),) * 2, np.int64), 0
+        for batch in self._batches(self._windows):
+            counts = jax.device_get(step(variables, self._parallel.shard(batch)))
+            matrix += counts["confusion"]
+            ignored += int(counts["ignored"])
+        # Windows reach beyond the tiles' edge; those pixels are nobody's.
+        covered = len(self._windows) * self._shape[0] * self._shape[1]
+        outside = covered - sum(
+            int(np.prod(self._dataset.shape(self._windows[0].split, i))) for i in {w.index for w in self._windows}
+        )
+        return scores(matrix, classes, ignored - outside)
+
+    def predictions(self, networks: dict[str, Network], count: int) -> list[dict[str, np.ndarray]]:
+        """The first window of `count` tiles spread over the split: the stored arrays and a class map per network."""
+        firsts = [window for window in self._windows if window.row == window.col == 0]
+        chosen = [firsts[i] for i in np.linspace(0, len(firsts) - 1, min(count, len(firsts))).round().astype(int)]
+        predict = {
+            name: (jax.jit(steps.predict_step(n.model, n.inputs, n.sensor)), self._parallel.local(n.variables))
+            for name, n in networks.items()
+        }
+        tiles: list[dict[str, np.ndarray]] = []
+        for batch in evaluation_batches(self._dataset, chosen, self._shape, self._reading, batch_size=1):
+            maps = {name: np.asarray(step(variables, batch)) for name, (step, variables) in predict.items()}
+            tiles.append({key: value[0] for key, value in (batch | maps).items()})
+        return tiles
+
+    def _batches(self, windows):
+        process = (jax.process_index(), jax.process_count())
+        return evaluation_batches(
+            self._dataset, windows, self._shape, self._reading, batch_size=self._batch_size, process=process
+        )
+
+    def _step(self, model, inputs, sensor):
+        key = (model, inputs, sensor)
+        if key not in self._compiled:
+            self._compiled[key] = self._parallel.eval_step(
+                steps.eval_step(model, inputs, sensor, self._parallel.axis_name)
+            )
+        return self._compiled[key]
+
+
+def evaluate_workdir(
+    workdir: Workdir,
+    folders: dict[str, str],
+    evaluator: Evaluator,
+    split: str,
+    which: str,
+    parallel: Jit | Pmap,
+    panels: int,
+) -> dict[str, Scores]:
+    """Evaluates the networks of a run from their checkpoints; writes evaluation.json and the figures.
+
+    Args:
+      workdir: of the run.
+      folders: network -> its checkpoint folder.
+      evaluator: of the split.
+      split: its name.
+      which: "latest" or "best" checkpoint.
+      parallel: devices.
+      panels: number of tiles in the picture; 0 for none.
+
+    Returns:
+      title -> scores, in the order of `folders`.
+    """
+    networks = {name: load_network(folder, which, parallel) for name, folder in folders.items()}
+    results = {name: evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()}
+    titles = {name: network.record["title"] for name, network in networks.items()}
+    if jax.process_index() == 0:
+        _write(workdir, split, networks, results)
+        matrices = {titles[name]: row.matrix for name, row in results.items()}
+        facts = Facts.from_dict(next(iter(networks.values())).record["facts"])
+        figures.confusion(workdir.figure(f"confusion_{split}.png"), matrices, facts.class_names)
+        if panels:
+            tiles = evaluator.predictions(networks, panels)
+            bands = tuple(next(iter(networks.values())).record["bands"]["eo"])
+            figures.panel(workdir.figure(f"panel_{split}.png"), tiles, titles, facts, bands)
+    return {titles[name]: row for name, row in results.items()}
+
+
+def _write(workdir: Workdir, split: str, networks: dict[str, Network], results: dict[str, Scores]) -> None:
+    everything = read_json(workdir.evaluation) if os.path.exists(workdir.evaluation) else {}
+    rows = everything.setdefault(split, {})
+    for name, network in networks.items():
+        rows[name] = {"title": network.record["title"], "step": network.record["step"], **results[name].to_dict()}
+    write_json(workdir.evaluation, everything)
+
+
+def table(rows: dict[str, Scores]) -> str:
+    """A text table: one row per network, IoU per class, then the means."""
+    names = next(iter(rows.values())).class_names
+    header = ["", *names, "mIoU", "macro F1", "accuracy", "kappa", "ignored px"]
+    lines = [header]
+    for title, row in rows.items():
+        numbers = [*row.iou, row.mean_iou, row.macro_f1, row.accuracy, row.kappa]
+        lines.append([title, *("-" if np.isnan(x) else f"{x:.4f}" for x in numbers), str(row.ignored)])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )

@@ -1,0 +1,146 @@
+"""Heterogeneous feature alignment module (HFAM): aggregates the encoder's scales into one map.
+
+HFD-Net names the module; the equations are this project's own (see the README's table), with SFNet (Li et al. 2020,
+semantic flow) and FaPN (Huang et al. 2021, feature selection) as the nearest published relatives.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hfd_jax.models.resnet import batch_norm, convolution
+
+LEVELS = ("C2", "C3", "C4", "C5")
+ALIGNMENTS = ("flow", "none")
+
+
+def upsample(x, shape):
+    """Bilinear resize of x [B, h, w, C] to `shape` (H, W); half-pixel centres, border values repeated."""
+    return jax.image.resize(x, (x.shape[0], *shape, x.shape[-1]), "bilinear")
+
+
+def warp(x, flow):
+    """Bilinear upsampling of a coarse map along a displacement field.
+
+    Args:
+      x: the coarse map [B, h, w, C].
+      flow: [B, H, W, 2] displacement (dy, dx) in pixels of the OUTPUT grid: output pixel (i, j) shows what plain
+        upsampling shows at (i + dy, j + dx).
+
+    Returns:
+      [B, H, W, C] of x's dtype. Positions have half-pixel centres; outside the map the border value is taken.
+    """
+    (_, h, w, _), (_, height, width, _) = x.shape, flow.shape
+    # float32 whatever the model computes in: bfloat16 cannot address a map wider than 256 pixels.
+    flow = flow.astype(jnp.float32)
+    rows = (jnp.arange(height)[:, None] + 0.5 + flow[..., 0]) * (h / height) - 0.5
+    cols = (jnp.arange(width)[None, :] + 0.5 + flow[..., 1]) * (w / width) - 0.5
+    rows, cols = jnp.clip(rows, 0, h - 1), jnp.clip(cols, 0, w - 1)
+    top, left = jnp.floor(rows), jnp.floor(cols)
+    down, right = (rows - top)[..., None].astype(x.dtype), (cols - left)[..., None].astype(x.dtype)
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+    bottom, far = jnp.minimum(top + 1, h - 1), jnp.minimum(left + 1, w - 1)
+
+    def corner(row, col):
+        index = (row * w + col).reshape(x.shape[0], -1, 1)
+        flat = x.reshape(x.shape[0], h * w, -1)
+        return jnp.take_along_axis(flat, index, axis=1).reshape(*flow.shape[:3], -1)
+
+    upper = corner(top, left) * (1 - right) + corner(top, far) * right
+    lower = corner(bottom, left) * (1 - right) + corner(bottom, far) * right
+    return upper * (1 - down) + lower * down
+
+
+class Selection(nn.Module):
+    """Lateral connection with channel attention: L' = conv1x1(L + sigmoid(conv1x1(GAP(L))) * L), L = BN(conv1x1(C))."""
+
+    channels: int
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv = partial(convolution, self.channels, 1, dtype=self.dtype)
+        x = batch_norm(train, self.dtype, self.axis_name, name="bn")(conv(name="lateral")(x))
+        gate = nn.sigmoid(conv(name="gate", use_bias=True)(x.mean((1, 2), keepdims=True)))
+        return conv(name="select")(x + gate * x)
+
+
+def bin_means(x, bins: int):
+    """Averages x [B, H, W, C] over near-equal cells -> [B, bins, bins, C]; cells overlap where H < bins."""
+
+    def cells(n):
+        weights = np.zeros((bins, n), np.float32)
+        for i in range(bins):
+            start, stop = i * n // bins, -(-(i + 1) * n // bins)
+            weights[i, start:stop] = 1 / (stop - start)
+        return weights
+
+    return jnp.einsum("ih,jw,bhwc->bijc", cells(x.shape[1]), cells(x.shape[2]), x).astype(x.dtype)
+
+
+class PyramidPooling(nn.Module):
+    """Averages of the coarsest level over 1, 2, 3 and 6 bins per axis, joined to the map (Zhao et al. 2017)."""
+
+    channels: int
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        parts = [x]
+        for bins in self.bins:
+            reduced = convolution(self.channels // 4, 1, dtype=self.dtype, name=f"bin{bins}")(bin_means(x, bins))
+            parts.append(upsample(nn.relu(reduced), x.shape[1:3]))
+        y = convolution(self.channels, 1, dtype=self.dtype, name="project")(jnp.concatenate(parts, -1))
+        return nn.relu(batch_norm(train, self.dtype, self.axis_name, name="bn")(y))
+
+
+class FeatureAlignment(nn.Module):
+    """{"C2".."C5"} -> A [B, H/4, W/4, channels].
+
+    Attributes:
+      channels: D, of every level and of A.
+      align: "flow" warps the coarser level along a learnt flow before adding it; "none" upsamples it (a plain FPN).
+      context: pyramid pooling on the coarsest level.
+    """
+
+    channels: int
+    align: str = "flow"
+    context: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features, train: bool):
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        norm = partial(batch_norm, train, self.dtype, self.axis_name)
+        conv = partial(convolution, self.channels, 3, dtype=self.dtype)
+        lateral = {
+            name: Selection(self.channels, name=f"selection_{name}", **options)(features[name], train)
+            for name in LEVELS
+        }
+
+        level = lateral["C5"]
+        if self.context:
+            level = PyramidPooling(self.channels, name="context", **options)(level, train)
+        levels = [level]
+        for name in reversed(LEVELS[:-1]):
+            here = lateral[name]
+            coarse = upsample(level, here.shape[1:3])
+            if self.align == "flow":
+                # Zero at the start: training begins as a plain FPN.
+                flow = convolution(
+                    2, 3, dtype=self.dtype, use_bias=True, kernel_init=nn.initializers.zeros, name=f"flow_{name}"
+                )(jnp.concatenate([here, coarse], -1))
+                coarse = warp(level, flow)
+            level = nn.relu(norm(name=f"bn_{name}")(conv(name=f"merge_{name}")(here + coarse)))
+            levels.append(level)
+        finest = levels[-1].shape[1:3]
+        aggregated = jnp.concatenate([upsample(level, finest) for level in levels], -1)
+        return nn.relu(norm(name="bn_aggregate")(conv(name="aggregate")(aggregated)))

@@ -1,0 +1,44 @@
+"""The architecture that teacher and student share: encoder, alignment, classifier."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hfd_jax.models.alignment import FeatureAlignment, upsample
+from hfd_jax.models.resnet import STAGES, STRIDES, ResNet, convolution
+
+TAP_STRIDES = {**STRIDES, "A": 4}
+TAPS = (*STAGES, "A")
+STRIDE = 32  # input height and width must be multiples of it
+
+
+class Segmenter(nn.Module):
+    """x [B, H, W, bands] -> (logits [B, H, W, classes] float32, features {"C2".."C5", "A"}).
+
+    Attributes:
+      classes: number of classes.
+      depth, width: of the ResNet encoder.
+      align, context: of the alignment module.
+      align_channels: its channels D; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
+      dtype: of the computation; parameters, batch statistics and logits are float32.
+      axis_name: pmap axis of the batch statistics; None under jit.
+    """
+
+    classes: int
+    depth: int = 18
+    width: int = 64
+    align: str = "flow"
+    align_channels: int = 0
+    context: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        channels = self.align_channels or self.width * (4 if self.depth >= 50 else 2)
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        features = ResNet(self.depth, self.width, name="encoder", **options)(x.astype(self.dtype), train)
+        aligned = FeatureAlignment(channels, self.align, self.context, name="alignment", **options)(features, train)
+        logits = convolution(self.classes, 1, dtype=self.dtype, use_bias=True, name="classifier")(aligned)
+        return upsample(logits.astype(jnp.float32), x.shape[1:3]), {**features, "A": aligned}

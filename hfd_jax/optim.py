@@ -1,0 +1,27 @@
+"""Learning rate schedules and the optimiser."""
+
+import jax
+import optax
+
+SCHEDULES = ("cosine", "poly", "constant")
+
+
+def learning_rate(base: float, schedule: str, steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then the schedule down to 0 at the last step ("poly": power 0.9; "constant": stays)."""
+    rest = max(steps - warmup_steps, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(base, rest),
+        "poly": optax.polynomial_schedule(base, 0.0, 0.9, rest),
+        "constant": optax.constant_schedule(base),
+    }[schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, base, max(warmup_steps, 1)), after], [warmup_steps])
+
+
+def make_optimiser(schedule: optax.Schedule, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    """AdamW with the gradient's global norm clipped (0: not at all); kernels alone decay, biases and norms do not."""
+
+    def kernels(params):
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(*clip, optax.adamw(schedule, weight_decay=weight_decay, mask=kernels))

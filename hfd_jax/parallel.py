@@ -1,0 +1,149 @@
+"""Where arrays live and how steps are compiled: one interface, two implementations.
+
+`Jit` (default) shards the batch over a mesh and lets the compiler insert the communication: batch statistics, losses
+and metrics are those of the whole batch. `Pmap` runs one copy a device with explicit collectives and gives the same
+numbers. Both take and return HOST batches and replicated trees, so that nobody else needs to know which one runs.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXIS = "data"
+KINDS = ("jit", "pmap")
+
+
+class Jit:
+    """Data parallelism by sharding: jax.jit over a one-dimensional mesh of all devices."""
+
+    axis_name = None
+
+    def __init__(self):
+        self.mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def init(self, function: Callable, *args) -> Any:
+        """Runs an initialiser with its outputs born on the devices, replicated."""
+        return jax.jit(function, out_shardings=self._whole, compiler_options=compiler_options())(*args)
+
+    def train_step(self, function: Callable) -> Callable:
+        """Compiles (state, teacher, batch) -> (state, metrics); the state is donated."""
+        return self._compile(function, 3, donate_argnums=0)
+
+    def eval_step(self, function: Callable) -> Callable:
+        """Compiles (variables, batch) -> sums over the whole batch."""
+        return self._compile(function, 2)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a tree of host arrays on every device."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._whole, np.asarray(x)), tree)
+
+    def single(self, tree: Any) -> Any:
+        """One copy of a replicated tree, as it is saved."""
+        return tree
+
+    def local(self, tree: Any) -> Any:
+        """One copy of a replicated tree, on a device of this process."""
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+    def abstract(self, tree: Any) -> Any:
+        """Shapes, dtypes and shardings of `single(tree)`, as it is restored."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), tree)
+
+    def placed(self, restored: Any) -> Any:
+        """What `abstract` restored, as the step takes it."""
+        return restored
+
+    def shard(self, batch: dict) -> dict:
+        """Puts this process's part of a batch on its devices."""
+        return {k: jax.make_array_from_process_local_data(self._split, x) for k, x in batch.items()}
+
+    def _compile(self, function, arguments, **kwargs):
+        shardings = (*(self._whole,) * (arguments - 1), self._split)
+        return jax.jit(
+            function, in_shardings=shardings, out_shardings=self._whole, compiler_options=compiler_options(), **kwargs
+        )
+
+
+class Pmap:
+    """Data parallelism by jax.pmap: trees carry a leading device axis."""
+
+    axis_name = AXIS
+
+    def __init__(self):
+        self._local = jax.local_device_count()
+        devices = np.array(jax.local_devices())
+        mesh = jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+        self._stacked = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def init(self, function: Callable, *args) -> Any:
+        return self.replicate(jax.jit(function, compiler_options=compiler_options())(*args))
+
+    def train_step(self, function: Callable) -> Callable:
+        step = jax.pmap(function, axis_name=AXIS, donate_argnums=0)
+
+        def run(state, teacher, batch):
+            state, metrics = step(state, teacher, batch)
+            return state, self.single(metrics)
+
+        return run
+
+    def eval_step(self, function: Callable) -> Callable:
+        step = jax.pmap(function, axis_name=AXIS)
+        return lambda variables, batch: self.single(step(variables, batch))
+
+    def replicate(self, tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.device_put(np.broadcast_to(x, (self._local, *np.shape(x))), self._stacked), tree
+        )
+
+    def single(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.addressable_data(0).squeeze(0), tree)
+
+    local = single
+
+    def abstract(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+
+    def placed(self, restored: Any) -> Any:
+        return self.replicate(restored)
+
+    def shard(self, batch: dict) -> dict:
+        return {k: jax.device_put(x.reshape(self._local, -1, *x.shape[1:]), self._stacked) for k, x in batch.items()}
+
+
+def make_parallel(kind: str) -> Jit | Pmap:
+    """`kind` is one of KINDS."""
+    return {"jit": Jit, "pmap": Pmap}[kind]()
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Settings that pay on this backend; empty where the compiler does not know them.
+
+    On the CPU the default hands convolutions to a library that is slower than XLA's own: only reductions go there.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(jnp.zeros(())).compile()
+    except Exception:  # noqa: BLE001 - an experimental setting: whatever this compiler says, it means "not here"
+        return {}
+    return options
+
+
+def prefetch(batches: Iterable[dict], shard: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:
+    """Keeps `depth` batches on their way to the devices while the current one is worked on."""
+    waiting: list[dict] = []
+    for batch in batches:
+        waiting.append(shard(batch))
+        if len(waiting) > depth:
+            yield waiting.pop(0)
+    yield from waiting

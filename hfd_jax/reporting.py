@@ -1,0 +1,132 @@
+"""Where numbers go: the console (with the time left), metrics.jsonl, and TensorBoard where TensorFlow is installed."""
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+_SHOWN = ("loss", "ce", "dice", "hfd", "logit")
+
+
+def say(text: str) -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3:05" or "2:03:05"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class Progress:
+    """Steps per second and time left, measured since `start`; the first steps (compilation) do not count."""
+
+    def __init__(self, total: int, start: int = 0, skip: int = 1):
+        self._total, self._first, self._since = total, start + skip, time.monotonic()
+
+    def text(self, done: int) -> str:
+        if done <= self._first:
+            self._since = time.monotonic()
+            return f"{done}/{self._total}"
+        rate = (done - self._first) / max(time.monotonic() - self._since, 1e-9)
+        return f"{done}/{self._total}  {rate:.1f}/s  {duration((self._total - done) / rate)} left"
+
+    def rate(self, done: int) -> float:
+        return max(done - self._first, 0) / max(time.monotonic() - self._since, 1e-9)
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl: one object a line with "network", "step" and numbers. Only the first process writes.
+
+    Args:
+      path: of the file.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def rewind(self, network: str, step: int) -> None:
+        """Drops what a run wrote of `network` after `step`: it resumes there and will write it again."""
+        if jax.process_index() or not os.path.exists(self._path):
+            return
+        with open(self._path) as file:
+            lines = [line for line in file if _keep(line, network, step)]
+        temporary = self._path + ".tmp"
+        with open(temporary, "w") as file:
+            file.writelines(lines)
+        os.replace(temporary, self._path)
+
+    def write(self, network: str, step: int, values: Mapping[str, float]) -> None:
+        if jax.process_index():
+            return
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"network": network, "step": step, **values}) + "\n")
+
+
+def _keep(line: str, network: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return False  # a line that a killed run left unfinished
+    return entry["network"] != network or entry["step"] <= step
+
+
+def mean_of(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of every entry over several steps; waits for the device."""
+    rows = jax.device_get(list(metrics))
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def short(values: Mapping[str, float]) -> str:
+    """ "loss 1.234  ce 0.8 ..." of the terms that a reader follows."""
+    return "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
+
+
+class Summaries:
+    """TensorBoard through clu; silent where clu or TensorFlow are missing (`tensorboard_available` says so once).
+
+    Args:
+      directory: of the event files.
+      enabled: False writes nothing.
+    """
+
+    def __init__(self, directory: str, enabled: bool):
+        self._writer = None
+        if enabled and jax.process_index() == 0:
+            from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: seconds, and not installed everywhere
+
+            self._writer = metric_writers.SummaryWriter(directory)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer:
+            self._writer.write_scalars(step, values)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """images: name -> [B, H, W, 3]."""
+        if self._writer:
+            self._writer.write_images(step, images)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+def tensorboard_available() -> bool:
+    """Whether summaries can be written; warns where they cannot."""
+    missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
+    if missing:
+        logging.warning(
+            "TensorBoard summaries are off: %s not installed; metrics.jsonl has all numbers", ", ".join(missing)
+        )
+    return not missing

@@ -1,0 +1,201 @@
+"""The training and evaluation steps: pure functions of (state, teacher, batch). No I/O, no loops.
+
+`student_step` is where the teacher feeds the student.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfd_jax import losses
+from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input
+from hfd_jax.distill.hfd import HFD
+from hfd_jax.distill.logits import logit_loss
+from hfd_jax.metrics import confusion_matrix
+from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.state import TrainState
+
+Terms = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Weights of the loss terms.
+
+    Attributes:
+      ce, dice: segmentation losses.
+      class_weights: of the cross-entropy, one per class; None for equal ones.
+      hfd: feature distillation.
+      logit: logit distillation.
+      temperature: of the logit distillation.
+      warmup_steps: both distillation weights grow linearly over so many steps.
+    """
+
+    ce: float = 1.0
+    dice: float = 1.0
+    class_weights: tuple[float, ...] | None = None
+    hfd: float = 0.0
+    logit: float = 0.0
+    temperature: float = 1.0
+    warmup_steps: int = 0
+
+    @property
+    def distils(self) -> bool:
+        return self.hfd > 0 or self.logit > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The fixed surroundings of a step.
+
+    Attributes:
+      model: the network that learns.
+      sensor: its input, "eo" or "sar".
+      tx: its optimiser.
+      inputs: how batches become input.
+      objective: loss weights.
+      seed: of augmentation.
+      teacher: the frozen network, if the objective distils.
+      distiller: adapters and feature loss, if objective.hfd > 0.
+      axis_name: pmap axis; None under jit.
+    """
+
+    model: Segmenter
+    sensor: str
+    tx: optax.GradientTransformation
+    inputs: InputSpec
+    objective: Objective
+    seed: int
+    teacher: Segmenter | None = None
+    distiller: HFD | None = None
+    axis_name: str | None = None
+
+
+def segmentation_terms(logits, label, objective: Objective, axis_name: str | None = None) -> Terms:
+    """Weighted cross-entropy and soft Dice."""
+    return {
+        "ce": objective.ce * losses.cross_entropy(logits, label, objective.class_weights, axis_name),
+        "dice": objective.dice * losses.soft_dice(logits, label, axis_name),
+    }
+
+
+def teacher_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
+    """Stage 1: an update of the EO teacher on (EO, label); or of a student without distillation, on (SAR, label)."""
+    del teacher
+    batch = _training_batch(setup, state.step, batch)
+
+    def loss_terms(params):
+        (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
+        label = seen_label(batch, setup.sensor)
+        return segmentation_terms(logits, label, setup.objective, setup.axis_name), {"model": updated}, {}
+
+    return _update(setup, state, loss_terms)
+
+
+def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
+    """Stage 2: one update of the SAR student: labels, plus the frozen teacher's features (and logits) on the same pair.
+
+    `teacher` holds the variables of setup.teacher; it enters as an argument, is not differentiated and not returned.
+    """
+    batch = _training_batch(setup, state.step, batch)
+    both_valid = batch["sar_valid"] & batch["eo_valid"]
+    teacher_logits, teacher_features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
+    objective, ramp = setup.objective, _ramp(state.step, setup.objective.warmup_steps)
+
+    def loss_terms(params):
+        (logits, features), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch["sar"])
+        terms = segmentation_terms(logits, seen_label(batch, "sar"), objective, setup.axis_name)
+        batch_stats, taps = {"model": updated}, {}
+        if objective.hfd:
+            variables = {"params": params["distiller"], "batch_stats": state.batch_stats["distiller"]}
+            taps, changed = setup.distiller.apply(
+                variables, features, teacher_features, both_valid, mutable=["batch_stats"]
+            )
+            terms["hfd"] = objective.hfd * ramp * taps.pop("hfd")
+            batch_stats["distiller"] = changed["batch_stats"]
+        if objective.logit:
+            divergence = logit_loss(logits, teacher_logits, both_valid, objective.temperature, setup.axis_name)
+            terms["logit"] = objective.logit * ramp * divergence
+        return terms, batch_stats, {f"hfd_{tap}": value for tap, value in taps.items()}
+
+    return _update(setup, state, loss_terms)
+
+
+def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainState, Terms]]:
+    """The step that fits the setup, as a function of (state, teacher, batch) alone.
+
+    Returns:
+      A function whose metrics are float32 scalars: every weighted loss term by name, its share of the total
+      ("share_<name>"), unweighted tap losses ("hfd_<tap>"), "loss" and "grad_norm".
+    """
+    step = student_step if setup.objective.distils else teacher_step
+    return lambda state, teacher, batch: step(setup, state, teacher, batch)
+
+
+def eval_step(model: Segmenter, inputs: InputSpec, sensor: str, axis_name: str | None = None):
+    """Returns (variables, batch) -> {"confusion": [K, K] int32, "ignored": int32}, summed over the whole batch."""
+
+    def step(variables, batch):
+        batch = network_input(batch, inputs)
+        logits, _ = model.apply(variables, batch[sensor], train=False)
+        label = seen_label(batch, sensor)
+        counts = {
+            "confusion": confusion_matrix(jnp.argmax(logits, -1), label, model.classes),
+            # Padding (index -1) is no part of the data set and so not "ignored" either.
+            "ignored": jnp.sum((label == losses.IGNORE_LABEL) & (batch["index"] >= 0)[:, None, None]),
+        }
+        return jax.tree.map(lambda x: losses.global_sum(x, axis_name), counts)
+
+    return step
+
+
+def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):
+    """Returns (variables, batch) -> class index [B, H, W] uint8."""
+
+    def step(variables, batch):
+        logits, _ = model.apply(variables, network_input(batch, inputs)[sensor], train=False)
+        return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+    return step
+
+
+def _training_batch(setup: Setup, step, batch: dict) -> dict:
+    key = jax.random.fold_in(jax.random.key(setup.seed), step)
+    first = jax.lax.axis_index(setup.axis_name) * batch["label"].shape[0] if setup.axis_name else 0
+    return training_input(batch, setup.inputs, key, first)
+
+
+def _forward(model: Segmenter, params, batch_stats, image):
+    outputs, changed = model.apply(
+        {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
+    )
+    return outputs, changed["batch_stats"]
+
+
+def _ramp(step, warmup_steps: int):
+    return jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
+
+
+def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Terms]:
+    """Differentiates the sum of the terms and applies the optimiser."""
+
+    def total(params):
+        terms, batch_stats, extra = loss_terms(params)
+        return sum(terms.values()), (terms, batch_stats, extra)
+
+    (loss, (terms, batch_stats, extra)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+    if setup.axis_name:
+        grads = jax.lax.pmean(grads, setup.axis_name)
+    updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    shares = {f"share_{name}": value / jnp.maximum(loss, losses.EPS) for name, value in terms.items()}
+    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **terms, **shares, **extra}

@@ -1,0 +1,121 @@
+"""The folder of a run: which file lies where, and whom it belongs to."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Fields that change no number of a finished stage; a later start may set them differently.
+FREE = ("stage", "baselines", "parallel", "data.dir", "data.threads", "data.workers", "train", "eval")
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
+    "numpy", "rasterio",
+)  # fmt: skip
+
+
+class WorkdirError(ValueError):
+    """The workdir belongs to another config, or holds no run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths below `root`."""
+
+    root: str
+
+    @property
+    def config(self) -> str:
+        return os.path.join(self.root, "config.json")
+
+    @property
+    def versions(self) -> str:
+        return os.path.join(self.root, "versions.json")
+
+    @property
+    def metrics(self) -> str:
+        return os.path.join(self.root, "metrics.jsonl")
+
+    @property
+    def evaluation(self) -> str:
+        return os.path.join(self.root, "evaluation.json")
+
+    @property
+    def summaries(self) -> str:
+        return os.path.join(self.root, "tensorboard")
+
+    def checkpoints(self, network: str) -> str:
+        return os.path.join(self.root, "checkpoints", network)
+
+    def figure(self, name: str) -> str:
+        folder = os.path.join(self.root, "figures")
+        os.makedirs(folder, exist_ok=True)
+        return os.path.join(folder, name)
+
+
+def claim(workdir: Workdir, config: ConfigDict) -> None:
+    """Writes config.json and versions.json, or checks that the config there is the same but for FREE fields.
+
+    Raises:
+      WorkdirError: names every field that differs, with both values.
+    """
+    mine = json.loads(config.to_json_best_effort())
+    if os.path.exists(workdir.config):
+        theirs = read_json(workdir.config)
+        differing = [line for field, line in _differences(theirs, mine) if not _is_free(field)]
+        if differing:
+            raise WorkdirError(
+                f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
+                + "; ".join(differing)
+            )
+    os.makedirs(workdir.root, exist_ok=True)
+    write_json(workdir.config, mine)
+    write_json(workdir.versions, package_versions())
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def read_json(path: str) -> Any:
+    """Reads a file; WorkdirError where it is missing or no JSON."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise WorkdirError(f"{path}: missing; is {os.path.dirname(path)} the workdir of a run?") from error
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path}: not valid JSON ({error})") from error
+
+
+def write_json(path: str, values: Any) -> None:
+    """Replaces the file as a whole: a killed run leaves the old one or the new one."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(free + ".") for free in FREE)
+
+
+def _differences(theirs: Any, mine: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        lines = []
+        for key in sorted(theirs.keys() | mine.keys()):
+            lines += _differences(theirs.get(key), mine.get(key), f"{prefix}{key}.")
+        return lines
+    field = prefix.rstrip(".")
+    return [] if theirs == mine else [(field, f"{field}: {theirs!r} there, {mine!r} now")]
