@@ -1,10 +1,6 @@
 """Launches a run: python main.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.field=value]."""
 
-import os
 import sys
-
-# Chatter of libraries that are only loaded to write TensorBoard files.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -32,13 +28,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late, so that --help and a misspelt field answer at once.
     from hfd_jax import train
-    from hfd_jax.checkpoint import CheckpointError
-    from hfd_jax.config_check import ConfigError
-    from hfd_jax.workdir import WorkdirError
+    from hfd_jax.errors import UserError
 
     try:
         train.run(_CONFIG.value, _WORKDIR.value)
-    except (CheckpointError, ConfigError, WorkdirError, FileNotFoundError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

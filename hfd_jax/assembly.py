@@ -55,10 +55,12 @@ def student_run(config: ConfigDict) -> Run:
     return Run("student", "sar", distils=distils, from_teacher=config.student.init == "teacher", title=title)
 
 
+BASELINES = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
+
+
 def baseline_run(name: str) -> Run:
-    """ "sar_only" or "teacher_init"."""
-    titles = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
-    return Run(name, "sar", distils=False, from_teacher=name == "teacher_init", title=titles[name])
+    """A student that is trained beside the distilled one; `name` is one of BASELINES."""
+    return Run(name, "sar", distils=False, from_teacher=name == "teacher_init", title=BASELINES[name])
 
 
 def stages(config: ConfigDict) -> list[Run]:

@@ -5,16 +5,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfd_jax.assembly import DTYPES
+from hfd_jax.assembly import BASELINES, DTYPES
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
 from hfd_jax.models.resnet import DEPTHS
 from hfd_jax.models.segmenter import STRIDE, TAPS
 from hfd_jax.optim import SCHEDULES
 from hfd_jax.parallel import KINDS
-from hfd_jax.spelling import nearest
 
 _CHOICES = {
     "stage": ("teacher", "student", "all"),
@@ -28,7 +28,7 @@ _CHOICES = {
     "student.init": ("random", "teacher"),
     "eval.checkpoint": ("latest", "best"),
 }
-_MEMBERS = {"baselines": ("sar_only", "teacher_init"), "distill.taps": TAPS}
+_MEMBERS = {"baselines": tuple(BASELINES), "distill.taps": TAPS}
 _POSITIVE = (
     "data.crop",
     "data.batch_size",
@@ -62,10 +62,6 @@ _NOT_NEGATIVE = (
     "eval.panels",
 )
 _SHARES = ("data.label_share", "data.labelled_per_batch", "augment.eo_gain", "optim.warmup", "distill.warmup")
-
-
-class ConfigError(ValueError):
-    """A field of the config is wrong; the message names it."""
 
 
 def check_fields(config: ConfigDict, devices: int = 1) -> None:

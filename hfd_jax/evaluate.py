@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hfd_jax import assembly, figures, steps
-from hfd_jax.checkpoint import CheckpointError, Checkpoints
+from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.inputs import InputSpec
@@ -51,19 +51,14 @@ def load_network(directory: str, which: str, parallel: Jit | Pmap) -> Network:
     Raises:
       CheckpointError: no checkpoint, a damaged one, or (best) none with a score.
     """
-    checkpoints = Checkpoints(directory, read_only=True)
-    try:
-        step = checkpoints.best_step() if which == "best" else max(checkpoints.steps(), default=None)
-        if step is None:
-            raise CheckpointError(f"{directory}: no {'scored ' if which == 'best' else ''}checkpoint in it")
-        record = checkpoints.record(step)
-        model = assembly.model_of(record)
-        bands = len(record["bands"][record["sensor"]])
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, bands), np.float32)))
-        wanted = {collection: {"model": shapes[collection]} for collection in ("params", "batch_stats")}
-        restored = checkpoints.restore_parameters(step, wanted)
-    finally:
-        checkpoints.close()
+    checkpoints = CheckpointReader(directory)
+    step = checkpoints.choose(which)
+    record = checkpoints.record(step)
+    model = assembly.model_of(record)
+    bands = len(record["bands"][record["sensor"]])
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, bands), np.float32)))
+    wanted = {collection: {"model": shapes[collection]} for collection in ("params", "batch_stats")}
+    restored = checkpoints.restore(step, wanted)
     variables = {collection: restored[collection]["model"] for collection in wanted}
     return Network(record, model, assembly.inputs_of(record), parallel.replicate(variables))
 
@@ -83,6 +78,7 @@ class Evaluator:
         self, dataset: Dataset, split: str, reading: Reading, parallel: Jit | Pmap, batch_size: int, window: int = 0
     ):
         self._dataset, self._reading, self._parallel, self._batch_size = dataset, reading, parallel, batch_size
+        self.split = split
         self._windows, self._shape = evaluation_windows(dataset, split, window)
         self._compiled: dict[Any, Callable] = {}
 
@@ -98,7 +94,7 @@ class Evaluator:
         # Windows reach beyond the tiles' edge; those pixels are nobody's.
         covered = len(self._windows) * self._shape[0] * self._shape[1]
         outside = covered - sum(
-            int(np.prod(self._dataset.shape(self._windows[0].split, i))) for i in {w.index for w in self._windows}
+            int(np.prod(self._dataset.shape(self.split, i))) for i in {w.index for w in self._windows}
         )
         return scores(matrix, classes, ignored - outside)
 
@@ -135,7 +131,6 @@ def evaluate_workdir(
     workdir: Workdir,
     folders: dict[str, str],
     evaluator: Evaluator,
-    split: str,
     which: str,
     parallel: Jit | Pmap,
     panels: int,
@@ -146,7 +141,6 @@ def evaluate_workdir(
       workdir: of the run.
       folders: network -> its checkpoint folder.
       evaluator: of the split.
-      split: its name.
       which: "latest" or "best" checkpoint.
       parallel: devices.
       panels: number of tiles in the picture; 0 for none.
@@ -154,6 +148,7 @@ def evaluate_workdir(
     Returns:
       title -> scores, in the order of `folders`.
     """
+    split = evaluator.split
     networks = {name: load_network(folder, which, parallel) for name, folder in folders.items()}
     results = {name: evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()}
     titles = {name: network.record["title"] for name, network in networks.items()}

@@ -1,5 +1,6 @@
 """Where numbers go: the console (with the time left), metrics.jsonl, and TensorBoard where TensorFlow is installed."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -94,16 +95,17 @@ def short(values: Mapping[str, float]) -> str:
 
 
 class Summaries:
-    """TensorBoard through clu; silent where clu or TensorFlow are missing (`tensorboard_available` says so once).
+    """TensorBoard through clu; silent where clu or TensorFlow are missing (a warning says so once).
 
     Args:
       directory: of the event files.
-      enabled: False writes nothing.
     """
 
-    def __init__(self, directory: str, enabled: bool):
+    def __init__(self, directory: str):
         self._writer = None
-        if enabled and jax.process_index() == 0:
+        if jax.process_index() == 0 and tensorboard_available():
+            # Nothing is computed with TensorFlow; without this it announces how it would.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: seconds, and not installed everywhere
 
             self._writer = metric_writers.SummaryWriter(directory)
@@ -122,8 +124,9 @@ class Summaries:
             self._writer.close()
 
 
+@functools.cache
 def tensorboard_available() -> bool:
-    """Whether summaries can be written; warns where they cannot."""
+    """Whether summaries can be written; warns once where they cannot."""
     missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         logging.warning(

@@ -83,7 +83,7 @@ def segmentation_terms(logits, label, objective: Objective, axis_name: str | Non
     }
 
 
-def teacher_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
+def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
     """Stage 1: an update of the EO teacher on (EO, label); or of a student without distillation, on (SAR, label)."""
     del teacher
     batch = _training_batch(setup, state.step, batch)
@@ -132,7 +132,7 @@ def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainSta
       A function whose metrics are float32 scalars: every weighted loss term by name, its share of the total
       ("share_<name>"), unweighted tap losses ("hfd_<tap>"), "loss" and "grad_norm".
     """
-    step = student_step if setup.objective.distils else teacher_step
+    step = student_step if setup.objective.distils else supervised_step
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
 
 

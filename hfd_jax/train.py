@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from hfd_jax import assembly, reporting, steps
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints
-from hfd_jax.config_check import ConfigError, check_against_data, check_fields
+from hfd_jax.config_check import check_against_data, check_fields
 from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.pipeline import training_batches, training_pools
+from hfd_jax.errors import ConfigError
 from hfd_jax.evaluate import Evaluator, Network, evaluate_workdir, load_network, table
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import Jit, Pmap, make_parallel, prefetch
@@ -30,7 +31,6 @@ class Context:
     dataset: Dataset
     parallel: Jit | Pmap
     log: reporting.MetricsLog
-    summaries: bool
 
     def evaluator(self, split: str) -> Evaluator:
         reading = assembly.make_reading(self.config, self.dataset.facts)
@@ -52,7 +52,7 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
       title -> scores on config.eval.split, for every network of the stage and its teacher.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError, FileNotFoundError: before anything is computed or overwritten.
+      UserError: before anything is computed or overwritten.
     """
     context = prepare(config, root)
     runs = assembly.stages(config)
@@ -65,13 +65,7 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
     say(f"evaluating on split {split!r} ({context.dataset.size(split)} tiles)")
     folders = {name: context.folder(name) for name in names}
     results = evaluate_workdir(
-        context.workdir,
-        folders,
-        context.evaluator(split),
-        split,
-        config.eval.checkpoint,
-        context.parallel,
-        config.eval.panels,
+        context.workdir, folders, context.evaluator(split), config.eval.checkpoint, context.parallel, config.eval.panels
     )
     say(table(results))
     say(f"written to {context.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
@@ -81,63 +75,75 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
 def prepare(config: ConfigDict, root: str) -> Context:
     """Checks everything, claims the workdir, opens (or simulates) the data."""
     check_fields(config, jax.device_count())
-    scenes = assembly.scene_source(config.data.scenes) if config.data.name == "scenes" else None
-    if scenes:
+    scenes = scene_source(config)
+    if scenes:  # known before they exist
         check_against_data(config, scenes.facts, [split for split, keys in scenes.keys().items() if keys])
     else:
         dataset = catalogue.find_dataset(config.data.name, config.data.dir)
         check_against_data(config, dataset.facts, list(dataset.sizes))
     workdir = Workdir(root)
     claim(workdir, config)
-    if scenes:
-        dataset = catalogue.prepare_scenes(scenes, config.data.dir)
-    devices = f"{jax.device_count()} {jax.default_backend()} device(s), {config.parallel}, {config.dtype}"
-    say(
-        f"data: {dataset.directory}, "
-        + ", ".join(f"{n} {split}" for split, n in dataset.sizes.items())
-        + f"; {devices}"
+    context = open_run(config, workdir)
+    sizes = ", ".join(f"{count} {split}" for split, count in context.dataset.sizes.items())
+    say(f"data: {context.dataset.directory}, {sizes}")
+    say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
+    return context
+
+
+def open_run(config: ConfigDict, workdir: Workdir) -> Context:
+    """The context of a run whose config has been checked."""
+    scenes = scene_source(config)
+    dataset = (
+        catalogue.prepare_scenes(scenes, config.data.dir)
+        if scenes
+        else catalogue.find_dataset(config.data.name, config.data.dir)
     )
     log = reporting.MetricsLog(workdir.metrics)
-    return Context(config, workdir, dataset, make_parallel(config.parallel), log, reporting.tensorboard_available())
+    return Context(config, workdir, dataset, make_parallel(config.parallel), log)
+
+
+def scene_source(config: ConfigDict) -> catalogue.SceneSource | None:
+    return assembly.scene_source(config.data.scenes) if config.data.name == "scenes" else None
 
 
 def train_network(context: Context, network: Run) -> None:
     """Trains one network to its last step, from its latest checkpoint if there is one."""
     config, parallel, facts = context.config, context.parallel, context.dataset.facts
     total = config.teacher.steps if network.name == "teacher" else config.student.steps
+    checkpoints = Checkpoints(context.workdir.checkpoints(network.name), config.train.keep_checkpoints)
+    if max(checkpoints.steps(), default=0) >= total:
+        say(f"{network.title}: already trained for {total} steps")
+        checkpoints.close()
+        return
     teacher = load_teacher(context) if network.needs_teacher else None
     setup = make_setup(context, network, teacher, total)
-    checkpoints = Checkpoints(context.workdir.checkpoints(network.name), config.train.keep_checkpoints)
     state, start = initial_state(context, network, setup, teacher, checkpoints)
-    if start >= total:
-        say(f"{network.title}: already trained for {start} steps")
-    else:
-        pools = make_pools(context, network)
-        tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
-        say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
-        batches = training_batches(
-            context.dataset,
-            pools,
-            assembly.make_reading(config, facts),
-            crop=config.data.crop,
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            start_step=start,
-            process=(jax.process_index(), jax.process_count()),
-        )
-        record = assembly.make_record(config, network, context.dataset, setup.inputs, package_versions())
-        variables = teacher.variables if setup.objective.distils else parallel.replicate({})
-        loop(
-            context,
-            network,
-            setup,
-            state,
-            variables,
-            prefetch(batches, parallel.shard),
-            checkpoints,
-            record,
-            (start, total),
-        )
+    pools = make_pools(context, network)
+    tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
+    say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
+    batches = training_batches(
+        context.dataset,
+        pools,
+        assembly.make_reading(config, facts),
+        crop=config.data.crop,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    record = assembly.make_record(config, network, context.dataset, setup.inputs, package_versions())
+    variables = teacher.variables if setup.objective.distils else parallel.replicate({})
+    loop(
+        context,
+        network,
+        setup,
+        state,
+        variables,
+        prefetch(batches, parallel.shard),
+        checkpoints,
+        record,
+        (start, total),
+    )
     checkpoints.close()
 
 
@@ -150,7 +156,7 @@ def loop(
     evaluator = context.evaluator("validation") if settings.eval_every else None
     schedule = assembly.make_schedule(context.config, total)
     context.log.rewind(network.name, start)
-    summaries = reporting.Summaries(f"{context.workdir.summaries}/{network.name}", context.summaries)
+    summaries = reporting.Summaries(f"{context.workdir.summaries}/{network.name}")
     progress, recent = reporting.Progress(total, start), []
     for step in range(start + 1, total + 1):
         state, metrics = train_step(state, teacher, next(batches))

@@ -9,16 +9,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hfd_jax.errors import WorkdirError
+
 # Fields that change no number of a finished stage; a later start may set them differently.
 FREE = ("stage", "baselines", "parallel", "data.dir", "data.threads", "data.workers", "train", "eval")
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "rasterio",
 )  # fmt: skip
-
-
-class WorkdirError(ValueError):
-    """The workdir belongs to another config, or holds no run."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from hfd_jax.data import scenes
 from hfd_jax.data.facts import Facts, Statistics
 from hfd_jax.data.tiles import PairedTiles, Tile, prepare
-from hfd_jax.spelling import nearest
+from hfd_jax.errors import DataError, nearest
 
 
 class Scenes(PairedTiles):
@@ -86,7 +86,7 @@ class Dataset:
     shapes: dict[str, list[tuple[int, int]]]
 
     def source(self, split: str):
-        """Random access to the tiles of a split as dicts of arrays; ValueError for a split that is not there."""
+        """Random access to the tiles of a split as dicts of arrays; DataError for a split that is not there."""
         self._check(split)
         return tfds.builder_from_directory(self.directory).as_data_source(split=split)
 
@@ -100,19 +100,19 @@ class Dataset:
 
     def _check(self, split: str):
         if split not in self.sizes:
-            raise ValueError(f"{self.directory}: no split {split!r}; {nearest(split, self.sizes)}")
+            raise DataError(f"{self.directory}: no split {split!r}; {nearest(split, self.sizes)}")
 
 
 def read_dataset(directory: str) -> Dataset:
-    """Opens the prepared data set in `directory`; FileNotFoundError or ValueError where it is none of ours."""
+    """Opens the prepared data set in `directory`; DataError where it is none of ours."""
     path = os.path.join(directory, "metadata.json")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
+        raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
     with open(path) as file:
         metadata: dict[str, Any] = json.load(file)
     missing = {"facts", "statistics", "shapes"} - set(metadata)
     if missing:
-        raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
+        raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
     splits = tfds.builder_from_directory(directory).info.splits
     return Dataset(
         directory=directory,
@@ -131,7 +131,7 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
       data_dir: root of the prepared data sets.
 
     Raises:
-      FileNotFoundError: it is not there; says what is, and how to prepare it.
+      DataError: it is not there; says what is, and how to prepare it.
     """
     root = os.path.join(data_dir, name)
     versions = (
@@ -141,7 +141,7 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
     )
     if not versions:
         there = ", ".join(list_datasets(data_dir)) or "none"
-        raise FileNotFoundError(
+        raise DataError(
             f"{root}: no prepared data set (data.name={name!r}, data.dir={data_dir!r}); prepared there: {there}. "
             f"Write it with: python -m tools.prepare_data --dataset={name.split('/')[0]} --raw_dir=... "
             f"--data_dir={data_dir}"

@@ -40,8 +40,8 @@ import rasterio.windows
 from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS, Facts
 from hfd_jax.data.tiles import PairedTiles, Tile
 from hfd_jax.data.units import linear_to_db
+from hfd_jax.errors import DataError, nearest
 from hfd_jax.losses import IGNORE_LABEL
-from hfd_jax.spelling import nearest
 
 MAX_BLOCK = 1024
 _KEYS = {
@@ -93,7 +93,7 @@ class FolderSource:
       description: path of dataset.json; default raw_dir/dataset.json.
 
     Raises:
-      FileNotFoundError, ValueError: a missing file, an unknown or missing key, rasters that do not fit.
+      DataError: a missing file, an unknown or missing key, rasters that do not fit.
     """
 
     def __init__(self, raw_dir: str, description: str | None = None):
@@ -123,7 +123,7 @@ class FolderSource:
                 if split == "train" and not labelled:
                     split = "unlabelled"
                 elif not labelled:
-                    raise FileNotFoundError(
+                    raise DataError(
                         f"{self._file('label', name)}: missing, but {name} is in split {split!r}; "
                         "only training tiles may lack a label"
                     )
@@ -139,7 +139,7 @@ class FolderSource:
         sar = sar.astype(np.float32)
         if text["sar"]["unit"] == "linear":
             if sar_valid.any() and sar[sar_valid].min() < 0:
-                raise ValueError(
+                raise DataError(
                     f"{self._file('sar', key.name)}: values down to {sar[sar_valid].min():.4g}; "
                     "the unit 'linear' is a power, never below 0"
                 )
@@ -166,14 +166,14 @@ class FolderSource:
         for kind in ("sar", "eo"):
             folder = os.path.join(self._dir, self._text[kind].get("folder", kind))
             if not os.path.isdir(folder):
-                raise FileNotFoundError(f"{folder}: no such folder; {self._path} expects the {kind} rasters there")
+                raise DataError(f"{folder}: no such folder; {self._path} expects the {kind} rasters there")
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}
             if not listed[kind]:
-                raise FileNotFoundError(f"{folder}: no .tif file in it")
+                raise DataError(f"{folder}: no .tif file in it")
         for one, other in (("sar", "eo"), ("eo", "sar")):
             alone = sorted(listed[one] - listed[other])
             if alone:
-                raise FileNotFoundError(
+                raise DataError(
                     f"{self._file(other, alone[0])}: missing; {len(alone)} {one} raster(s) have no {other} partner"
                 )
         return sorted(listed["sar"])
@@ -209,7 +209,7 @@ class FolderSource:
         if split["by"] == "list":
             return {key: everything for key, path in ranges.items() if name in self._listed(path)}
         if raster.crs is None:
-            raise ValueError(f"{raster.name}: has no CRS; a split by longitude needs one")
+            raise DataError(f"{raster.name}: has no CRS; a split by longitude needs one")
         west, _, east, _ = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
         centre = (west + east) / 2
         return {key: everything for key, (start, stop) in ranges.items() if start <= centre < stop}
@@ -217,19 +217,19 @@ class FolderSource:
     def _listed(self, path: str) -> set[str]:
         path = os.path.join(os.path.dirname(self._path), path)
         if not os.path.exists(path):
-            raise FileNotFoundError(f"{path}: missing; {self._path} names it as a split list")
+            raise DataError(f"{path}: missing; {self._path} names it as a split list")
         with open(path) as lines:
             names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
         unknown = sorted(names - set(self._names))
         if unknown:
-            raise FileNotFoundError(f"{path}: lists {unknown[0]!r}, but there is no {self._file('sar', unknown[0])}")
+            raise DataError(f"{path}: lists {unknown[0]!r}, but there is no {self._file('sar', unknown[0])}")
         return names
 
     def _read_bands(self, kind: str, name: str, window) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         path, bands = self._file(kind, name), self._text[kind]["bands"]
         with _open(path) as raster:
             if raster.count != len(bands):
-                raise ValueError(f"{path}: {raster.count} bands; {self._path} names {len(bands)} ({', '.join(bands)})")
+                raise DataError(f"{path}: {raster.count} bands; {self._path} names {len(bands)} ({', '.join(bands)})")
             grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform}
             image = np.moveaxis(_read(raster, window), 0, -1)
         valid = np.isfinite(image).all(-1) if image.dtype.kind == "f" else np.ones(image.shape[:2], bool)
@@ -248,7 +248,7 @@ class FolderSource:
         label = self._table[np.where(known, codes, 0).astype(np.uint8)]
         unknown = np.unique(codes[~known | (label == 254)])
         if unknown.size:
-            raise ValueError(f"{path}: label code {unknown[0]} is unknown; {self._path} knows {self._codes}")
+            raise DataError(f"{path}: label code {unknown[0]} is unknown; {self._path} knows {self._codes}")
         return label
 
     def _with_offset(self, eo: np.ndarray, valid: np.ndarray, name: str) -> np.ndarray:
@@ -269,25 +269,25 @@ def _blocks(name: str, labelled: bool, height: int, cols: tuple[int, int]) -> li
 
 def _open(path: str):
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file")
     try:
         return rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{path}: cannot be read as a raster ({error})") from error
+        raise DataError(f"{path}: cannot be read as a raster ({error})") from error
 
 
 def _read(raster, window) -> np.ndarray:
     try:
         return raster.read(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{raster.name}: damaged or truncated ({error})") from error
+        raise DataError(f"{raster.name}: damaged or truncated ({error})") from error
 
 
 def _check_same_grid(path: str, grid, reference_path: str, reference) -> None:
     if grid["size"] != reference["size"]:
-        raise ValueError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
+        raise DataError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
     if grid["crs"] != reference["crs"]:
-        raise ValueError(f"{path}: CRS {grid['crs']}; {reference_path} has {reference['crs']}")
+        raise DataError(f"{path}: CRS {grid['crs']}; {reference_path} has {reference['crs']}")
     # The corners, in pixels of the reference: an offset, another pixel size and a rotation all show there.
     height, width = grid["size"]
     to_pixel = ~reference["transform"] @ grid["transform"]
@@ -295,37 +295,37 @@ def _check_same_grid(path: str, grid, reference_path: str, reference) -> None:
     moved = np.array([(to_pixel @ (x, y))[::-1] for y, x in corners])
     offset = np.abs(moved - corners).max()
     if offset > 0.5:
-        raise ValueError(
+        raise DataError(
             f"{path}: {offset:.2f} pixels off the grid of {reference_path}; at most half a pixel is accepted"
         )
 
 
 def _read_description(path: str) -> dict[str, Any]:
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
+        raise DataError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
     with open(path) as file:
         try:
             text = json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
+            raise DataError(f"{path}: not valid JSON ({error})") from error
     for part, known in _KEYS.items():
         values = text.get(part, {}) if part else text
         where = f"{path}: {part + '.' if part else ''}"
         for key in values:
             if key not in known:
-                raise ValueError(f"{where}{key} is unknown; {nearest(key, known)}")
+                raise DataError(f"{where}{key} is unknown; {nearest(key, known)}")
         for key in known:
             if key not in values and key not in _OPTIONAL:
-                raise ValueError(f"{where}{key} is missing")
+                raise DataError(f"{where}{key} is missing")
     _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
     _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
     _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
     classes = text["label"]["classes"]
     if len(classes) < 2 or len({entry["code"] for entry in classes}) < len(classes):
-        raise ValueError(f"{path}: label.classes needs at least two classes with different codes")
+        raise DataError(f"{path}: label.classes needs at least two classes with different codes")
     return text
 
 
 def _check_choice(path: str, field: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{path}: {field} is {value!r}; {nearest(value, choices)}")
+        raise DataError(f"{path}: {field} is {value!r}; {nearest(value, choices)}")

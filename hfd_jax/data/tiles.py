@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from hfd_jax.data.facts import DB_RANGE, Facts, StatisticsAccumulator
+from hfd_jax.errors import DataError
 from hfd_jax.losses import IGNORE_LABEL
 
 
@@ -51,7 +52,7 @@ class TileSource(Protocol):
 
 
 def check_tile(tile: Tile, facts: Facts) -> None:
-    """Raises ValueError where a tile contradicts the facts: sizes, bands, types, value range, class index."""
+    """Raises DataError where a tile contradicts the facts: sizes, bands, types, value range, class index."""
     height, width = tile.sar.shape[:2]
     expected = {
         "sar": ((height, width, len(facts.sar_bands)), "float32"),
@@ -64,23 +65,23 @@ def check_tile(tile: Tile, facts: Facts) -> None:
     for name, (shape, dtype) in expected.items():
         array = getattr(tile, name)
         if array.shape != shape or array.dtype != np.dtype(dtype):
-            raise ValueError(
+            raise DataError(
                 f"tile {tile.id}: {name} is {array.dtype}{list(array.shape)}; expected {dtype}{list(shape)}"
             )
     for name, valid in (("sar", tile.sar_valid), ("eo", tile.eo_valid)):
         if not np.isfinite(getattr(tile, name)[valid]).all():
-            raise ValueError(f"tile {tile.id}: {name} holds NaN or infinite values where it is marked valid")
+            raise DataError(f"tile {tile.id}: {name} holds NaN or infinite values where it is marked valid")
     if facts.sar_unit == "db" and tile.sar_valid.any():
         low, high = tile.sar[tile.sar_valid].min(), tile.sar[tile.sar_valid].max()
         if low < DB_RANGE[0] or high > DB_RANGE[1]:
-            raise ValueError(
+            raise DataError(
                 f"tile {tile.id}: SAR values from {low:.4g} to {high:.4g}; backscatter in dB lies within "
                 f"{DB_RANGE[0]:g} to {DB_RANGE[1]:g}. Is the unit 'linear' or 'raw'?"
             )
     if tile.label is not None:
         wrong = np.setdiff1d(tile.label, [*range(len(facts.class_names)), IGNORE_LABEL])
         if wrong.size:
-            raise ValueError(
+            raise DataError(
                 f"tile {tile.id}: label holds {wrong.tolist()}; classes are 0 to {len(facts.class_names) - 1}, or 255"
             )
 
@@ -129,7 +130,7 @@ class PairedTiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager):
         keys = {split: keys for split, keys in self.builder_config.source.keys().items() if len(keys)}
         if "train" not in keys:
-            raise ValueError(f"{self.builder_config.source.facts.name}: no labelled training tile")
+            raise DataError(f"{self.builder_config.source.facts.name}: no labelled training tile")
         self._statistics = StatisticsAccumulator(self.builder_config.source.facts)
         return {split: self._generate_examples(split, split_keys) for split, split_keys in keys.items()}
 

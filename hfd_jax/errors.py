@@ -1,0 +1,32 @@
+"""Errors that a user can mend, as opposed to bugs: the launcher and the tools show their message alone."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Names the file or field, what was found and what was expected."""
+
+
+class ConfigError(UserError, ValueError):
+    """A field of the config is wrong."""
+
+
+class DataError(UserError, ValueError):
+    """A file of a data set is missing, damaged, or contradicts its description."""
+
+
+class WorkdirError(UserError, ValueError):
+    """The workdir belongs to another config, or holds no run."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged, or made for something else."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'? (choices: a, b, x)"; without a close match, the choices alone."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    choices = f"expected one of: {', '.join(known)}"
+    return f"did you mean {close[0]!r}? ({choices})" if close else choices

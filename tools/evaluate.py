@@ -1,0 +1,65 @@
+"""Evaluates the networks of a run from their checkpoints, in a process of its own.
+
+  python -m tools.evaluate --workdir=runs/quickstart
+  python -m tools.evaluate --workdir=runs/quickstart --stage=student --split=validation
+
+Prints IoU per class, mIoU (mean over classes of one confusion matrix over the whole split), macro F1 (mean over classes
+of F1), overall accuracy, Cohen's kappa and the number of ignored pixels. Writes WORKDIR/evaluation.json,
+WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png.
+"""
+
+import argparse
+import os
+
+from ml_collections import ConfigDict
+
+from hfd_jax import assembly, train
+from hfd_jax.errors import WorkdirError
+from hfd_jax.evaluate import evaluate_workdir, table
+from hfd_jax.workdir import Workdir, read_json
+from tools import cli
+
+
+def main(arguments: argparse.Namespace) -> None:
+    workdir = Workdir(arguments.workdir)
+    config = ConfigDict(read_json(workdir.config))
+    if arguments.data_dir:
+        config.data.dir = arguments.data_dir
+    for field in ("batch_size", "window"):
+        if getattr(arguments, field) is not None:
+            config.eval[field] = getattr(arguments, field)
+    context = train.open_run(config, workdir)
+    folders = {name: context.folder(name) for name in networks(arguments.stage)}
+    folders = {name: folder for name, folder in folders.items() if os.path.isdir(folder)}
+    if not folders:
+        raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
+    evaluator = context.evaluator(arguments.split or config.eval.split)
+    which = arguments.checkpoint or config.eval.checkpoint
+    results = evaluate_workdir(workdir, folders, evaluator, which, context.parallel, arguments.panels)
+    print(table(results))
+    print(f"written to {workdir.root}: evaluation.json, figures/*_{evaluator.split}.png")
+
+
+def networks(stage: str | None) -> list[str]:
+    """Folders below checkpoints/ that belong to a stage; every stage without one."""
+    students = [*assembly.BASELINES, "student"]
+    return {"teacher": ["teacher"], "student": students, None: ["teacher", *students]}[stage]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="of the run, as main.py was given it")
+    parser.add_argument(
+        "--stage", choices=("teacher", "student"), help="only this stage's networks; default: all there are"
+    )
+    parser.add_argument("--split", help="of the data set; default: config.eval.split")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: config.eval.checkpoint")
+    parser.add_argument("--data_dir", help="root of the prepared data sets; default: config.data.dir")
+    parser.add_argument("--batch_size", type=int, help="windows per step; default: config.eval.batch_size")
+    parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")
+    parser.add_argument("--panels", type=int, default=6, help="tiles in the picture; 0: none")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.launch(make_parser(), main)
