@@ -89,8 +89,8 @@ class CheckpointReader:
 
         Args:
           step: to read.
-          abstract: pytree of jax.ShapeDtypeStruct with the state's structure and only the wanted leaves; shardings where
-            they matter, NumPy arrays come back without.
+          abstract: pytree of jax.ShapeDtypeStruct with the state's structure and only the wanted leaves; a leaf without
+            sharding comes back as a NumPy array.
 
         Raises:
           CheckpointError: the checkpoint holds another network; names the parameters and shapes.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from tqdm import tqdm
 
 from hfd_jax.data.facts import DB_RANGE, Facts, StatisticsAccumulator
@@ -154,9 +155,14 @@ class PairedTiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def prepare(builder_class: type[PairedTiles], name: str, source: TileSource, data_dir: str) -> str:
     """Writes `source` as `data_dir`/<builder>/<name>/<version>, unless it is there; returns that folder."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed in the builder's class
     builder = builder_class(
-        data_dir=data_dir, config=SourceConfig(name=name, source=source), file_format=tfds.core.FileFormat.ARRAY_RECORD
+        data_dir=data_dir,
+        config=SourceConfig(name=name, source=source),
+        file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
+    logging.set_verbosity(verbosity)
     tfds.disable_progress_bar()  # ours knows the number of tiles and can tell the time left
     builder.download_and_prepare()
     return str(builder.data_dir)
