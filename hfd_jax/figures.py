@@ -14,11 +14,11 @@ from hfd_jax.losses import IGNORE_LABEL
 
 
 def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """[H, W, C] -> the same in 0..1 between the 2nd and 98th percentile of the valid pixels of each band; invalid 0."""
+    """[H, W, C] -> the same in 0..1 between the 2nd and 98th percentile of all its valid values; invalid 0."""
     image = image.astype(np.float32)
     if not valid.any():
         return np.zeros_like(image)
-    low, high = np.percentile(image[valid], (2, 98), axis=0)
+    low, high = np.percentile(image[valid], (2, 98))
     return np.where(valid[..., None], np.clip((image - low) / np.maximum(high - low, 1e-6), 0, 1), 0)
 
 
@@ -57,7 +57,7 @@ def panel(
     """
     columns = 3 + len(titles)
     figure, axes = plt.subplots(len(tiles), columns, figsize=(2.1 * columns, 2.1 * len(tiles) + 0.6), squeeze=False)
-    for row, tile in zip(axes, tiles, strict=True):
+    for number, (row, tile) in enumerate(zip(axes, tiles, strict=True)):
         pictures = {
             "SAR": sar_picture(tile["sar"], tile["sar_valid"]),
             "EO": eo_picture(tile["eo"], tile["eo_valid"], eo_bands),
@@ -68,7 +68,7 @@ def panel(
             axis.imshow(picture, cmap="gray", interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
+            if number == 0:
                 axis.set_title(title, fontsize=9)
     handles = [
         Patch(color=np.array(colour) / 255, label=name)

@@ -6,7 +6,7 @@ numbers. Both take and return HOST batches and replicated trees, so that nobody 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,13 @@ KINDS = ("jit", "pmap")
 
 
 class Jit:
-    """Data parallelism by sharding: jax.jit over a one-dimensional mesh of all devices."""
+    """Data parallelism by sharding: jax.jit over a one-dimensional mesh of `devices` (default: all)."""
 
     axis_name = None
 
-    def __init__(self):
-        self.mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        devices = np.array(devices or jax.devices())
+        self.mesh = jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
@@ -72,21 +73,22 @@ class Jit:
 
 
 class Pmap:
-    """Data parallelism by jax.pmap: trees carry a leading device axis."""
+    """Data parallelism by jax.pmap over `devices` (default: all): trees carry a leading device axis."""
 
     axis_name = AXIS
 
-    def __init__(self):
-        self._local = jax.local_device_count()
-        devices = np.array(jax.local_devices())
-        mesh = jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self._devices = devices
+        local = list(devices or jax.local_devices())
+        self._local = len(local)
+        mesh = jax.sharding.Mesh(np.array(local), (AXIS,), axis_types=(AxisType.Auto,))
         self._stacked = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def init(self, function: Callable, *args) -> Any:
         return self.replicate(jax.jit(function, compiler_options=compiler_options())(*args))
 
     def train_step(self, function: Callable) -> Callable:
-        step = jax.pmap(function, axis_name=AXIS, donate_argnums=0)
+        step = jax.pmap(function, axis_name=AXIS, devices=self._devices, donate_argnums=0)
 
         def run(state, teacher, batch):
             state, metrics = step(state, teacher, batch)
@@ -95,7 +97,7 @@ class Pmap:
         return run
 
     def eval_step(self, function: Callable) -> Callable:
-        step = jax.pmap(function, axis_name=AXIS)
+        step = jax.pmap(function, axis_name=AXIS, devices=self._devices)
         return lambda variables, batch: self.single(step(variables, batch))
 
     def replicate(self, tree: Any) -> Any:
@@ -118,9 +120,9 @@ class Pmap:
         return {k: jax.device_put(x.reshape(self._local, -1, *x.shape[1:]), self._stacked) for k, x in batch.items()}
 
 
-def make_parallel(kind: str) -> Jit | Pmap:
+def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Jit | Pmap:
     """`kind` is one of KINDS."""
-    return {"jit": Jit, "pmap": Pmap}[kind]()
+    return {"jit": Jit, "pmap": Pmap}[kind](devices)
 
 
 @functools.cache

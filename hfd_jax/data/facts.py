@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hfd_jax.errors import DataError
 from hfd_jax.losses import IGNORE_LABEL
 
 SAR_UNITS = ("db", "linear", "raw")
@@ -103,7 +104,7 @@ class _BandAccumulator:
 
     def finish(self) -> BandStatistics:
         if not self.count:
-            raise ValueError("the training tiles hold no valid pixel")
+            raise DataError("the training tiles hold no valid pixel")
         mean = self.sum / self.count
         std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
         low, high = np.percentile(np.concatenate(self.sample), (1, 99), axis=0)

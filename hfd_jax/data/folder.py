@@ -117,7 +117,7 @@ class FolderSource:
         keys: dict[str, list[_Key]] = {}
         for name in self._names:
             labelled = os.path.exists(self._file("label", name))
-            with rasterio.open(self._file("sar", name)) as raster:
+            with _open(self._file("sar", name)) as raster:
                 shape, parts = raster.shape, self._parts(name, raster)
             for split, cols in parts.items():
                 if split == "train" and not labelled:
@@ -180,7 +180,7 @@ class FolderSource:
 
     def _make_facts(self) -> Facts:
         text, classes = self._text, self._text["label"]["classes"]
-        with rasterio.open(self._file("eo", self._names[0])) as raster:
+        with _open(self._file("eo", self._names[0])) as raster:
             eo_dtype, pixel = raster.dtypes[0], abs(raster.transform.a)
         if text["eo"].get("offset"):
             eo_dtype = "float32"

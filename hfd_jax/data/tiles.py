@@ -4,7 +4,9 @@ A data set is a `TileSource`: facts, keys per split, and a function that reads o
 statistics, writing array_record files, reading them back) is the same for all and lives here.
 """
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -164,5 +166,6 @@ def prepare(builder_class: type[PairedTiles], name: str, source: TileSource, dat
     )
     logging.set_verbosity(verbosity)
     tfds.disable_progress_bar()  # ours knows the number of tiles and can tell the time left
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads and unknown sizes
+        builder.download_and_prepare()
     return str(builder.data_dir)

@@ -68,7 +68,8 @@ class Adapter(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
         x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name if train else None)(x)
-        return nn.Conv(self.channels, (1, 1))(nn.relu(x))
+        # No bias: the standardisation that follows would take it away.
+        return nn.Conv(self.channels, (1, 1), use_bias=False)(nn.relu(x))
 
 
 class HFD(nn.Module):

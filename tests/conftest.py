@@ -1,0 +1,90 @@
+"""Shared fixtures. Eight fake devices stand for a machine with eight; tests that want fewer take some of them."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+from absl import flags
+
+from hfd_jax.data import catalogue
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.scenes import SceneOptions
+
+flags.FLAGS.mark_as_parsed()
+ROOT = Path(__file__).resolve().parent.parent
+# The same program compiles once, also in the processes that tests start.
+CACHE = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+
+
+@pytest.fixture(scope="session")
+def scenes_dir(tmp_path_factory):
+    """Root of prepared data sets with one small simulated set in it."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def scenes(scenes_dir):
+    source = catalogue.SceneSource(SceneOptions(size=64), train=24, validation=6, test=10)
+    return catalogue.prepare_scenes(source, scenes_dir)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def facts():
+    return Facts(
+        name="toy",
+        sar_bands=("VV", "VH"),
+        eo_bands=("R", "G", "B"),
+        eo_dtype="uint8",
+        sar_unit="db",
+        class_names=("land", "water", "town"),
+        class_colours=((0, 200, 0), (0, 0, 200), (200, 0, 0)),
+        look_axis="x",
+    )
+
+
+def run_python(*arguments, check=True, env=None, timeout=600):
+    """Runs `python ARGUMENTS` from the root with one device; returns the finished process."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_COMPILATION_CACHE_DIR": CACHE,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
+    return done

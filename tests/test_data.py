@@ -1,0 +1,368 @@
+"""Prepared data sets, the batches read from them, and what the device makes of those."""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from hfd_jax.data import augment, catalogue, normalise, pipeline, units
+from hfd_jax.data.facts import BandStatistics, Facts, Statistics, StatisticsAccumulator
+from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input
+from hfd_jax.data.pipeline import Reading, evaluation_batches, evaluation_windows, training_batches, training_pools
+from hfd_jax.data.scenes import SceneOptions, simulate
+from hfd_jax.data.tiles import PairedTiles, Tile, check_tile, prepare
+from hfd_jax.errors import DataError
+from hfd_jax.losses import IGNORE_LABEL
+
+ALL = Reading(sar_index=(0, 1), eo_index=(0, 1, 2, 3), threads=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class OddSource:
+    """Tiles of different sizes; tile k is filled with k."""
+
+    facts: Facts
+    sizes: tuple[tuple[int, int], ...] = ((40, 50), (33, 70), (64, 64))
+    fails: bool = False
+
+    def keys(self):
+        return {"train": range(len(self.sizes)), "test": range(len(self.sizes))}
+
+    def read(self, key):
+        if self.fails and key == 2:
+            raise KeyboardInterrupt
+        h, w = self.sizes[key]
+        everywhere = np.ones((h, w), bool)
+        grid = np.arange(h * w).reshape(h, w)
+        sar = np.stack([np.full((h, w), float(-key)), grid / 1000], -1).astype(np.float32)
+        eo = np.full((h, w, 3), key + 1, np.uint8)
+        return Tile(f"odd_{key}", sar, eo, np.full((h, w), key % 3, np.uint8), everywhere, everywhere)
+
+
+@pytest.fixture
+def odd(tmp_path, facts):
+    source = OddSource(facts)
+    return catalogue.read_dataset(prepare(catalogue.Scenes, "odd", source, str(tmp_path)))
+
+
+def test_prepared_scenes_equal_the_simulator(scenes):
+    assert scenes.sizes == {"train": 24, "validation": 6, "test": 10}
+    stored, scene = scenes.source("test")[3], simulate(24 + 6 + 3, SceneOptions())
+    assert stored["id"] == b"scene_33"
+    for name in ("sar", "eo", "label"):
+        np.testing.assert_array_equal(stored[name], getattr(scene, name))
+
+
+def test_statistics_are_those_of_the_training_tiles(scenes):
+    tiles = [simulate(i, SceneOptions()) for i in range(24)]
+    sar = np.concatenate([t.sar.reshape(-1, 2) for t in tiles]).astype(np.float64)
+    np.testing.assert_allclose(scenes.statistics.sar.mean, sar.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(scenes.statistics.sar.std, sar.std(0), rtol=1e-6)
+    pixels = np.bincount(np.concatenate([t.label.ravel() for t in tiles]), minlength=5)
+    assert scenes.statistics.class_pixels == tuple(pixels)
+    # Percentiles come from a sample of some 6000 pixels.
+    np.testing.assert_allclose(scenes.statistics.sar.low, np.percentile(sar, 1, axis=0), atol=1.5)
+
+
+def test_statistics_skip_invalid_pixels_and_survive_constant_bands(facts):
+    accumulator = StatisticsAccumulator(facts)
+    sar, eo = np.full((4, 4, 2), 999.0, np.float32), np.full((4, 4, 3), 7, np.uint8)
+    valid = np.zeros((4, 4), bool)
+    valid[0], sar[0] = True, [[-10, -20], [-12, -20], [-10, -20], [-12, -20]]
+    accumulator.add(sar, eo, np.full((4, 4), IGNORE_LABEL, np.uint8), valid, np.ones((4, 4), bool))
+    found = accumulator.finish()
+    assert found.sar.mean == (-11.0, -20.0) and found.sar.std == (1.0, 1.0) and found.class_pixels == (0, 0, 0)
+    assert Statistics.from_dict(found.to_dict()) == found
+
+
+def test_statistics_of_nothing_valid_say_so(facts):
+    with pytest.raises(DataError, match="no valid pixel"):
+        StatisticsAccumulator(facts).finish()
+
+
+def test_simulated_set_with_unlabelled_share(tmp_path):
+    source = catalogue.SceneSource(SceneOptions(unlabelled_share=0.75), train=8, validation=0, test=2)
+    dataset = catalogue.prepare_scenes(source, str(tmp_path))
+    assert dataset.sizes == {"train": 2, "unlabelled": 6, "test": 2}
+    assert (dataset.source("unlabelled")[0]["label"] == IGNORE_LABEL).all()
+    labelled, unlabelled = training_pools(dataset, 1.0, seed=0)
+    assert len(labelled) == 2 and len(unlabelled) == 6
+
+
+def test_interrupted_preparation_leaves_nothing_that_looks_complete(tmp_path, facts):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(catalogue.Scenes, "odd", OddSource(facts, fails=True), str(tmp_path))
+    assert catalogue.list_datasets(str(tmp_path)) == []
+    prepare(catalogue.Scenes, "odd", OddSource(facts), str(tmp_path))
+    assert catalogue.list_datasets(str(tmp_path)) == [os.path.join("scenes", "odd")]
+
+
+def test_missing_data_set_says_what_is_there(scenes_dir, scenes):
+    with pytest.raises(DataError, match=r"folder/nope.*prepared there: scenes/.*tools.prepare_data --dataset=folder"):
+        catalogue.find_dataset("folder/nope", scenes_dir)
+    with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
+        scenes.size("tset")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sar": np.zeros((4, 4, 3), np.float32)}, r"sar is float32\[4, 4, 3\]; expected float32\[4, 4, 2\]"),
+        ({"eo": np.zeros((4, 5, 3), np.uint8)}, r"eo is uint8\[4, 5, 3\]; expected uint8\[4, 4, 3\]"),
+        ({"sar": np.full((4, 4, 2), np.nan, np.float32)}, "sar holds NaN"),
+        ({"sar": np.full((4, 4, 2), 900, np.float32)}, "SAR values from 900 to 900.*'linear' or 'raw'"),
+        ({"label": np.full((4, 4), 9, np.uint8)}, r"label holds \[9\]; classes are 0 to 2, or 255"),
+    ],
+)
+def test_bad_tile_is_named(facts, change, message):
+    good = Tile(
+        "t7", np.zeros((4, 4, 2), np.float32), np.zeros((4, 4, 3), np.uint8), None, *[np.ones((4, 4), bool)] * 2
+    )
+    check_tile(good, facts)
+    with pytest.raises(DataError, match="tile t7: " + message):
+        check_tile(dataclasses.replace(good, **change), facts)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def same(one, other):
+    return all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def batches_of(dataset, pools=None, **kwargs):
+    pools = pools or [(training_pools(dataset, 1.0, 0)[0], 1.0)]
+    return training_batches(dataset, pools, ALL, **{"crop": 32, "batch_size": 8, "seed": 1, **kwargs})
+
+
+def test_training_batches_repeat_and_restart_exactly_at_any_step(scenes):
+    first, again = take(batches_of(scenes), 8), take(batches_of(scenes), 8)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    resumed = take(batches_of(scenes, start_step=5), 3)
+    assert all(same(a, b) for a, b in zip(first[5:], resumed, strict=True))
+    assert not same(first[0], take(batches_of(scenes, seed=2), 1)[0])
+
+
+def test_every_epoch_sees_every_tile_once_in_another_order(scenes):
+    order = np.concatenate([b["index"] for b in take(batches_of(scenes), 6)])
+    assert sorted(order[:24]) == sorted(order[24:]) == list(range(24))
+    assert list(order[:24]) != list(order[24:])
+
+
+def test_two_processes_read_the_samples_of_one(scenes):
+    whole = take(batches_of(scenes), 3)
+    halves = [take(batches_of(scenes, process=(p, 2)), 3) for p in (0, 1)]
+    for step in range(3):
+        together = np.concatenate([h[step]["sar"] for h in halves])
+        assert together.shape == whole[step]["sar"].shape
+        key = [x.tobytes() for x in whole[step]["sar"]]
+        assert sorted(key) == sorted(x.tobytes() for x in together)
+
+
+def test_worker_processes_read_the_same(scenes):
+    reading = dataclasses.replace(ALL, workers=2)
+    pools = [(training_pools(scenes, 1.0, 0)[0], 1.0)]
+    one = take(batches_of(scenes), 3)
+    other = take(training_batches(scenes, pools, reading, crop=32, batch_size=8, seed=1), 3)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_pools_fill_their_share_of_every_batch(scenes):
+    labelled, unlabelled = training_pools(scenes, 0.25, seed=3)
+    assert (len(labelled), len(unlabelled)) == (6, 18)
+    assert {r.index for r in labelled} | {r.index for r in unlabelled} == set(range(24))
+    for batch in take(batches_of(scenes, [(labelled, 0.25), (unlabelled, 0.75)]), 4):
+        hidden = (batch["label"] == IGNORE_LABEL).all((1, 2))
+        assert hidden.sum() == 6
+        assert set(batch["index"][~hidden]) <= {r.index for r in labelled}
+
+
+def test_label_choice_follows_the_seed(scenes):
+    assert training_pools(scenes, 0.25, seed=3)[0] == training_pools(scenes, 0.25, seed=3)[0]
+    assert training_pools(scenes, 0.25, seed=3)[0] != training_pools(scenes, 0.25, seed=4)[0]
+
+
+def test_crops_lie_within_the_tile_and_small_tiles_are_padded(odd):
+    reading = Reading((0, 1), (2, 0), threads=1)
+    pools = [(training_pools(odd, 1.0, 0)[0], 1.0)]
+    for batch in take(training_batches(odd, pools, reading, crop=64, batch_size=3, seed=0), 4):
+        assert batch["sar"].shape == (3, 64, 64, 2) and batch["eo"].shape == (3, 64, 64, 2)
+        for k, index in enumerate(batch["index"]):
+            h, w = min(odd.shape("train", index)[0], 64), min(odd.shape("train", index)[1], 64)
+            assert batch["sar_valid"][k].sum() == h * w and batch["sar_valid"][k][:h, :w].all()
+            assert (batch["label"][k][:h, :w] == index % 3).all()
+            assert (batch["label"][k][h:] == IGNORE_LABEL).all()
+            assert (batch["sar"][k][:h, :w, 0] == -index).all()
+
+
+@pytest.mark.parametrize("window", [0, 32])
+def test_evaluation_covers_every_pixel_once(odd, window):
+    windows, shape = evaluation_windows(odd, "test", window)
+    assert shape[0] % 32 == 0 and shape[1] % 32 == 0
+    seen = {k: np.zeros(odd.shape("test", k), int) for k in range(3)}
+    reading = Reading((0, 1), (0, 1, 2), threads=1)
+    position = iter(windows)
+    for batch in evaluation_batches(odd, windows, shape, reading, batch_size=4):
+        for k, index in enumerate(batch["index"]):
+            if index < 0:
+                assert not batch["sar_valid"][k].any() and (batch["label"][k] == IGNORE_LABEL).all()
+                continue
+            w = next(position)
+            h, wd = seen[index].shape
+            part = seen[index][w.row : w.row + shape[0], w.col : w.col + shape[1]]
+            part += batch["sar_valid"][k][: part.shape[0], : part.shape[1]]
+            # The second band counts pixels: the window lies where it says.
+            expected = (np.arange(h * wd).reshape(h, wd) / 1000)[w.row : w.row + shape[0], w.col : w.col + shape[1]]
+            np.testing.assert_allclose(batch["sar"][k][: part.shape[0], : part.shape[1], 1], expected, rtol=1e-6)
+    assert all((count == 1).all() for count in seen.values())
+
+
+def test_two_processes_share_the_evaluation(odd):
+    windows, shape = evaluation_windows(odd, "test", 32)
+    reading = Reading((0, 1), (0, 1, 2), threads=1)
+    halves = [list(evaluation_batches(odd, windows, shape, reading, batch_size=4, process=(p, 2))) for p in (0, 1)]
+    assert len(halves[0]) == len(halves[1])
+    pixels = sum(batch["sar_valid"].sum() for half in halves for batch in half)
+    assert pixels == sum(h * w for h, w in OddSource.sizes)
+
+
+# ----------------------------------------------------------------------------------------------------- on the device
+
+
+STATISTICS = BandStatistics(mean=(-10.0, -20.0), std=(2.0, 4.0), low=(-14.0, -28.0), high=(-6.0, -12.0))
+EO_STATISTICS = BandStatistics(mean=(100.0,), std=(50.0,), low=(10.0,), high=(240.0,))
+
+
+def spec(augmentation=None, look_axis="x", **kwargs):
+    return InputSpec(
+        STATISTICS,
+        EO_STATISTICS,
+        normalise.Normalisation(**kwargs),
+        augmentation or augment.Augmentation(flips=False),
+        look_axis,
+    )
+
+
+@pytest.fixture
+def batch(rng):
+    shape = (6, 8, 8)
+    return {
+        "sar": rng.normal(-12, 3, (*shape, 2)).astype(np.float32),
+        "eo": rng.integers(0, 255, (*shape, 1)).astype(np.uint8),
+        "label": rng.integers(0, 3, shape).astype(np.uint8),
+        "sar_valid": rng.random(shape) < 0.9,
+        "eo_valid": rng.random(shape) < 0.9,
+        "index": np.arange(6, dtype=np.int32),
+    }
+
+
+def test_input_is_standardised_and_nodata_is_zero(batch):
+    batch["sar"][~batch["sar_valid"]] = np.nan
+    out = network_input(batch, spec())
+    expected = (batch["sar"] - STATISTICS.mean) / STATISTICS.std
+    np.testing.assert_allclose(out["sar"][batch["sar_valid"]], expected[batch["sar_valid"]], rtol=1e-5)
+    assert not np.asarray(out["sar"])[~batch["sar_valid"]].any()
+    np.testing.assert_allclose(out["eo"][batch["eo_valid"]], (batch["eo"][batch["eo_valid"]] - 100.0) / 50, rtol=1e-5)
+
+
+def test_clip_cuts_to_the_percentiles(batch):
+    out = np.asarray(network_input(batch, spec(clip=True))["sar"])
+    assert out.min() >= -2 and out.max() <= 2
+
+
+def test_lee_filter_equals_a_plain_loop_and_keeps_edges(rng):
+    power = rng.gamma(1.0, 1.0, (1, 12, 10, 1)).astype(np.float32)
+    power[:, :, 5:] *= 100
+    valid = rng.random((1, 12, 10)) < 0.95
+    found = np.asarray(normalise.lee_filter(power, valid))
+    for i, j in [(0, 0), (5, 2), (6, 5), (11, 9), (3, 8)]:
+        window = (slice(max(i - 3, 0), i + 4), slice(max(j - 3, 0), j + 4))
+        values = power[0, :, :, 0][window][valid[0][window]]
+        mean, variance = values.mean(), values.var()
+        k = np.clip((variance - mean**2) / variance, 0, 1)
+        assert found[0, i, j, 0] == pytest.approx(mean + k * (power[0, i, j, 0] - mean), rel=2e-3)
+    out = network_input(
+        {
+            "sar": units.linear_to_db(np.concatenate([power, power], -1)),
+            "eo": np.zeros((1, 12, 10, 1), np.uint8),
+            "sar_valid": valid,
+            "eo_valid": valid,
+            "label": valid,
+        },
+        spec(sar_filter="lee"),
+    )
+    expected = (10 * np.log10(found[..., 0]) + 10) / 2
+    np.testing.assert_allclose(out["sar"][..., 0][valid], expected[valid], atol=1e-3)
+
+
+@pytest.mark.parametrize(("look_axis", "legal"), [("x", (0,)), ("y", (1,)), ("any", (0, 1))])
+def test_only_legal_flips_occur_and_all_arrays_turn_together(look_axis, legal, rng):
+    n = 64
+    image = np.arange(16.0).reshape(1, 4, 4, 1).repeat(n, 0).astype(np.float32)
+    batch = {"sar": image, "eo": image + 1, "label": image[..., 0].astype(np.uint8)}
+    out = augment.flip(augment.sample_keys(jax.random.key(0), n), batch, look_axis)
+    base = image[0, :, :, 0]
+    allowed = [base, *(np.flip(base, a) for a in legal)]
+    if look_axis == "any":
+        allowed = [np.rot90(f, k) for k in range(4) for f in (base, np.flip(base, 0))]
+    seen = set()
+    for sar, eo, label in zip(out["sar"], out["eo"], out["label"], strict=True):
+        match = [k for k, a in enumerate(allowed) if np.array_equal(a, sar[..., 0])]
+        assert match, "an illegal flip"
+        seen.add(match[0])
+        np.testing.assert_array_equal(eo, sar + 1)
+        np.testing.assert_array_equal(label, sar[..., 0])
+    assert len(seen) == (8 if look_axis == "any" else 2)
+
+
+def test_gain_and_speckle_have_the_stated_size():
+    keys = augment.sample_keys(jax.random.key(1), 400)
+    db = np.zeros((400, 4, 4, 1), np.float32)
+    offsets = np.asarray(augment.sar_gain(keys, db, 1.5))
+    assert np.ptp(offsets.reshape(400, -1), axis=1).max() == 0, "one offset per sample"
+    assert offsets.min() == pytest.approx(-1.5, abs=0.05) and offsets.max() == pytest.approx(1.5, abs=0.05)
+    power = 10 ** (np.asarray(augment.speckle(keys, db, 4.0)) / 10)
+    # 6400 samples of Gamma(4) / 4: mean 1 +- 0.006, variance 1/4.
+    assert power.mean() == pytest.approx(1, abs=0.03) and power.var() == pytest.approx(0.25, rel=0.15)
+    factor = np.asarray(augment.eo_gain(keys, np.ones((400, 2, 2, 1), np.float32), 0.2))
+    assert factor.min() == pytest.approx(0.8, abs=0.01) and factor.max() == pytest.approx(1.2, abs=0.01)
+
+
+def test_augmentation_depends_on_the_global_position_alone(batch):
+    """What two devices with half a batch each do equals what one does with all of it."""
+    options = spec(augment.Augmentation(flips=True, sar_gain_db=1.0, eo_gain=0.1, speckle_looks=4.0))
+    key = jax.random.key(3)
+    whole = training_input(batch, options, key)
+    halves = [
+        training_input({k: v[s] for k, v in batch.items()}, options, key, s.start) for s in (slice(0, 3), slice(3, 6))
+    ]
+    for name in ("sar", "eo", "label"):
+        np.testing.assert_allclose(whole[name], np.concatenate([h[name] for h in halves]), rtol=1e-6)
+
+
+def test_label_is_ignored_where_the_sensor_saw_nothing(batch):
+    label = np.asarray(seen_label(batch, "sar"))
+    assert (label[~batch["sar_valid"]] == IGNORE_LABEL).all()
+    np.testing.assert_array_equal(label[batch["sar_valid"]], batch["label"][batch["sar_valid"]])
+
+
+def test_units_are_inverse_and_floored():
+    db = np.array([-30.0, 0.0, 12.5])
+    np.testing.assert_allclose(units.linear_to_db(units.db_to_linear(db)), db)
+    assert units.linear_to_db(np.float32(0)) == pytest.approx(-60)
+
+
+def test_builders_write_what_tfds_reads_without_tensorflow(scenes):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, tensorflow_datasets as tfds; b = tfds.builder_from_directory(sys.argv[1]);"
+        "s = b.as_data_source(split='train[:50%]'); assert len(s) == 12 and s[0]['sar'].shape == (64, 64, 2);"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, scenes.directory], check=True)
+    assert issubclass(catalogue.Scenes, PairedTiles) and pipeline.MAX_WINDOW % 32 == 0

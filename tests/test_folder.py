@@ -1,0 +1,233 @@
+"""Your own GeoTIFF folders: what is read, and what every mistake in them says."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from hfd_jax.data import catalogue
+from hfd_jax.data.folder import Folder, FolderSource
+from hfd_jax.data.tiles import prepare
+from hfd_jax.errors import DataError
+from hfd_jax.losses import IGNORE_LABEL
+
+DESCRIPTION = {
+    "name": "toy",
+    "sar": {"bands": ["VV", "VH"], "unit": "db"},
+    "eo": {"bands": ["R", "G", "B"], "nodata": 0},
+    "label": {
+        "ignore": [0],
+        "classes": [{"code": 10, "name": "land"}, {"code": 20, "name": "water", "colour": [0, 0, 200]}],
+    },
+    "look_axis": "x",
+    "split": {"by": "list", "train": "train.txt", "test": "test.txt"},
+}
+
+
+def write(path, array, crs="EPSG:32631", origin=(500000.0, 5750000.0), pixel=10.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = array.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=bands, dtype=array.dtype, crs=crs,
+        transform=from_origin(*origin, pixel, pixel),
+    ) as raster:  # fmt: skip
+        raster.write(array)
+
+
+class Toy:
+    """A folder of three pairs: a and b (labelled) and c (without label), 24 x 20 pixels; what differs is set per test."""
+
+    def __init__(self, root):
+        self.root, self.text = root, copy.deepcopy(DESCRIPTION)
+        rng = np.random.default_rng(0)
+        self.sar = rng.normal(-12, 3, (2, 24, 20)).astype(np.float32)
+        self.eo = rng.integers(1, 255, (3, 24, 20)).astype(np.uint8)
+        self.label = rng.choice([0, 10, 20], (1, 24, 20)).astype(np.uint8)
+        for number, name in enumerate("abc"):
+            origin = (500000.0 + 10000 * number, 5750000.0)
+            write(root / "sar" / f"{name}.tif", self.sar, origin=origin)
+            write(root / "eo" / f"{name}.tif", self.eo, origin=origin)
+            if name != "c":
+                write(root / "label" / f"{name}.tif", self.label, origin=origin)
+        (root / "train.txt").write_text("a\nc.tif\n")
+        (root / "test.txt").write_text("b\n")
+
+    def source(self):
+        (self.root / "dataset.json").write_text(json.dumps(self.text))
+        return FolderSource(str(self.root))
+
+    def read_all(self):
+        source = self.source()
+        return {key.id: source.read(key) for keys in source.keys().values() for key in keys}
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return Toy(tmp_path)
+
+
+def test_tiles_are_read_as_described(toy):
+    source = toy.source()
+    keys = source.keys()
+    assert {split: [k.name for k in ks] for split, ks in keys.items()} == {
+        "train": ["a"],
+        "unlabelled": ["c"],
+        "test": ["b"],
+    }
+    tile = source.read(keys["test"][0])
+    np.testing.assert_array_equal(tile.sar, np.moveaxis(toy.sar, 0, -1))
+    np.testing.assert_array_equal(tile.eo, np.moveaxis(toy.eo, 0, -1))
+    table = {0: IGNORE_LABEL, 10: 0, 20: 1}
+    np.testing.assert_array_equal(tile.label, np.vectorize(table.get)(toy.label[0]))
+    assert tile.crs == "EPSG:32631" and tile.transform == (10.0, 0.0, 510000.0, 0.0, -10.0, 5750000.0)
+    assert source.read(keys["unlabelled"][0]).label is None
+    assert source.facts.class_names == ("land", "water") and source.facts.pixel_size == 10
+
+
+def test_prepared_folder_reads_back(toy, tmp_path):
+    source = toy.source()
+    dataset = catalogue.read_dataset(prepare(Folder, source.name, source, str(tmp_path / "data")))
+    assert dataset.sizes == {"train": 1, "unlabelled": 1, "test": 1}
+    np.testing.assert_array_equal(dataset.source("test")[0]["sar"], np.moveaxis(toy.sar, 0, -1))
+    assert (dataset.source("unlabelled")[0]["label"] == IGNORE_LABEL).all()
+    assert catalogue.find_dataset("folder/toy", str(tmp_path / "data")).facts == dataset.facts
+
+
+def test_nodata_and_nan_are_masked(toy):
+    toy.sar[0, 3, 4] = np.nan
+    toy.eo[:, 5, 6] = 0
+    toy.eo[0, 7, 8] = 0  # black in one band only: valid
+    write(toy.root / "sar/a.tif", toy.sar)
+    write(toy.root / "eo/a.tif", toy.eo)
+    tile = toy.read_all()["a_0_0"]
+    assert not tile.sar_valid[3, 4] and tile.sar_valid.sum() == 24 * 20 - 1
+    assert not tile.eo_valid[5, 6] and tile.eo_valid[7, 8] and tile.eo_valid.sum() == 24 * 20 - 1
+
+
+def test_linear_power_becomes_db(toy):
+    toy.text["sar"]["unit"] = "linear"
+    for name in "abc":
+        write(
+            toy.root / f"sar/{name}.tif", 10 ** (toy.sar / 10), origin=(500000.0 + 10000 * "abc".index(name), 5750000.0)
+        )
+    tile = toy.read_all()["a_0_0"]
+    np.testing.assert_allclose(tile.sar, np.moveaxis(toy.sar, 0, -1), atol=1e-4)
+
+
+def test_negative_linear_power_is_refused(toy):
+    toy.text["sar"]["unit"] = "linear"
+    with pytest.raises(DataError, match=r"sar/a.tif: values down to -.*'linear' is a power, never below 0"):
+        toy.read_all()
+
+
+def test_offset_per_tile_and_for_all(toy):
+    toy.text["eo"]["offset"] = {"b": -100}
+    tiles = toy.read_all()
+    assert tiles["b_0_0"].eo.dtype == np.float32
+    np.testing.assert_array_equal(tiles["b_0_0"].eo, np.moveaxis(toy.eo, 0, -1) - 100.0)
+    np.testing.assert_array_equal(tiles["a_0_0"].eo, np.moveaxis(toy.eo, 0, -1))
+
+
+def test_split_by_columns_and_by_longitude(toy):
+    toy.text["split"] = {"by": "columns", "train": [0, 0.6], "test": [0.6, 1]}
+    (toy.root / "sar/c.tif").unlink()
+    (toy.root / "eo/c.tif").unlink()
+    tiles = toy.read_all()
+    assert tiles["a_0_0"].sar.shape == (24, 12, 2) and tiles["a_0_12"].sar.shape == (24, 8, 2)
+    np.testing.assert_array_equal(tiles["a_0_12"].eo, np.moveaxis(toy.eo, 0, -1)[:, 12:])
+    assert tiles["a_0_12"].transform[2] == 500000.0 + 12 * 10
+    toy.text["split"] = {"by": "longitude", "train": [3.0, 3.05], "test": [3.05, 4.0]}  # a at 3.00, b at 3.14 degrees
+    assert {k: [x.name for x in v] for k, v in toy.source().keys().items()} == {"train": ["a"], "test": ["b"]}
+
+
+def test_large_rasters_are_stored_in_blocks(toy):
+    big = np.zeros((2, 1100, 1030), np.float32)
+    write(toy.root / "sar/a.tif", big)
+    write(toy.root / "eo/a.tif", np.ones((3, 1100, 1030), np.uint8))
+    write(toy.root / "label/a.tif", np.full((1, 1100, 1030), 10, np.uint8))
+    tiles = [t for t in toy.read_all().values() if t.id.startswith("a_")]
+    assert len(tiles) == 4 and max(max(t.sar.shape) for t in tiles) <= 1024
+    assert sum(t.sar.shape[0] * t.sar.shape[1] for t in tiles) == 1100 * 1030
+
+
+def remove(path):
+    return lambda toy: (toy.root / path).unlink()
+
+
+def change(*path, to):
+    def apply(toy):
+        place = toy.text
+        for key in path[:-1]:
+            place = place[key]
+        if to is None:
+            place.pop(path[-1])
+        else:
+            place[path[-1]] = to
+
+    return apply
+
+
+def rewrite(path, bands, dtype="float32", value=1, size=(24, 20), **kwargs):
+    return lambda toy: write(toy.root / path, np.full((bands, *size), value, dtype), **kwargs)
+
+
+def truncate(path):
+    def apply(toy):
+        content = (toy.root / path).read_bytes()
+        (toy.root / path).write_bytes(content[: len(content) // 2])
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("eo/b.tif"), r"eo/b.tif: missing; 1 sar raster\(s\) have no eo partner"),
+        (remove("sar/b.tif"), r"sar/b.tif: missing; 1 eo raster\(s\) have no sar partner"),
+        (remove("label/b.tif"), r"label/b.tif: missing, but b is in split 'test'"),
+        (remove("train.txt"), "train.txt: missing;.*names it as a split list"),
+        (lambda toy: (toy.root / "test.txt").write_text("zzz"), "test.txt: lists 'zzz', but there is no .*sar/zzz.tif"),
+        (rewrite("sar/a.tif", 3), r"sar/a.tif: 3 bands; .*dataset.json names 2 \(VV, VH\)"),
+        (rewrite("eo/a.tif", 3, "uint8", size=(24, 21)), r"eo/a.tif: \(24, 21\) pixels \(rows, columns\).*\(24, 20\)"),
+        (rewrite("eo/a.tif", 3, "uint8", crs="EPSG:32632"), "eo/a.tif: CRS EPSG:32632; .*sar/a.tif has EPSG:32631"),
+        (rewrite("eo/a.tif", 3, "uint8", origin=(500006.0, 5750000.0)), r"eo/a.tif: 0.60 pixels off the grid of .*sar/a.tif"),
+        (rewrite("eo/a.tif", 3, "uint8", pixel=10.5), r"eo/a.tif: 1.20 pixels off the grid"),
+        (rewrite("label/a.tif", 1, "uint8", 30), r"label/a.tif: label code 30 is unknown; .* knows \[0, 10, 20\]"),
+        (truncate("sar/a.tif"), "sar/a.tif: (damaged or truncated|cannot be read)"),
+        (lambda toy: (toy.root / "eo/a.tif").write_bytes(b"no raster"), "eo/a.tif: cannot be read as a raster"),
+        (change("sar", "unit", to="decibel"), r"sar.unit is 'decibel'; .*expected one of: db, linear, raw"),
+        (change("look_axis", to="z"), r"look_axis is 'z'; expected one of: x, y, any"),
+        (change("sar", "band", to=["VV"]), r"sar.band is unknown; did you mean 'bands'"),
+        (change("eo", "bands", to=None), "eo.bands is missing"),
+        (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
+        (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_named(toy, damage, message):
+    damage(toy)
+    with pytest.raises(DataError, match=message):
+        toy.read_all()
+
+
+def test_half_a_pixel_of_offset_is_accepted(toy):
+    write(toy.root / "eo/a.tif", toy.eo, origin=(500004.9, 5750000.0))
+    toy.read_all()
+
+
+def test_missing_or_broken_description(toy):
+    with pytest.raises(DataError, match="dataset.json: missing; it describes the data set"):
+        FolderSource(str(toy.root))
+    (toy.root / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="dataset.json: not valid JSON"):
+        FolderSource(str(toy.root))
+
+
+def test_wrong_value_range_stops_the_preparation(toy, tmp_path):
+    write(toy.root / "sar/a.tif", np.full((2, 24, 20), 5000, np.float32))
+    source = toy.source()
+    with pytest.raises(DataError, match="tile a_0_0: SAR values from 5000 to 5000.*Is the unit 'linear' or 'raw'"):
+        prepare(Folder, source.name, source, str(tmp_path / "data"))
+    assert catalogue.list_datasets(str(tmp_path / "data")) == []

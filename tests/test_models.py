@@ -1,0 +1,124 @@
+"""The architecture: shapes, parameter counts, and the alignment module's contracts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfd_jax.models.alignment import FeatureAlignment, bin_means, upsample, warp
+from hfd_jax.models.resnet import ResNet
+from hfd_jax.models.segmenter import TAP_STRIDES, Segmenter
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_zero_flow_is_bilinear_upsampling(rng, scale):
+    x = rng.normal(size=(2, 5, 7, 3)).astype(np.float32)
+    flow = np.zeros((2, 5 * scale, 7 * scale, 2), np.float32)
+    np.testing.assert_allclose(warp(x, flow), upsample(x, flow.shape[1:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (-1, 0), (0, -2), (3, 2)])
+def test_flow_of_whole_pixels_shifts_by_exactly_so_many(rng, dy, dx):
+    """In pixels of the OUTPUT grid, on maps that are neither square nor of the same size as the output."""
+    x = rng.normal(size=(1, 6, 4, 2)).astype(np.float32)
+    height, width = 24, 16
+    flow = np.broadcast_to(np.array([dy, dx], np.float32), (1, height, width, 2))
+    plain = np.asarray(upsample(x, (height, width)))
+    rows, cols = np.clip(np.arange(height) + dy, 0, None), np.clip(np.arange(width) + dx, 0, None)
+    inside = np.ix_([0], (np.arange(height) + dy >= 0) & (rows < height), (np.arange(width) + dx >= 0) & (cols < width))
+    expected = plain[:, np.clip(rows, 0, height - 1)][:, :, np.clip(cols, 0, width - 1)]
+    np.testing.assert_allclose(np.asarray(warp(x, flow))[inside], expected[inside], atol=1e-5)
+
+
+def test_outside_the_map_the_border_value_is_taken(rng):
+    x = rng.normal(size=(1, 3, 3, 1)).astype(np.float32)
+    far = np.full((1, 6, 6, 2), 100.0, np.float32)
+    np.testing.assert_allclose(warp(x, far), np.full((1, 6, 6, 1), x[0, 2, 2, 0]), atol=1e-6)
+    np.testing.assert_allclose(warp(x, -far), np.full((1, 6, 6, 1), x[0, 0, 0, 0]), atol=1e-6)
+
+
+def test_warp_gradients_match_finite_differences(rng):
+    x = rng.normal(size=(1, 4, 4, 2)).astype(np.float32)
+    flow = rng.uniform(-0.9, 0.9, (1, 8, 8, 2)).astype(np.float32)
+    weight = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
+
+    def total(x, flow):
+        return float(jnp.sum(warp(x, flow) * weight))
+
+    for argument in (0, 1):
+        gradient = jax.grad(lambda *a: jnp.sum(warp(*a) * weight), argument)(x, flow)
+        for _ in range(5):
+            direction = rng.normal(size=np.shape(gradient)).astype(np.float32)
+            step = 1e-3
+            moved = [(x, flow), (x, flow)]
+            moved = [
+                tuple(v + sign * step * direction if k == argument else v for k, v in enumerate((x, flow)))
+                for sign in (1, -1)
+            ]
+            numeric = (total(*moved[0]) - total(*moved[1])) / (2 * step)
+            # float32 sums of 128 terms, and a kink where a sample crosses a pixel centre.
+            assert float(jnp.sum(gradient * direction)) == pytest.approx(numeric, rel=0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("align", ["flow", "none"])
+@pytest.mark.parametrize("context", [False, True])
+def test_alignment_shapes_do_not_depend_on_its_options(align, context):
+    features = {f"C{k}": jnp.ones((2, 64 // 2**k, 96 // 2**k, 4 * k)) for k in (2, 3, 4, 5)}
+    module = FeatureAlignment(8, align=align, context=context)
+    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), features, False)[0])
+    assert shape.shape == (2, 16, 24, 8)
+
+
+def test_untrained_flow_is_a_plain_pyramid(rng):
+    """The flow starts at zero: with the same weights both variants compute the same."""
+    features = {f"C{k}": rng.normal(size=(1, 64 // 2**k, 64 // 2**k, 4)).astype(np.float32) for k in (2, 3, 4, 5)}
+    variables = FeatureAlignment(8).init(jax.random.key(0), features, False)
+    plain = FeatureAlignment(8, align="none")
+    shared = {k: v for k, v in variables["params"].items() if not k.startswith("flow")}
+    one = FeatureAlignment(8).apply(variables, features, False)
+    other = plain.apply({**variables, "params": shared}, features, False)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_bin_means_are_adaptive_average_pooling():
+    x = np.arange(5.0, dtype=np.float32).reshape(1, 5, 1, 1)
+    # Cells 0-1, 1-3, 3-4 (start floor(i n / bins), end ceil((i + 1) n / bins)).
+    np.testing.assert_allclose(bin_means(x, 3)[0, :, 0, 0], [0.5, 2.0, 3.5])
+    np.testing.assert_allclose(bin_means(x, 1)[0, :, 0, 0], [2.0])
+
+
+# Of the published networks without their classifier: stem, blocks, BatchNorm scale and bias.
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
+def test_encoder_has_the_standard_number_of_parameters(depth, parameters):
+    shapes = jax.eval_shape(lambda: ResNet(depth).init(jax.random.key(0), jnp.ones((1, 64, 64, 3)), False))
+    assert count(shapes["params"]) == parameters
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_segmenter_shapes_and_strides(depth):
+    model = Segmenter(classes=7, depth=depth, width=8)
+    (logits, features), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.ones((2, 64, 128, 4))))
+    assert logits.shape == (2, 64, 128, 7) and logits.dtype == jnp.float32
+    for tap, stride in TAP_STRIDES.items():
+        assert features[tap].shape[1:3] == (64 // stride, 128 // stride)
+    assert features["C5"].shape[-1] == 8 * 8 * (4 if depth == 50 else 1)
+    assert features["A"].shape[-1] == 8 * (4 if depth == 50 else 2)
+
+
+def test_bfloat16_keeps_float32_parameters_statistics_and_logits(rng):
+    x = rng.normal(size=(2, 64, 64, 2)).astype(np.float32)
+    model = Segmenter(classes=3, width=8, dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    (logits, features), _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert logits.dtype == jnp.float32 and features["A"].dtype == jnp.bfloat16
+    exact, _ = Segmenter(classes=3, width=8).apply(variables, x, train=False)
+    rough, _ = model.apply(variables, x, train=False)
+    # 8 bits of mantissa through some 25 layers.
+    assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
