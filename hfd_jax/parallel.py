@@ -6,6 +6,9 @@ numbers. Both take and return HOST batches and replicated trees, so that nobody 
 """
 
 import functools
+import hashlib
+import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -139,6 +142,28 @@ def compiler_options() -> dict[str, str]:
     except Exception:  # noqa: BLE001 - an experimental setting: whatever this compiler says, it means "not here"
         return {}
     return options
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    A program compiled for one processor may crash on another: each kind has a folder of its own.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        kind = hashlib.sha1(_processor().encode()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", os.path.join(root, "hfd_jax", f"{jax.default_backend()}-{kind}"))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
 
 
 def prefetch(batches: Iterable[dict], shard: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:

@@ -16,7 +16,7 @@ from hfd_jax.data.pipeline import training_batches, training_pools
 from hfd_jax.errors import ConfigError
 from hfd_jax.evaluate import Evaluator, Network, evaluate_workdir, load_network, table
 from hfd_jax.metrics import Scores
-from hfd_jax.parallel import Jit, Pmap, make_parallel, prefetch
+from hfd_jax.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, prefetch
 from hfd_jax.reporting import say
 from hfd_jax.state import TrainState, init_fn, student_from_teacher
 from hfd_jax.workdir import Workdir, claim, package_versions
@@ -74,6 +74,7 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
 
 def prepare(config: ConfigDict, root: str) -> Context:
     """Checks everything, claims the workdir, opens (or simulates) the data."""
+    enable_compilation_cache()
     check_fields(config, jax.device_count())
     scenes = scene_source(config)
     if scenes:  # known before they exist

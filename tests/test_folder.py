@@ -38,7 +38,7 @@ def write(path, array, crs="EPSG:32631", origin=(500000.0, 5750000.0), pixel=10.
 
 
 class Toy:
-    """A folder of three pairs: a and b (labelled) and c (without label), 24 x 20 pixels; what differs is set per test."""
+    """A folder of three pairs of 24 x 20 pixels: a and b (labelled) and c (without label)."""
 
     def __init__(self, root):
         self.root, self.text = root, copy.deepcopy(DESCRIPTION)
@@ -188,20 +188,20 @@ def truncate(path):
         (remove("eo/b.tif"), r"eo/b.tif: missing; 1 sar raster\(s\) have no eo partner"),
         (remove("sar/b.tif"), r"sar/b.tif: missing; 1 eo raster\(s\) have no sar partner"),
         (remove("label/b.tif"), r"label/b.tif: missing, but b is in split 'test'"),
-        (remove("train.txt"), "train.txt: missing;.*names it as a split list"),
-        (lambda toy: (toy.root / "test.txt").write_text("zzz"), "test.txt: lists 'zzz', but there is no .*sar/zzz.tif"),
+        (remove("train.txt"), r"train.txt: missing;.*names it as a split list"),
+        (lambda toy: (toy.root / "test.txt").write_text("zzz"), r"test.txt: lists 'zzz', but there is no .*sar/zzz.tif"),
         (rewrite("sar/a.tif", 3), r"sar/a.tif: 3 bands; .*dataset.json names 2 \(VV, VH\)"),
         (rewrite("eo/a.tif", 3, "uint8", size=(24, 21)), r"eo/a.tif: \(24, 21\) pixels \(rows, columns\).*\(24, 20\)"),
-        (rewrite("eo/a.tif", 3, "uint8", crs="EPSG:32632"), "eo/a.tif: CRS EPSG:32632; .*sar/a.tif has EPSG:32631"),
+        (rewrite("eo/a.tif", 3, "uint8", crs="EPSG:32632"), r"eo/a.tif: CRS EPSG:32632; .*sar/a.tif has EPSG:32631"),
         (rewrite("eo/a.tif", 3, "uint8", origin=(500006.0, 5750000.0)), r"eo/a.tif: 0.60 pixels off the grid of .*sar/a.tif"),
         (rewrite("eo/a.tif", 3, "uint8", pixel=10.5), r"eo/a.tif: 1.20 pixels off the grid"),
         (rewrite("label/a.tif", 1, "uint8", 30), r"label/a.tif: label code 30 is unknown; .* knows \[0, 10, 20\]"),
-        (truncate("sar/a.tif"), "sar/a.tif: (damaged or truncated|cannot be read)"),
-        (lambda toy: (toy.root / "eo/a.tif").write_bytes(b"no raster"), "eo/a.tif: cannot be read as a raster"),
+        (truncate("sar/a.tif"), r"sar/a.tif: (damaged or truncated|cannot be read)"),
+        (lambda toy: (toy.root / "eo/a.tif").write_bytes(b"no raster"), r"eo/a.tif: cannot be read as a raster"),
         (change("sar", "unit", to="decibel"), r"sar.unit is 'decibel'; .*expected one of: db, linear, raw"),
         (change("look_axis", to="z"), r"look_axis is 'z'; expected one of: x, y, any"),
         (change("sar", "band", to=["VV"]), r"sar.band is unknown; did you mean 'bands'"),
-        (change("eo", "bands", to=None), "eo.bands is missing"),
+        (change("eo", "bands", to=None), r"eo.bands is missing"),
         (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],

@@ -4,17 +4,23 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from absl import flags, logging
-
+from hfd_jax import config_flags
 from hfd_jax.errors import UserError
 
 
-def launch(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None]) -> None:
-    """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C."""
-    arguments = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # grain and absl insist, whoever parses
-    logging.set_verbosity(logging.WARNING)
+def launch(
+    parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None], with_config: bool = False
+) -> None:
+    """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C.
+
+    `with_config`: the tool also takes --config=FILE and --config.FIELD=VALUE (`hfd_jax.config_flags.config()`).
+    """
+    arguments, rest = parser.parse_known_args()
+    foreign = [word for word in rest if not (with_config and word.startswith("--config"))]
+    if foreign:
+        parser.error(f"unknown argument {foreign[0]}")
     try:
+        config_flags.parse([parser.prog, *rest])  # grain and absl insist on parsed flags, whoever parses
         work(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -23,10 +29,11 @@ def launch(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace],
         sys.exit(130)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the tool's docstring as it is written, with defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m tools.NAME` that shows the tool's docstring as it is written, with defaults."""
+    return argparse.ArgumentParser(prog=f"python -m tools.{name}", description=description, formatter_class=_Formatter)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)

@@ -47,7 +47,7 @@ def networks(stage: str | None) -> list[str]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = cli.parser(__doc__)
+    parser = cli.parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="of the run, as main.py was given it")
     parser.add_argument(
         "--stage", choices=("teacher", "student"), help="only this stage's networks; default: all there are"

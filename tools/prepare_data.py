@@ -22,6 +22,16 @@ from hfd_jax.data.tiles import prepare
 from hfd_jax.errors import DataError, UserError
 from tools import cli
 
+DESCRIPTIONS = {
+    "size": "edge of a tile, pixels",
+    "pixel_size": "metres",
+    "looks": "of the speckle",
+    "incidence": "of the radar against the vertical, degrees",
+    "misregistration": "shift of the optical image, pixels",
+    "unlabelled_share": "of the training tiles",
+    "seed": "changes every tile",
+}
+
 
 def main(arguments: argparse.Namespace) -> None:
     if arguments.dataset == "scenes":
@@ -61,14 +71,14 @@ def summary(dataset: catalogue.Dataset) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = cli.parser(__doc__)
+    parser = cli.parser("prepare_data", __doc__)
     parser.add_argument("--dataset", required=True, choices=("folder", "scenes"), help="kind of data set")
     parser.add_argument("--raw_dir", help="folder: where the GeoTIFFs are")
     parser.add_argument("--description", help="folder: the description, if it is not RAW_DIR/dataset.json")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
     scenes = parser.add_argument_group("scenes", "options of the simulated data set")
     for field in dataclasses.fields(SceneOptions):
-        scenes.add_argument(f"--{field.name}", type=field.type, default=field.default, help=" ")
+        scenes.add_argument(f"--{field.name}", type=field.type, default=field.default, help=DESCRIPTIONS[field.name])
     for split, count in (("train", 600), ("validation", 100), ("test", 200)):
         scenes.add_argument(f"--{split}", type=int, default=count, help=f"{split} tiles")
     return parser
