@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     data.label_share = 1.0
     # Share of a distilling student's batch that is labelled, when there are unlabelled pairs. (Others see labelled
     # pairs only.)
-    data.labelled_per_batch = 0.5
+    data.labelled_per_batch = 0.25
     # Reading: threads of this process, and further processes (0: none).
     data.threads = 4
     data.workers = 0
@@ -88,17 +88,17 @@ def get_config() -> ConfigDict:
     optim.clip_norm = 1.0  # of the gradient; 0: no clipping
 
     config.teacher = teacher = ConfigDict()
-    teacher.steps = 400
+    teacher.steps = 400  # of stage 1
     # Take the teacher from another workdir (its folder checkpoints/teacher) instead of training one here.
     teacher.checkpoint = ""
 
     config.student = student = ConfigDict()
-    student.steps = 400
+    student.steps = 400  # of stage 2, and of every baseline
     student.init = "random"  # "random", or "teacher": start from the teacher's weights
 
     # Stage 2: what the teacher adds to the student's loss.
     config.distill = distill = ConfigDict()
-    distill.weight = 1.0  # lambda of the feature distillation (HFD); 0 switches it off
+    distill.weight = 10.0  # lambda of the feature distillation (HFD); 0 switches it off
     distill.taps = ("C3", "C4", "C5", "A")  # features compared: any of C2, C3, C4, C5 (encoder) and A (aggregated)
     distill.tap_weights = ()  # one per tap; () for equal weights
     distill.logit_weight = 0.0  # of the logit distillation

@@ -14,7 +14,6 @@ def get_config():
     config.baselines = ("sar_only",)
     config.data.label_share = 0.1
     config.model.width = 16
-    config.teacher.steps = 400
-    config.student.steps = 400
-    config.distill.weight = 10.0
+    config.teacher.steps = 600
+    config.student.steps = 600
     return config.lock()

@@ -1,0 +1,162 @@
+"""Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfd_jax.checkpoint import CheckpointReader, Checkpoints, DamagedError
+from hfd_jax.errors import CheckpointError
+from hfd_jax.state import TrainState
+
+# Reads of a failed restore that are still under way complain about the closed event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def make_state(step=0):
+    # Random numbers do not compress: the largest file is all array data, so that a flipped bit in it matters.
+    model = {"kernel": jax.random.normal(jax.random.key(step), (300, 4)), "bias": jnp.arange(4.0)}
+    return TrainState(
+        jnp.int32(step),
+        {"model": model, "distiller": {"w": jnp.ones(2)}},
+        {"model": {"mean": jnp.full(5, 2.0 * step)}, "distiller": {}},
+        ({"mu": jnp.full(7, 3.0)},),
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def save_all(folder, scores, keep=2):
+    checkpoints = Checkpoints(str(folder), keep)
+    for step, score in scores.items():
+        checkpoints.save(step, make_state(step), {"network": "student"}, score)
+    checkpoints.close()
+    return CheckpointReader(str(folder))
+
+
+def files(folder, step):
+    found = [p for p in Path(folder, str(step)).rglob("*") if p.is_file() and p.stat().st_size]
+    return sorted(found, key=lambda p: p.stat().st_size)
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    reader = save_all(tmp_path / "student", {10: 0.5, 20: 0.9, 30: 0.2, 40: 0.3, 50: None})
+    assert reader.steps() == [20, 40, 50]
+    assert reader.choose("best") == 20 and reader.choose("latest") == 50
+
+
+def test_best_is_remembered_by_a_new_process(tmp_path):
+    save_all(tmp_path / "student", {10: 0.9, 20: 0.1})
+    reader = save_all(tmp_path / "student", {30: 0.2, 40: 0.3})
+    assert reader.steps() == [10, 30, 40] and reader.choose("best") == 10
+
+
+def test_whole_state_and_parameters_alone_are_restored(tmp_path):
+    save_all(tmp_path / "student", {10: None})
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    state, step = checkpoints.restore_latest(abstract(make_state()))
+    assert step == 10 and equal(state, make_state(10))
+    part = {"params": {"model": abstract(make_state()).params["model"]}}
+    assert equal(checkpoints.restore(10, part), {"params": {"model": make_state(10).params["model"]}})
+    checkpoints.close()
+
+
+def test_nothing_there(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    assert checkpoints.restore_latest(abstract(make_state())) is None
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        checkpoints.choose("latest")
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        CheckpointReader(str(tmp_path / "nowhere"))
+
+
+def test_best_without_scores_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no scored checkpoint"):
+        save_all(tmp_path / "student", {10: None}).choose("best")
+
+
+def test_other_network_is_named_by_path_and_shape(tmp_path):
+    reader = save_all(tmp_path / "student", {10: None})
+    wanted = abstract({"params": {"model": {"kernel": jnp.ones((3, 5)), "gain": jnp.ones(1)}}})
+    with pytest.raises(
+        CheckpointError,
+        match=r"params/model/gain: expected \(1,\), found nothing; params/model/kernel: expected \(3, 5\), found \(300, 4\)",
+    ):
+        reader.restore(10, wanted)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
+def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplog):
+    folder = tmp_path / "student"
+    save_all(folder, {10: None, 20: None})
+    damage(files(folder / "20", "state")[-1])  # the largest file: array data
+    checkpoints = Checkpoints(str(folder))
+    with pytest.raises(DamagedError, match="/20: "):
+        checkpoints.restore(20, abstract(make_state()))
+    state, step = checkpoints.restore_latest(abstract(make_state()))
+    assert step == 10 and equal(state, make_state(10))
+    assert checkpoints.steps() == [10]
+    assert [p.name.rsplit("-", 1)[0] for p in (tmp_path / "damaged").iterdir()] == ["student-20"]
+    checkpoints.save(20, make_state(20), {})  # saving goes on, also at the step that was bad
+    checkpoints.close()
+    assert CheckpointReader(str(folder)).steps() == [10, 20]
+
+
+def test_damaged_record_counts_as_damage(tmp_path):
+    folder = tmp_path / "student"
+    save_all(folder, {10: 0.5, 20: 0.7})
+    for path in files(folder / "20", "record"):
+        truncate(path)
+    checkpoints = Checkpoints(str(folder))
+    assert checkpoints.restore_latest(abstract(make_state()))[1] == 10
+    checkpoints.close()
+
+
+def test_when_nothing_is_good_nothing_is_moved(tmp_path):
+    folder = tmp_path / "student"
+    save_all(folder, {10: None, 20: None})
+    for step in (10, 20):
+        flip_bit(files(folder / str(step), "state")[-1])
+    checkpoints = Checkpoints(str(folder))
+    with pytest.raises(CheckpointError, match="no good checkpoint is left, nothing was changed: .*/20: .*/10: "):
+        checkpoints.restore_latest(abstract(make_state()))
+    assert checkpoints.steps() == [10, 20]
+    checkpoints.close()
+
+
+def test_state_may_be_donated_right_after_save(tmp_path):
+    """Saving goes on in the background while the next step overwrites the buffers."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
+    state = {"w": jnp.arange(2_000_000.0)}
+    expected = np.asarray(state["w"]).copy()
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    checkpoints.save(1, state, {})
+    for _ in range(5):
+        state = step(state)
+    checkpoints.close()
+    restored = CheckpointReader(str(tmp_path / "student")).restore(1, abstract({"w": expected}))
+    np.testing.assert_array_equal(restored["w"], expected)

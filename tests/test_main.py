@@ -1,0 +1,314 @@
+"""The whole run, as a user starts it: the quickstart's config, shrunk."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hfd_jax.checkpoint import CheckpointReader
+from hfd_jax.errors import CheckpointError
+from tests.conftest import FAST_COMPILE, ROOT, run_python
+
+STEPS = 6
+NETWORKS = ("teacher", "sar_only", "teacher_init", "student")
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
+    small = {
+        "data.dir": data_dir,
+        "data.batch_size": 8,
+        "data.label_share": 0.25,
+        "data.scenes.train": 24,
+        "data.scenes.validation": 6,
+        "data.scenes.test": 10,
+        "model.width": 4,
+        "teacher.steps": STEPS,
+        "student.steps": STEPS,
+        "train.checkpoint_every": 3,
+        "train.eval_every": 3,
+        "train.log_every": 2,
+        "eval.panels": 2,
+        "baselines": str(baselines).replace(" ", ""),
+    }
+    flags = [f"--config.{field}={value}" for field, value in small.items()]
+    return ["main.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags, *more]
+
+
+def main(workdir, data_dir, *more, baselines=("sar_only", "teacher_init"), **kwargs):
+    return run_python(*arguments(workdir, data_dir, *more, baselines=baselines), **kwargs)
+
+
+def evaluation(workdir, split="test"):
+    return json.loads(Path(workdir, "evaluation.json").read_text())[split]
+
+
+def digests(workdir, network, step=STEPS):
+    record = CheckpointReader(os.path.join(workdir, "checkpoints", network)).record(step)
+    return {path: entry["blake2b"] for path, entry in record["arrays"].items()}
+
+
+def log_of(workdir, network):
+    rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if row["network"] == network and "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, scenes, scenes_dir):
+    """A finished run: (workdir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("runs") / "quick"
+    done = main(workdir, scenes_dir)
+    return workdir, done.stdout
+
+
+def test_everything_is_where_it_was_promised(finished):
+    workdir, text = finished
+    for name in ("config.json", "versions.json", "metrics.jsonl", "evaluation.json"):
+        assert (workdir / name).stat().st_size > 0
+    for network in NETWORKS:
+        assert CheckpointReader(str(workdir / "checkpoints" / network)).steps() == [3, 6]
+        assert list((workdir / "tensorboard" / network).glob("events*"))
+    for figure in ("panel_test.png", "confusion_test.png"):
+        assert (workdir / "figures" / figure).read_bytes().startswith(b"\x89PNG")
+    for title in (
+        "teacher (EO)",
+        "SAR-only student",
+        "student from teacher's weights",
+        "HFD student (SAR)",
+        "mIoU",
+        "kappa",
+    ):
+        assert title in text
+    assert "6 labelled + 18 unlabelled tiles" in text, "a quarter of 24 labels; the HFD student sees the rest as well"
+    assert " left" in text, "progress tells the time left"
+
+
+def test_scores_are_complete_and_every_pixel_is_counted(finished):
+    rows = evaluation(finished[0])
+    assert set(rows) == set(NETWORKS)
+    for row in rows.values():
+        assert row["pixels"] + row["ignored"] == 10 * 64 * 64
+        assert np.sum(row["confusion_matrix"]) == row["pixels"]
+        assert row["step"] == STEPS and 0 < row["mean_iou"] < 1
+
+
+def test_log_has_every_term_with_its_share(finished):
+    student = log_of(finished[0], "student")
+    assert list(student) == [1, 2, 4, 6]
+    assert {"ce", "dice", "hfd", "share_hfd", "hfd_C3", "grad_norm", "learning_rate"} <= set(student[6])
+    assert "hfd" not in log_of(finished[0], "sar_only")[6]
+
+
+def test_the_student_checkpoint_has_no_teacher_and_knows_its_data(finished):
+    reader = CheckpointReader(str(finished[0] / "checkpoints" / "student"))
+    record = reader.record(STEPS)
+    assert record["bands"]["sar"] == ["VV", "VH"] and record["facts"]["class_names"][4] == "buildings"
+    assert len(record["inputs"]["sar"]["mean"]) == 2 and record["versions"]["jax"]
+    roots = {"/".join(path.split("/")[:2]) for path in record["arrays"] if path.startswith("params")}
+    assert roots == {"params/model", "params/distiller"}
+    assert record["score"] is not None
+
+
+def test_second_start_trains_nothing_and_says_the_same(finished, scenes_dir):
+    workdir, text = finished
+    before = evaluation(workdir)
+    again = main(workdir, scenes_dir).stdout
+    assert again.count("already trained for 6 steps") == 4
+    assert evaluation(workdir) == before
+    assert text[text.index("evaluating") :] == again[again.index("evaluating") :]
+
+
+def test_another_config_is_refused(finished, scenes_dir):
+    done = main(finished[0], scenes_dir, "--config.distill.weight=2.5", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "made with another config" in done.stderr and "distill.weight: 10.0 there, 2.5 now" in done.stderr
+
+
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_resumed_run_is_bit_equal(finished, scenes_dir, tmp_path, network):
+    """Parameters, optimiser, statistics and the log: steps 4 to 6 again, from the checkpoint of step 3."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / network / str(STEPS))
+    text = main(workdir, scenes_dir).stdout
+    assert "steps 3 to 6" in text
+    assert digests(workdir, network) == digests(finished[0], network)
+    one, other = log_of(workdir, network), log_of(finished[0], network)
+    assert sorted(one) == sorted({*other, 4}) and one[6]["loss"] == other[6]["loss"]
+    assert evaluation(workdir) == evaluation(finished[0])
+
+
+def test_stages_one_by_one_equal_all_at_once(finished, scenes_dir, tmp_path):
+    workdir = tmp_path / "stages"
+    main(workdir, scenes_dir, "--config.stage=teacher")
+    assert not (workdir / "checkpoints" / "student").exists()
+    main(workdir, scenes_dir, "--config.stage=student")
+    for network in NETWORKS:
+        assert digests(workdir, network) == digests(finished[0], network)
+
+
+def test_teacher_from_another_run(finished, scenes_dir, tmp_path):
+    teacher = f"--config.teacher.checkpoint={finished[0] / 'checkpoints' / 'teacher'}"
+    main(tmp_path / "run", scenes_dir, teacher, "--config.stage=student", baselines=())
+    assert digests(tmp_path / "run", "student") == digests(finished[0], "student")
+    assert set(evaluation(tmp_path / "run")) == {"teacher", "student"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.data.eo_bands=('R','G','B')", r"has EO bands ['R', 'G', 'B', 'NIR']; this run has ['R', 'G', 'B']"),
+        ("--config.teacher.checkpoint={student}", "has sensor sar; this run has eo"),
+        ("--config.teacher.checkpoint=nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(finished, scenes_dir, tmp_path, change, message):
+    folder = finished[0] / "checkpoints"
+    flags = [f"--config.teacher.checkpoint={folder / 'teacher'}", change.format(student=folder / "student")]
+    done = main(tmp_path / "run", scenes_dir, *flags, "--config.stage=student", baselines=(), check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def test_pmap_on_two_devices_has_the_losses_of_jit_on_one(finished, scenes_dir, tmp_path):
+    two = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILE}"}
+    main(tmp_path / "run", scenes_dir, "--config.parallel=pmap", "--config.stage=teacher", env=two)
+    one, other = log_of(finished[0], "teacher"), log_of(tmp_path / "run", "teacher")
+    for step in one:
+        # The order of float32 sums differs; AdamW's first steps, which divide by tiny moments, amplify it.
+        assert other[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-3)
+    assert evaluation(tmp_path / "run")["teacher"]["pixels"] == 10 * 64 * 64
+
+
+def test_bfloat16_run(scenes_dir, tmp_path):
+    flags = ("--config.dtype=bfloat16", "--config.distill.logit_weight=1.0")
+    main(tmp_path / "run", scenes_dir, *flags, baselines=())
+    assert all(np.isfinite(row["loss"]) for row in log_of(tmp_path / "run", "student").values())
+
+
+def test_ablations_are_the_same_code(scenes_dir, tmp_path):
+    """No alignment, no distillation; context on: nothing but config fields."""
+    flags = (
+        "--config.model.align=none",
+        "--config.model.context=True",
+        "--config.distill.weight=0.0",
+    )
+    text = main(tmp_path / "run", scenes_dir, *flags, baselines=()).stdout
+    assert "student without distillation (SAR): 6 labelled tiles" in text
+
+
+# ------------------------------------------------------------------------------------------------------------- tools
+
+
+def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    before = evaluation(workdir)
+    (workdir / "evaluation.json").unlink()
+    text = run_python("-m", "tools.evaluate", f"--workdir={workdir}").stdout
+    assert evaluation(workdir) == before
+    assert "HFD student (SAR)" in text
+    run_python(
+        "-m",
+        "tools.evaluate",
+        f"--workdir={workdir}",
+        "--stage=teacher",
+        "--split=validation",
+        "--window=32",
+        "--checkpoint=best",
+    )
+    assert list(evaluation(workdir, "validation")) == ["teacher"]
+    assert evaluation(workdir, "validation")["teacher"]["pixels"] == 6 * 64 * 64
+    assert (workdir / "figures" / "panel_validation.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdir=nowhere"], "nowhere/config.json: missing; is nowhere the workdir of a run?"),
+        (["--workdir={run}", "--split=tset"], "no split 'tset'; did you mean 'test'"),
+    ],
+)
+def test_evaluate_tool_names_what_is_wrong(finished, flags, message):
+    done = run_python("-m", "tools.evaluate", *[flag.format(run=finished[0]) for flag in flags], check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_damaged_checkpoint_is_refused_by_evaluation(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    state = workdir / "checkpoints" / "student" / str(STEPS) / "state"
+    largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    for k in range(100, len(content), 1000):
+        content[k] ^= 1
+    largest.write_bytes(content)
+    done = run_python("-m", "tools.evaluate", f"--workdir={workdir}", check=False)
+    assert done.returncode == 1 and f"checkpoints/student/{STEPS}: " in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(CheckpointError):
+        CheckpointReader(str(workdir / "checkpoints" / "nothing"))
+
+
+@pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare"])
+def test_every_tool_explains_itself(tool):
+    text = run_python("-m", f"tools.{tool}", "--help").stdout
+    assert f"usage: python -m tools.{tool}" in text and f"  python -m tools.{tool} --" in text
+
+
+def test_prepare_tool_writes_scenes_and_says_how_to_use_them(tmp_path):
+    flags = ("--dataset=scenes", "--train=4", "--validation=0", "--test=2", "--looks=4", f"--data_dir={tmp_path}")
+    text = run_python("-m", "tools.prepare_data", *flags).stdout
+    assert "tiles: 4 train, 2 test" in text and "--config.data.name=scenes/64px" in text
+    done = run_python(
+        "-m", "tools.prepare_data", "--dataset=scenes", "--looks=-1", f"--data_dir={tmp_path}", check=False
+    )
+    assert done.returncode == 1 and "error: scenes.looks is -1.0; expected above 0" in done.stderr
+
+
+def test_compare_tool_tabulates_seeds_and_takes_finished_runs(scenes_dir, tmp_path):
+    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[1:] if "baselines" not in flag]
+    command = ("-m", "tools.compare", *flags, "--seeds=2")
+    text = run_python(*command).stdout
+    table = (tmp_path / "c" / "table_test.md").read_text()
+    assert table.strip() in text and "2 seeds" in table and "| HFD student (SAR) |" in table
+    rows = json.loads((tmp_path / "c" / "results_test.json").read_text())
+    values = [row["mean_iou"] for row in rows["student"]]
+    assert (
+        len(values) == 2 and values[0] != values[1] and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
+    )
+    again = run_python(*command).stdout
+    assert "--- seed" not in again and table.strip() in again
+
+
+@pytest.mark.skipif(not (SHARED / "terramind").is_dir(), reason="real Sentinel-1/2 tiles are not here")
+def test_real_tiles_train_and_evaluate(tmp_path):
+    flags = (
+        "--dataset=folder",
+        "--description=configs/datasets/terramind.json",
+        f"--raw_dir={SHARED / 'terramind'}",
+        f"--data_dir={tmp_path}",
+    )
+    text = run_python("-m", "tools.prepare_data", *flags).stdout
+    assert "tiles: 2 train, 2 test" in text and "sar VV: mean -11.1" in text
+    small = {
+        "data.name": "folder/terramind",
+        "data.dir": tmp_path,
+        "model.width": 4,
+        "teacher.steps": 2,
+        "student.steps": 2,
+    }
+    done = run_python(
+        "main.py",
+        "--config=configs/folder.py",
+        f"--workdir={tmp_path / 'run'}",
+        *[f"--config.{k}={v}" for k, v in small.items()],
+        env={"XLA_FLAGS": ""},  # this one as a user compiles it
+    )
+    rows = evaluation(tmp_path / "run")
+    assert set(rows) == {"teacher", "sar_only", "student"}
+    # Two right halves of 224 x 112 pixels; one of them is labelled flooded vegetation, which is ignored.
+    assert all(row["pixels"] + row["ignored"] == 2 * 224 * 112 for row in rows.values())
+    assert "HFD student (SAR)" in done.stdout

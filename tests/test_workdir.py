@@ -1,0 +1,93 @@
+"""The workdir belongs to one config; logs survive kills and resumes."""
+
+import json
+
+import pytest
+
+from configs import default
+from hfd_jax import reporting
+from hfd_jax.errors import WorkdirError
+from hfd_jax.workdir import Workdir, claim, read_json, write_json
+
+
+def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
+    workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
+    claim(workdir, config)
+    claim(workdir, config)
+    config.distill.weight, config.data.crop = 3.0, 96
+    with pytest.raises(
+        WorkdirError, match=r"another config.*data.crop: 64 there, 96 now; distill.weight: 10.0 there, 3.0 now"
+    ):
+        claim(workdir, config)
+    assert read_json(workdir.config)["distill"]["weight"] == 10.0
+
+
+def test_fields_that_change_no_number_are_free(tmp_path):
+    workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
+    claim(workdir, config)
+    config.stage, config.parallel, config.train.log_every, config.baselines = "student", "pmap", 5, ("sar_only",)
+    claim(workdir, config)
+    assert read_json(workdir.config)["stage"] == "student"
+    assert set(read_json(workdir.versions)) >= {"python", "jax", "flax", "optax"}
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(WorkdirError, match=r"config.json: missing; is .* the workdir of a run"):
+        read_json(Workdir(str(tmp_path)).config)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WorkdirError, match=r"config.json: not valid JSON"):
+        read_json(Workdir(str(tmp_path)).config)
+
+
+def test_json_is_replaced_as_a_whole(tmp_path):
+    path = str(tmp_path / "a.json")
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+
+
+def test_log_is_rewound_to_the_step_that_is_resumed(tmp_path):
+    log = reporting.MetricsLog(str(tmp_path / "metrics.jsonl"))
+    for network, step in (("teacher", 10), ("student", 10), ("student", 20), ("student", 30)):
+        log.write(network, step, {"loss": step / 10})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"network": "student", "st')  # the line a killed run left
+    log.rewind("student", 20)
+    log.write("student", 25, {"loss": 9.0})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["network"], r["step"]) for r in rows] == [
+        ("teacher", 10),
+        ("student", 10),
+        ("student", 20),
+        ("student", 25),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1:00"), (3600, "1:00:00"), (7384.6, "2:03:05")]
+)
+def test_durations_read_well(seconds, text):
+    assert reporting.duration(seconds) == text
+
+
+def test_progress_leaves_out_the_compilation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    progress = reporting.Progress(total=11)
+    now[0] += 50  # the first step compiles
+    assert progress.text(1) == "1/11"
+    now[0] += 10
+    assert progress.text(6) == "6/11  0.5/s  10 s left"
+
+
+def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatch, caplog):
+    reporting.tensorboard_available.cache_clear()
+    monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else True)
+    for _ in range(2):
+        summaries = reporting.Summaries(str(tmp_path / "tb"))
+        summaries.scalars(1, {"loss": 1.0})
+        summaries.close()
+    assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
+    assert not (tmp_path / "tb").exists()
+    reporting.tensorboard_available.cache_clear()
