@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from hfd_jax import assembly, figures, steps
 from hfd_jax.checkpoint import CheckpointReader
@@ -114,9 +115,11 @@ class Evaluator:
 
     def _batches(self, windows):
         process = (jax.process_index(), jax.process_count())
-        return evaluation_batches(
+        batches = evaluation_batches(
             self._dataset, windows, self._shape, self._reading, batch_size=self._batch_size, process=process
         )
+        total = -(-len(windows) // self._batch_size)
+        return tqdm(batches, "evaluating", total, unit="batch", delay=5, leave=False, disable=jax.process_index() > 0)
 
     def _step(self, model, inputs, sensor):
         key = (model, inputs, sensor)
@@ -160,7 +163,8 @@ def evaluate_workdir(
         if panels:
             tiles = evaluator.predictions(networks, panels)
             bands = tuple(next(iter(networks.values())).record["bands"]["eo"])
-            figures.panel(workdir.figure(f"panel_{split}.png"), tiles, titles, facts, bands)
+            columns = dict(sorted(titles.items(), key=lambda item: item[0] == "teacher"))
+            figures.panel(workdir.figure(f"panel_{split}.png"), tiles, columns, facts, bands)
     return {titles[name]: row for name, row in results.items()}
 
 

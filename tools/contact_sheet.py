@@ -3,8 +3,8 @@
   python -m tools.contact_sheet --data=data/folder/my_data/1.0.0 --output=my_data.png
   python -m tools.contact_sheet --data=data/scenes/... --split=test --tiles=6 --output=scenes.png
 
---data is the folder that tools.prepare_data printed. Each picture is stretched between the 2nd and 98th percentile of its
-valid pixels; pixels without data or label are black.
+--data is the folder that tools.prepare_data printed. Each picture is stretched between the 2nd and 98th percentile of
+its valid pixels; pixels without data or label are black.
 """
 
 import argparse
