@@ -4,6 +4,7 @@ import sys
 
 from absl import app, flags
 
+from configs import default
 from hfd_jax import config_flags
 from hfd_jax.errors import UserError
 
@@ -21,12 +22,12 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
+        sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late: --help and a misspelt field are answered at once.
     from hfd_jax import train
 
     try:
-        train.run(config_flags.config(), _WORKDIR.value)
+        train.run(config_flags.config(default.get_config()), _WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: {error}")
 

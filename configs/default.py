@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     # Input, the same in training and use.
     config.normalise = normalise = ConfigDict()
     normalise.sar_filter = "none"  # "none" or "lee" (7 x 7)
+    normalise.sar_looks = 1.0  # number of looks of the images, which the filter needs to know
     normalise.clip = False  # cut to the 1st and 99th percentile of the training pixels
 
     # Training only.
@@ -89,8 +90,10 @@ def get_config() -> ConfigDict:
 
     config.teacher = teacher = ConfigDict()
     teacher.steps = 400  # of stage 1
-    # Take the teacher from another workdir (its folder checkpoints/teacher) instead of training one here.
+    # Take the teacher from another run (its folder checkpoints/teacher) instead of training one here.
     teacher.checkpoint = ""
+    # Which of its checkpoints teaches: "latest", or "best" (mIoU on the validation split, which costs its labels).
+    teacher.which = "latest"
 
     config.student = student = ConfigDict()
     student.steps = 400  # of stage 2, and of every baseline
@@ -107,7 +110,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.log_every = 25  # steps between lines of the log
-    train.eval_every = 0  # steps between evaluations on the validation split; 0: only after the last
+    train.eval_every = 0  # steps between evaluations on the validation split; 0: never
     train.checkpoint_every = 200  # steps between checkpoints; the last step always has one
     train.keep_checkpoints = 2  # latest ones; the best one stays beside them
 
@@ -115,9 +118,8 @@ def get_config() -> ConfigDict:
     evaluation.split = "test"  # evaluated when training ends
     evaluation.batch_size = 16  # a multiple of the number of devices
     evaluation.window = 0  # edge of the windows that a tile is cut into, pixels; 0: whole tiles up to 1024
-    # Which checkpoint is evaluated and teaches: "latest", or "best" (mIoU on the validation split, which costs its
-    # labels).
+    # Which checkpoint is evaluated: "latest", or "best" (mIoU on the validation split, which costs its labels).
     evaluation.checkpoint = "latest"
     evaluation.panels = 6  # tiles in the picture
 
-    return config
+    return config.lock()

@@ -22,4 +22,4 @@ def get_config():
     config.teacher.steps = 300
     config.student.steps = 300
     config.eval.batch_size = 4
-    return config.lock()
+    return config

@@ -16,4 +16,4 @@ def get_config():
     config.model.width = 16
     config.teacher.steps = 600
     config.student.steps = 600
-    return config.lock()
+    return config

@@ -1,6 +1,8 @@
 """From a config (or a checkpoint's record) to objects: network, input, objective, optimiser."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,11 +15,12 @@ from hfd_jax.data.catalogue import Dataset, SceneSource
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
-from hfd_jax.data.pipeline import Reading
+from hfd_jax.data.pipeline import Reading, Ref, training_pools
 from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.distill.hfd import HFD
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.steps import Objective
+from hfd_jax.workdir import Workdir
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -51,7 +54,8 @@ def teacher_run() -> Run:
 
 def student_run(config: ConfigDict) -> Run:
     distils = config.distill.weight > 0 or config.distill.logit_weight > 0
-    title = "HFD student (SAR)" if distils else "student without distillation (SAR)"
+    title = "HFD student (SAR)" if config.distill.weight > 0 else "student distilled from logits (SAR)"
+    title = title if distils else "student without distillation (SAR)"
     return Run("student", "sar", distils=distils, from_teacher=config.student.init == "teacher", title=title)
 
 
@@ -96,10 +100,33 @@ def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> Inp
     return InputSpec(
         sar=select("sar"),
         eo=select("eo"),
-        normalisation=Normalisation(config.normalise.sar_filter, config.normalise.clip, facts.sar_unit),
+        normalisation=Normalisation(sar_unit=facts.sar_unit, **config.normalise.to_dict()),
         augmentation=Augmentation(**config.augment.to_dict()),
         look_axis=facts.look_axis,
     )
+
+
+def teacher_folder(config: ConfigDict, workdir: Workdir) -> str:
+    """Where the teacher's checkpoints lie."""
+    return config.teacher.checkpoint or workdir.checkpoints("teacher")
+
+
+def labelled_tiles(config: ConfigDict, dataset: Dataset) -> tuple[list[Ref], list[Ref]]:
+    """The training tiles as (labelled, unlabelled)."""
+    return training_pools(dataset, config.data.label_share, config.seed)
+
+
+def make_pools(config: ConfigDict, dataset: Dataset, run: Run) -> list[tuple[list[Ref], float]]:
+    """A distilling student draws from labelled and unlabelled pairs; every other network from labelled ones.
+
+    Where labels are plentiful their share of a batch is at least their share of the tiles: no unlabelled tile is seen
+    more often than a labelled one.
+    """
+    labelled, unlabelled = labelled_tiles(config, dataset)
+    if not (run.distils and unlabelled and config.data.labelled_per_batch < 1):
+        return [(labelled, 1.0)]
+    share = max(config.data.labelled_per_batch, len(labelled) / (len(labelled) + len(unlabelled)))
+    return [(labelled, share), (unlabelled, 1 - share)]
 
 
 def make_reading(config: ConfigDict, facts: Facts) -> Reading:
@@ -109,12 +136,13 @@ def make_reading(config: ConfigDict, facts: Facts) -> Reading:
     return Reading(**index, threads=config.data.threads, workers=config.data.workers)
 
 
-def make_objective(config: ConfigDict, run: Run, steps: int, statistics: Statistics) -> Objective:
+def make_objective(config: ConfigDict, run: Run, steps: int, class_pixels: Callable[[], tuple[int, ...]]) -> Objective:
+    """`class_pixels` is called only where class weights are wanted: it may read every label."""
     distill = config.distill
     return Objective(
         ce=config.loss.ce,
         dice=config.loss.dice,
-        class_weights=class_weights(statistics.class_pixels) if config.loss.class_weights == "inverse_sqrt" else None,
+        class_weights=class_weights(class_pixels()) if config.loss.class_weights == "inverse_sqrt" else None,
         hfd=distill.weight if run.distils else 0.0,
         logit=distill.logit_weight if run.distils else 0.0,
         temperature=distill.temperature,
@@ -157,10 +185,16 @@ def make_record(
         "dtype": config.dtype,
         "bands": {sensor: list(chosen_bands(config, dataset.facts, sensor)) for sensor in ("sar", "eo")},
         "facts": dataset.facts.to_dict(),
+        "tiles": dataset.sizes,
         "inputs": dataclasses.asdict(inputs),
         "config": config.to_dict(),
         "versions": versions,
     }
+
+
+def jsonable(values: Any) -> Any:
+    """As it comes back from a JSON file: tuples become lists."""
+    return json.loads(json.dumps(values))
 
 
 def model_of(record: dict[str, Any]) -> Segmenter:

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.utils import checkpoint_steps
 
 from hfd_jax.errors import CheckpointError
+from hfd_jax.parallel import wait_for_all
 from hfd_jax.state import shape_differences
 
 
@@ -117,6 +117,17 @@ class CheckpointReader:
                 raise DamagedError(f"{self._path(step)}: damaged, {path} does not match its digest")
         return state
 
+    def verify(self, step: int) -> None:
+        """Reads every array of a step and holds it against its digest; DamagedError where one does not match."""
+        try:
+            arrays = self.record(step)["arrays"]
+            state = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"))
+        except Exception as error:  # as above
+            raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
+        digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
+        if digests != sorted(entry["blake2b"] for entry in arrays.values()):
+            raise DamagedError(f"{self._path(step)}: damaged, an array does not match its digest")
+
     def _path(self, step: int, *parts: str) -> str:
         return os.path.join(self.directory, str(step), *parts)
 
@@ -204,8 +215,7 @@ class Checkpoints(CheckpointReader):
                 os.makedirs(folder, exist_ok=True)
                 os.rename(self._path(step), place)
             self._scores.pop(step, None)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints moved")
+        wait_for_all("damaged checkpoints moved")
         self._manager.reload()
 
 

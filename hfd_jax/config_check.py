@@ -1,6 +1,6 @@
 """Refuses what cannot work before anything is computed or written: one error that names the field."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,11 +26,13 @@ _CHOICES = {
     "loss.class_weights": ("none", "inverse_sqrt"),
     "optim.schedule": SCHEDULES,
     "student.init": ("random", "teacher"),
+    "teacher.which": ("latest", "best"),
     "eval.checkpoint": ("latest", "best"),
 }
 _MEMBERS = {"baselines": tuple(BASELINES), "distill.taps": TAPS}
 _POSITIVE = (
     "data.crop",
+    "normalise.sar_looks",
     "data.batch_size",
     "model.width",
     "optim.learning_rate",
@@ -120,8 +122,19 @@ def _check_combinations(config: ConfigDict, devices: int) -> None:
             "distill.tap_weights",
             f"expected {len(config.distill.taps)} weights of 0 or more, one per tap, not all 0",
         )
-    if config.eval.checkpoint == "best" and not config.train.eval_every:
-        _fail(config, "eval.checkpoint", "the best checkpoint is known only with train.eval_every above 0")
+    for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
+        if _get(config, field) == "best" and not config.train.eval_every:
+            _fail(config, field, "the best checkpoint is known only with train.eval_every above 0")
+    if config.teacher.checkpoint and config.stage == "teacher":
+        _fail(
+            config,
+            "teacher.checkpoint",
+            "stage 'teacher' trains one here; leave the field empty or choose stage 'student'",
+        )
+    if config.eval.split == "unlabelled":
+        _fail(config, "eval.split", "without labels there is nothing to compare with")
+    if len(set(config.distill.taps)) < len(config.distill.taps):
+        _fail(config, "distill.taps", "a tap is named twice")
     if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
         _fail(
             config,
@@ -135,8 +148,23 @@ def _check_combinations(config: ConfigDict, devices: int) -> None:
             raise ConfigError(f"config.data.{error}") from error
 
 
-def check_against_data(config: ConfigDict, facts: Facts, splits: Sequence[str]) -> None:
-    """Checks what depends on the data set; ConfigError as above."""
+def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str], largest: tuple[int, int]) -> None:
+    """Checks what depends on the data set; ConfigError as above.
+
+    Args:
+      config: to check.
+      facts: of the data set.
+      splits: that it has.
+      largest: height and width of its largest training tile, pixels.
+    """
+    if "train" not in splits:
+        _fail(config, "data.name", f"{facts.name} has no labelled training tile; its splits: {', '.join(splits)}")
+    if config.data.crop >= max(largest) + STRIDE:
+        _fail(
+            config,
+            "data.crop",
+            f"the largest training tile has {largest[0]} x {largest[1]} pixels; the rest is padding",
+        )
     for sensor in ("sar", "eo"):
         field, stored = f"data.{sensor}_bands", getattr(facts, f"{sensor}_bands")
         bands = _get(config, field)

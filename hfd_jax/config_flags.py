@@ -3,7 +3,7 @@
 import os
 import runpy
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from hfd_jax.errors import ConfigError, nearest
@@ -17,36 +17,75 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       ConfigError: a config file that is missing, a misspelt field, a value of the wrong type.
     """
-    for word in argv:
-        path = word.removeprefix("--config=")
-        if path != word and not os.path.isfile(path.split(":")[0]):
-            raise ConfigError(f"--config={path}: no such file; configs/ holds those that come with the project")
+    path = _config_path(argv)
+    if path and not os.path.isfile(path):
+        raise ConfigError(f"--config={path}: no such file; configs/ holds those that come with the project")
     try:
-        rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(_unknown_field(argv) or str(error)) from error
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+        raise ConfigError(_unknown_field(path, argv) or str(error).splitlines()[0]) from error
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # the libraries report every file they touch
     return rest
 
 
-def _unknown_field(argv: list[str]) -> str | None:
-    """Names the first --config.FIELD of argv that the config file does not have."""
-    fields = [word.removeprefix("--config.").split("=")[0] for word in argv if word.startswith("--config.")]
-    path = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), None)
-    if path is None:
-        return "--config.FIELD needs --config=FILE"
-    for field in fields:
-        place = runpy.run_path(path)["get_config"]()
-        for part in field.split("."):
-            if part not in place:
-                return f"config.{field} does not exist: {nearest(part, place)}"
-            place = place[part]
+def config(reference: ConfigDict) -> ConfigDict:
+    """The parsed config.
+
+    Args:
+      reference: has every field there is.
+
+    Raises:
+      ConfigError: --config was not given, or the file's fields are not those of `reference`.
+    """
+    if _CONFIG.value is None:
+        raise ConfigError("--config is missing, for example --config=configs/quickstart.py")
+    mine, known = set(field_names(_CONFIG.value)), set(field_names(reference))
+    if mine - known:
+        field = min(mine - known)
+        raise ConfigError(f"config.{field} does not exist: {_nearest_field(field, known)}")
+    if known - mine:
+        raise ConfigError(f"config.{min(known - mine)} is missing; let the config start from configs/default.py")
+    return _CONFIG.value
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """All fields as "part.field"."""
+    names = []
+    for key, value in config.items():
+        names += field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return names
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in ("--config", "-config"):
+            return following
+        if word.startswith(("--config=", "-config=")):
+            return word.split("=", 1)[1]
     return None
 
 
-def config() -> ConfigDict:
-    """The parsed config; ConfigError where --config was not given."""
-    if _CONFIG.value is None:
-        raise ConfigError("--config is missing, for example --config=configs/quickstart.py")
-    return _CONFIG.value
+def _unknown_field(path: str | None, argv: list[str]) -> str | None:
+    """Names the first --config.FIELD of argv, or the first field set by the file, that does not exist."""
+    fields = [word.split("=")[0].lstrip("-").removeprefix("config.") for word in argv if word.startswith("--config.")]
+    if path is None:
+        return "--config.FIELD needs --config=FILE" if fields else None
+    try:
+        known = field_names(runpy.run_path(path)["get_config"]())
+    except (AttributeError, KeyError, TypeError) as error:
+        return f"{path}: " + str(error).replace("\\n", " ").strip("'\"")
+    for field in fields:
+        if field not in known:
+            return f"config.{field} does not exist: {_nearest_field(field, known)}"
+    return None
+
+
+def _nearest_field(field: str, known) -> str:
+    """Prefers a field of the same name in another part, then a similar one in the same part."""
+    part, _, name = field.rpartition(".")
+    same_name = sorted(other for other in known if other.rpartition(".")[2] == name)
+    if same_name:
+        return f"did you mean {same_name[0]!r}?"
+    siblings = [other for other in known if other.rpartition(".")[0] == part]
+    return nearest(field, sorted(siblings or {other.split(".")[0] for other in known}))

@@ -1,4 +1,4 @@
-"""Pictures: panels of tiles, confusion matrices, learning curves. Matplotlib without a display."""
+"""Pictures: panels of tiles and confusion matrices. Matplotlib without a display."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from hfd_jax.data.facts import Facts
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 
 
 def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-IGNORE_LABEL = 255
+from hfd_jax.labels import IGNORE_LABEL
+
 EPS = 1e-6
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -142,6 +143,12 @@ def compiler_options() -> dict[str, str]:
     except Exception:  # noqa: BLE001 - an experimental setting: whatever this compiler says, it means "not here"
         return {}
     return options
+
+
+def wait_for_all(what: str) -> None:
+    """A barrier over processes; nothing with a single one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def enable_compilation_cache() -> None:

@@ -43,9 +43,6 @@ class Progress:
         rate = (done - self._first) / max(time.monotonic() - self._since, 1e-9)
         return f"{done}/{self._total}  {rate:.1f}/s  {duration((self._total - done) / rate)} left"
 
-    def rate(self, done: int) -> float:
-        return max(done - self._first, 0) / max(time.monotonic() - self._since, 1e-9)
-
 
 class MetricsLog:
     """Appends to metrics.jsonl: one object a line with "network", "step" and numbers. Only the first process writes.
@@ -113,11 +110,6 @@ class Summaries:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer:
             self._writer.write_scalars(step, values)
-
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """images: name -> [B, H, W, 3]."""
-        if self._writer:
-            self._writer.write_images(step, images)
 
     def close(self) -> None:
         if self._writer:

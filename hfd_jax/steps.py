@@ -15,6 +15,7 @@ from hfd_jax import losses
 from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input
 from hfd_jax.distill.hfd import HFD
 from hfd_jax.distill.logits import logit_loss
+from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.metrics import confusion_matrix
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.state import TrainState
@@ -86,7 +87,7 @@ def segmentation_terms(logits, label, objective: Objective, axis_name: str | Non
 def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
     """Stage 1: an update of the EO teacher on (EO, label); or of a student without distillation, on (SAR, label)."""
     del teacher
-    batch = _training_batch(setup, state.step, batch)
+    batch = training_input(batch, setup.inputs, setup.seed)
 
     def loss_terms(params):
         (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
@@ -101,7 +102,7 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
 
     `teacher` holds the variables of setup.teacher; it enters as an argument, is not differentiated and not returned.
     """
-    batch = _training_batch(setup, state.step, batch)
+    batch = training_input(batch, setup.inputs, setup.seed)
     both_valid = batch["sar_valid"] & batch["eo_valid"]
     teacher_logits, teacher_features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
     objective, ramp = setup.objective, _ramp(state.step, setup.objective.warmup_steps)
@@ -142,11 +143,12 @@ def eval_step(model: Segmenter, inputs: InputSpec, sensor: str, axis_name: str |
     def step(variables, batch):
         batch = network_input(batch, inputs)
         logits, _ = model.apply(variables, batch[sensor], train=False)
-        label = seen_label(batch, sensor)
+        # What both sensors saw, whichever is used: rows of a table are about the same pixels.
+        label = jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL)
         counts = {
             "confusion": confusion_matrix(jnp.argmax(logits, -1), label, model.classes),
             # Padding (index -1) is no part of the data set and so not "ignored" either.
-            "ignored": jnp.sum((label == losses.IGNORE_LABEL) & (batch["index"] >= 0)[:, None, None]),
+            "ignored": jnp.sum((label == IGNORE_LABEL) & (batch["index"] >= 0)[:, None, None]),
         }
         return jax.tree.map(lambda x: losses.global_sum(x, axis_name), counts)
 
@@ -161,12 +163,6 @@ def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):
         return jnp.argmax(logits, -1).astype(jnp.uint8)
 
     return step
-
-
-def _training_batch(setup: Setup, step, batch: dict) -> dict:
-    key = jax.random.fold_in(jax.random.key(setup.seed), step)
-    first = jax.lax.axis_index(setup.axis_name) * batch["label"].shape[0] if setup.axis_name else 0
-    return training_input(batch, setup.inputs, key, first)
 
 
 def _forward(model: Segmenter, params, batch_stats, image):

@@ -15,7 +15,7 @@ from hfd_jax.errors import WorkdirError
 FREE = ("stage", "baselines", "parallel", "data.dir", "data.threads", "data.workers", "train", "eval")
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
-    "numpy", "rasterio",
+    "numpy", "scipy", "rasterio",
 )  # fmt: skip
 
 
@@ -54,23 +54,26 @@ class Workdir:
         return os.path.join(folder, name)
 
 
-def claim(workdir: Workdir, config: ConfigDict) -> None:
-    """Writes config.json and versions.json, or checks that the config there is the same but for FREE fields.
+def check_claim(workdir: Workdir, config: ConfigDict) -> None:
+    """WorkdirError where the folder holds a run of another config; names every differing field that is not FREE."""
+    if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
+        raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
+    if not os.path.exists(workdir.config):
+        return
+    lines = differences(read_json(workdir.config), _jsonable(config))
+    differing = [line for field, line in lines if not _is_free(field)]
+    if differing:
+        raise WorkdirError(
+            f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
+            + "; ".join(differing)
+        )
 
-    Raises:
-      WorkdirError: names every field that differs, with both values.
-    """
-    mine = json.loads(config.to_json_best_effort())
-    if os.path.exists(workdir.config):
-        theirs = read_json(workdir.config)
-        differing = [line for field, line in _differences(theirs, mine) if not _is_free(field)]
-        if differing:
-            raise WorkdirError(
-                f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
-                + "; ".join(differing)
-            )
+
+def claim(workdir: Workdir, config: ConfigDict) -> None:
+    """Writes config.json and versions.json after `check_claim`."""
+    check_claim(workdir, config)
     os.makedirs(workdir.root, exist_ok=True)
-    write_json(workdir.config, mine)
+    write_json(workdir.config, _jsonable(config))
     write_json(workdir.versions, package_versions())
 
 
@@ -90,7 +93,7 @@ def read_json(path: str) -> Any:
     try:
         with open(path) as file:
             return json.load(file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise WorkdirError(f"{path}: missing; is {os.path.dirname(path)} the workdir of a run?") from error
     except json.JSONDecodeError as error:
         raise WorkdirError(f"{path}: not valid JSON ({error})") from error
@@ -98,22 +101,27 @@ def read_json(path: str) -> Any:
 
 def write_json(path: str, values: Any) -> None:
     """Replaces the file as a whole: a killed run leaves the old one or the new one."""
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w") as file:
         json.dump(values, file, indent=2)
         file.write("\n")
     os.replace(temporary, path)
 
 
-def _is_free(field: str) -> bool:
-    return any(field == free or field.startswith(free + ".") for free in FREE)
-
-
-def _differences(theirs: Any, mine: Any, prefix: str = "") -> list[tuple[str, str]]:
+def differences(theirs: Any, mine: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """(field, "field: theirs there, mine now") of two nested dicts."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         lines = []
         for key in sorted(theirs.keys() | mine.keys()):
-            lines += _differences(theirs.get(key), mine.get(key), f"{prefix}{key}.")
+            lines += differences(theirs.get(key), mine.get(key), f"{prefix}{key}.")
         return lines
     field = prefix.rstrip(".")
     return [] if theirs == mine else [(field, f"{field}: {theirs!r} there, {mine!r} now")]
+
+
+def _jsonable(config: ConfigDict) -> Any:
+    return json.loads(config.to_json_best_effort())
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(free + ".") for free in FREE)

@@ -4,11 +4,11 @@ import importlib
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import default
 from hfd_jax import assembly
 from hfd_jax.config_check import check_against_data, check_fields
+from hfd_jax.config_flags import field_names
 from hfd_jax.errors import ConfigError
 from tests.conftest import ROOT, run_python
 
@@ -25,15 +25,8 @@ def test_every_config_is_valid_has_only_known_fields_and_shows_its_command(name)
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     check_fields(config)
-    assert fields(config) == fields(default.get_config())
+    assert field_names(config) == field_names(default.get_config())
     assert "main.py --config=configs/" in module.__doc__
-
-
-def fields(config, prefix=""):
-    names = set()
-    for key, value in config.items():
-        names |= fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key}
-    return names
 
 
 def test_every_field_of_the_default_has_a_comment():
@@ -82,6 +75,10 @@ def set_field(config, field, value):
         ("eval.checkpoint", "best", "config.eval.checkpoint is 'best': .*train.eval_every"),
         ("train.eval_every", 30, "config.train.eval_every is 30: expected a multiple of train.checkpoint_every"),
         ("data.scenes.incidence", 90.0, "config.data.scenes.incidence is 90.0; expected 15 to 75 degrees"),
+        ("distill.taps", ("A", "A"), "config.distill.taps is .*a tap is named twice"),
+        ("teacher.which", "best", "config.teacher.which is 'best': .*train.eval_every"),
+        ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': without labels"),
+        ("normalise.sar_looks", 0.0, "config.normalise.sar_looks is 0.0: expected more than 0"),
         ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
     ],
 )
@@ -107,14 +104,15 @@ def test_no_loss_on_labels_at_all_is_refused(config):
         ("data.sar_bands", ("VW",), "config.data.sar_bands is .*toy has no sar band 'VW'; expected one of: VV, VH"),
         ("data.eo_bands", ("R", "R"), "config.data.eo_bands is .*named twice"),
         ("eval.split", "validation", "config.eval.split is 'validation': toy has no split"),
+        ("data.crop", 96, "config.data.crop is 96: the largest training tile has 64 x 64 pixels"),
         ("train.eval_every", 200, "config.train.eval_every is 200: toy has no split 'validation'"),
     ],
 )
 def test_contradictions_with_the_data_are_named(config, facts, field, value, message):
-    check_against_data(config, facts, ["train", "test"])
+    check_against_data(config, facts, ["train", "test"], (64, 64))
     set_field(config, field, value)
     with pytest.raises(ConfigError, match=message):
-        check_against_data(config, facts, ["train", "test"])
+        check_against_data(config, facts, ["train", "test"], (64, 64))
 
 
 def test_decibel_augmentation_needs_decibels(config, facts):
@@ -122,14 +120,14 @@ def test_decibel_augmentation_needs_decibels(config, facts):
 
     config.augment.speckle_looks = 4.0
     with pytest.raises(ConfigError, match="config.augment.speckle_looks is 4.0: needs SAR in dB; toy is in 'raw'"):
-        check_against_data(config, dataclasses.replace(facts, sar_unit="raw"), ["train", "test"])
+        check_against_data(config, dataclasses.replace(facts, sar_unit="raw"), ["train", "test"], (64, 64))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.train.log_evry=4"], "config.train.log_evry does not exist: did you mean 'log_every'"),
-        (["--config.tain.log_every=4"], "config.tain.log_every does not exist: did you mean 'train'"),
+        (["--config.train.log_evry=4"], "config.train.log_evry does not exist: did you mean 'train.log_every'"),
+        (["--config.tain.log_every=4"], "config.tain.log_every does not exist: did you mean 'train.log_every'"),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
         (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
@@ -145,6 +143,30 @@ def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("c = default.get_config()\n    c.distill.wieght = 7.0", 'Did you mean "weight" instead of "wieght"'),
+        ("c = default.get_config()\n    c.teacher.steps = 'many'", "field of type"),
+        (
+            "from ml_collections import ConfigDict\n    c = ConfigDict({'seed': 3})",
+            r"config.augment.eo_gain is missing; let the config start",
+        ),
+        ("c = default.get_config()\n    c.unlock()\n    c.extra = 3", "config.extra does not exist"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_named(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(f"from configs import default\n\n\ndef get_config():\n    {text}\n    return c\n")
+    done = run_python(
+        "main.py",
+        f"--config={tmp_path / 'mine.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        check=False,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and message in done.stderr, done.stderr
 
 
 def test_missing_config_file_is_named(tmp_path):

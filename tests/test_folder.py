@@ -9,10 +9,10 @@ import rasterio
 from rasterio.transform import from_origin
 
 from hfd_jax.data import catalogue
+from hfd_jax.data.builder import prepare
 from hfd_jax.data.folder import Folder, FolderSource
-from hfd_jax.data.tiles import prepare
 from hfd_jax.errors import DataError
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 
 DESCRIPTION = {
     "name": "toy",
@@ -89,7 +89,7 @@ def test_tiles_are_read_as_described(toy):
 
 def test_prepared_folder_reads_back(toy, tmp_path):
     source = toy.source()
-    dataset = catalogue.read_dataset(prepare(Folder, source.name, source, str(tmp_path / "data")))
+    dataset = catalogue.read_dataset(prepare(Folder, source, str(tmp_path / "data")))
     assert dataset.sizes == {"train": 1, "unlabelled": 1, "test": 1}
     np.testing.assert_array_equal(dataset.source("test")[0]["sar"], np.moveaxis(toy.sar, 0, -1))
     assert (dataset.source("unlabelled")[0]["label"] == IGNORE_LABEL).all()
@@ -203,6 +203,16 @@ def truncate(path):
         (change("sar", "band", to=["VV"]), r"sar.band is unknown; did you mean 'bands'"),
         (change("eo", "bands", to=None), r"eo.bands is missing"),
         (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
+        (change("label", "classes", to=[{"code": 1}, {"code": 2}]), r"label.classes\[0\] is {'code': 1}; expected a code and a name"),
+        (change("label", "ignore", to=[10]), r"label code 10 is a class and ignored at once"),
+        (change("label", "ignore", to=[300]), r"label code 300; expected a whole number from 0 to 255"),
+        (change("eo", "offset", to={"aa": 5}), r"eo.offset names 'aa'; .*expected one of: a, b, c"),
+        (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; by list it is the name of a file"),
+        (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; by longitude it is a pair"),
+        (change("split", to={"by": "columns", "train": [0, 0.6], "test": [0.5, 1]}), r"split.train and split.test overlap"),
+        (change("split", to={"by": "columns", "train": [0, 0.5], "test": [0.5, 2]}), r"split.test is \[0.5, 2\]; expected"),
+        (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is in split 'train' as well"),
+        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; .*eo/a.tif has uint8"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],
 )  # fmt: skip
@@ -210,6 +220,22 @@ def test_every_mistake_is_named(toy, damage, message):
     damage(toy)
     with pytest.raises(DataError, match=message):
         toy.read_all()
+
+
+def test_nodata_tag_of_the_raster_is_respected(toy):
+    toy.text["eo"].pop("nodata")
+    with rasterio.open(toy.root / "eo/a.tif", "r+") as raster:
+        raster.nodata = 7
+        image = raster.read()
+        image[:, 2, 3] = 7
+        raster.write(image)
+    assert not toy.read_all()["a_0_0"].eo_valid[2, 3]
+
+
+def test_tiles_in_no_split_are_counted(toy, caplog):
+    (toy.root / "train.txt").write_text("a\n")
+    toy.source().keys()
+    assert "1 tile(s) are in no split, for example c" in caplog.text
 
 
 def test_half_a_pixel_of_offset_is_accepted(toy):
@@ -225,9 +251,40 @@ def test_missing_or_broken_description(toy):
         FolderSource(str(toy.root))
 
 
+def test_linear_power_called_db_is_refused(toy, tmp_path):
+    """Its values lie within the range of dB; that none is negative gives it away."""
+    for name in "abc":
+        write(
+            toy.root / f"sar/{name}.tif", 10 ** (toy.sar / 10), origin=(500000.0 + 10000 * "abc".index(name), 5750000.0)
+        )
+    source = toy.source()
+    with pytest.raises(DataError, match="backscatter in dB is mostly negative. Is the unit 'linear' or 'raw'"):
+        prepare(Folder, source, str(tmp_path / "data"))
+
+
+def test_changed_folder_is_not_taken_for_the_prepared_one(toy, tmp_path):
+    data = str(tmp_path / "data")
+    prepare(Folder, toy.source(), data)
+    assert prepare(Folder, toy.source(), data)
+    toy.text["look_axis"] = "y"
+    with pytest.raises(
+        DataError, match=r"was prepared from something else \(different: facts.look_axis, settings.description\)"
+    ):
+        prepare(Folder, toy.source(), data)
+    directory = prepare(Folder, toy.source(), data, overwrite=True)
+    assert catalogue.read_dataset(directory).facts.look_axis == "y"
+    write(toy.root / "sar/a.tif", toy.sar[:, :20], origin=(500000.0, 5750000.0))
+    with pytest.raises(DataError, match="settings.files"):
+        prepare(Folder, toy.source(), data)
+    # What is to replace it is bad: the old one stays.
+    with pytest.raises(DataError, match="eo/a.tif"):
+        prepare(Folder, toy.source(), data, overwrite=True)
+    assert catalogue.read_dataset(directory).size("test") == 1
+
+
 def test_wrong_value_range_stops_the_preparation(toy, tmp_path):
     write(toy.root / "sar/a.tif", np.full((2, 24, 20), 5000, np.float32))
     source = toy.source()
     with pytest.raises(DataError, match="tile a_0_0: SAR values from 5000 to 5000.*Is the unit 'linear' or 'raw'"):
-        prepare(Folder, source.name, source, str(tmp_path / "data"))
+        prepare(Folder, source, str(tmp_path / "data"))
     assert catalogue.list_datasets(str(tmp_path / "data")) == []

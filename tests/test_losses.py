@@ -7,7 +7,8 @@ import pytest
 
 from hfd_jax.distill.hfd import HFD, mask_at, standardise, tap_loss
 from hfd_jax.distill.logits import logit_loss
-from hfd_jax.losses import IGNORE_LABEL, cross_entropy, masked_mean, soft_dice
+from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.losses import cross_entropy, masked_mean, soft_dice
 
 
 @pytest.fixture

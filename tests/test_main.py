@@ -51,6 +51,15 @@ def digests(workdir, network, step=STEPS):
     return {path: entry["blake2b"] for path, entry in record["arrays"].items()}
 
 
+def damage(checkpoint):
+    """Flips a bit every 1000 bytes of the largest file."""
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    for k in range(100, len(content), 1000):
+        content[k] ^= 1
+    largest.write_bytes(content)
+
+
 def log_of(workdir, network):
     rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row for row in rows if row["network"] == network and "loss" in row}
@@ -150,6 +159,61 @@ def test_stages_one_by_one_equal_all_at_once(finished, scenes_dir, tmp_path):
         assert digests(workdir, network) == digests(finished[0], network)
 
 
+def test_damaged_last_checkpoint_is_trained_again(finished, scenes_dir, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    damage(workdir / "checkpoints" / "student" / str(STEPS))
+    done = main(workdir, scenes_dir)
+    assert "steps 3 to 6" in done.stdout and "damaged checkpoint" in done.stderr
+    assert digests(workdir, "student") == digests(finished[0], "student")
+    assert evaluation(workdir) == evaluation(finished[0])
+
+
+def test_changed_data_or_teacher_is_not_continued(finished, scenes_dir, tmp_path):
+    workdir, data = tmp_path / "copy", tmp_path / "data"
+    shutil.copytree(finished[0], workdir)
+    shutil.copytree(scenes_dir, data)
+    shutil.rmtree(workdir / "checkpoints" / "student" / str(STEPS))
+    (metadata,) = data.rglob("metadata.json")
+    text = json.loads(metadata.read_text())
+    text["statistics"]["sar"]["mean"][0] = -99.0
+    metadata.write_text(json.dumps(text))
+    done = main(workdir, data, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "its data or its teacher have changed. inputs.sar.mean" in done.stderr and "-99.0" in done.stderr
+    shutil.rmtree(workdir / "checkpoints" / "teacher" / str(STEPS))
+    done = main(workdir, scenes_dir, "--config.stage=student", check=False)
+    assert "checkpoints/teacher has steps 3; this run needs 6" in done.stderr
+
+
+def test_a_student_needs_a_teacher_before_anything_is_trained(scenes_dir, tmp_path):
+    done = main(tmp_path / "run", scenes_dir, "--config.stage=student", check=False)
+    assert done.returncode == 1 and "run --config.stage=teacher (or all) first" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_learns(scenes_dir, tmp_path):
+    """A short run on EO: the loss falls, and the map is far better than any constant one (mIoU 0.1 to 0.15)."""
+    flags = (
+        "--config.stage=teacher",
+        "--config.teacher.steps=80",
+        "--config.data.label_share=1.0",
+        "--config.model.width=8",
+    )
+    workdir = tmp_path / "run"
+    run_python(
+        *[
+            a
+            for a in arguments(workdir, scenes_dir, baselines=())
+            if "teacher.steps" not in a and "label_share" not in a and "model.width" not in a
+        ],
+        *flags,
+    )
+    log = log_of(workdir, "teacher")
+    assert log[80]["loss"] < 0.5 * log[1]["loss"]
+    assert evaluation(workdir)["teacher"]["mean_iou"] > 0.3
+
+
 def test_teacher_from_another_run(finished, scenes_dir, tmp_path):
     teacher = f"--config.teacher.checkpoint={finished[0] / 'checkpoints' / 'teacher'}"
     main(tmp_path / "run", scenes_dir, teacher, "--config.stage=student", baselines=())
@@ -160,17 +224,23 @@ def test_teacher_from_another_run(finished, scenes_dir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.data.eo_bands=('R','G','B')", r"has EO bands ['R', 'G', 'B', 'NIR']; this run has ['R', 'G', 'B']"),
-        ("--config.teacher.checkpoint={student}", "has sensor sar; this run has eo"),
+        (
+            "--config.data.eo_bands=('R','G','B')",
+            "has EO bands ['R', 'G', 'B', 'NIR']; this run needs ['R', 'G', 'B']",
+        ),
+        ("--config.teacher.checkpoint={student}", "has sensor sar; this run needs eo"),
+        ("--config.normalise.clip=True", "has normalise.clip False; this run needs True"),
+        ("--config.model.depth=34", "has model {"),
         ("--config.teacher.checkpoint=nowhere", "nowhere: no such folder"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(finished, scenes_dir, tmp_path, change, message):
     folder = finished[0] / "checkpoints"
     flags = [f"--config.teacher.checkpoint={folder / 'teacher'}", change.format(student=folder / "student")]
-    done = main(tmp_path / "run", scenes_dir, *flags, "--config.stage=student", baselines=(), check=False)
+    done = main(tmp_path / "run", scenes_dir, *flags, "--config.stage=student", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in done.stderr
+    assert not (tmp_path / "run").exists(), "refused before the baselines train"
 
 
 def test_pmap_on_two_devices_has_the_losses_of_jit_on_one(finished, scenes_dir, tmp_path):
@@ -230,6 +300,11 @@ def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, tmp_p
     [
         (["--workdir=nowhere"], "nowhere/config.json: missing; is nowhere the workdir of a run?"),
         (["--workdir={run}", "--split=tset"], "no split 'tset'; did you mean 'test'"),
+        (
+            ["--workdir={run}", "--window=50"],
+            "config.eval.window is 50: expected a multiple of the network's stride 32",
+        ),
+        (["--workdir={run}", "--window=-32"], "config.eval.window is -32: expected 0 or more"),
     ],
 )
 def test_evaluate_tool_names_what_is_wrong(finished, flags, message):
@@ -240,19 +315,14 @@ def test_evaluate_tool_names_what_is_wrong(finished, flags, message):
 def test_damaged_checkpoint_is_refused_by_evaluation(finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
-    state = workdir / "checkpoints" / "student" / str(STEPS) / "state"
-    largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    for k in range(100, len(content), 1000):
-        content[k] ^= 1
-    largest.write_bytes(content)
+    damage(workdir / "checkpoints" / "student" / str(STEPS))
     done = run_python("-m", "tools.evaluate", f"--workdir={workdir}", check=False)
     assert done.returncode == 1 and f"checkpoints/student/{STEPS}: " in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(CheckpointError):
         CheckpointReader(str(workdir / "checkpoints" / "nothing"))
 
 
-@pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare"])
+@pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare", "contact_sheet"])
 def test_every_tool_explains_itself(tool):
     text = run_python("-m", f"tools.{tool}", "--help").stdout
     assert f"usage: python -m tools.{tool}" in text and f"  python -m tools.{tool} --" in text
@@ -281,6 +351,8 @@ def test_compare_tool_tabulates_seeds_and_takes_finished_runs(scenes_dir, tmp_pa
     )
     again = run_python(*command).stdout
     assert "--- seed" not in again and table.strip() in again
+    other = run_python(*command, "--config.distill.weight=0.5", check=False)
+    assert other.returncode == 1 and "distill.weight: 10.0 there, 0.5 now" in other.stderr
 
 
 @pytest.mark.skipif(not (SHARED / "terramind").is_dir(), reason="real Sentinel-1/2 tiles are not here")

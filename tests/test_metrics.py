@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.metrics import confusion_matrix, scores
 
 

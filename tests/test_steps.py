@@ -14,7 +14,7 @@ from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
 from hfd_jax.distill.hfd import HFD
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import make_parallel
 from hfd_jax.state import init_fn, student_from_teacher
@@ -45,6 +45,7 @@ def make_batch(seed=0, size=8, edge=64):
         "sar_valid": sar_valid,
         "eo_valid": eo_valid,
         "index": np.arange(size, dtype=np.int32),
+        "key": rng.integers(2**31, size=size, dtype=np.int32),
     }
 
 

@@ -31,7 +31,9 @@ def launch(
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m tools.NAME` that shows the tool's docstring as it is written, with defaults."""
-    return argparse.ArgumentParser(prog=f"python -m tools.{name}", description=description, formatter_class=_Formatter)
+    return argparse.ArgumentParser(
+        prog=f"python -m tools.{name}", description=description, formatter_class=_Formatter, allow_abbrev=False
+    )
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -17,23 +17,24 @@ import jax
 import numpy as np
 from scipy import stats
 
+from configs import default
 from hfd_jax import assembly, config_flags, train
-from hfd_jax.workdir import Workdir, read_json, write_json
+from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
 from tools import cli
 
 REFERENCE = "sar_only"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    config = config_flags.config().copy_and_resolve_references()
+    config = config_flags.config(default.get_config()).copy_and_resolve_references()
     config.baselines = tuple(assembly.BASELINES)
     rows: dict[str, list[dict]] = {}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         workdir = Workdir(os.path.join(arguments.workdir, f"seed_{seed}"))
+        config.seed = seed
+        check_claim(workdir, config)
         if not is_finished(workdir, config):
             print(f"--- seed {seed} ({arguments.workdir})", flush=True)
-            with config.unlocked():
-                config.seed = seed
             train.run(config, workdir.root)
             jax.clear_caches()
         for name, row in read_json(workdir.evaluation)[config.eval.split].items():

@@ -11,9 +11,12 @@ WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png.
 import argparse
 import os
 
+import jax
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, train
+from hfd_jax import assembly
+from hfd_jax.config_check import check_fields
+from hfd_jax.context import open_run
 from hfd_jax.errors import WorkdirError
 from hfd_jax.evaluate import evaluate_workdir, table
 from hfd_jax.workdir import Workdir, read_json
@@ -28,14 +31,15 @@ def main(arguments: argparse.Namespace) -> None:
     for field in ("batch_size", "window"):
         if getattr(arguments, field) is not None:
             config.eval[field] = getattr(arguments, field)
-    context = train.open_run(config, workdir)
-    folders = {name: context.folder(name) for name in networks(arguments.stage)}
+    check_fields(config, jax.device_count())
+    shared = open_run(config, workdir)
+    folders = {name: shared.folder(name) for name in networks(arguments.stage)}
     folders = {name: folder for name, folder in folders.items() if os.path.isdir(folder)}
     if not folders:
         raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
-    evaluator = context.evaluator(arguments.split or config.eval.split)
+    evaluator = shared.evaluator(arguments.split or config.eval.split)
     which = arguments.checkpoint or config.eval.checkpoint
-    results = evaluate_workdir(workdir, folders, evaluator, which, context.parallel, arguments.panels)
+    results = evaluate_workdir(workdir, folders, evaluator, which, shared.parallel, arguments.panels)
     print(table(results))
     print(f"written to {workdir.root}: evaluation.json, figures/*_{evaluator.split}.png")
 

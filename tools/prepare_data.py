@@ -16,9 +16,9 @@ import dataclasses
 import os
 
 from hfd_jax.data import catalogue
+from hfd_jax.data.builder import prepare
 from hfd_jax.data.folder import Folder, FolderSource
 from hfd_jax.data.scenes import SceneOptions
-from hfd_jax.data.tiles import prepare
 from hfd_jax.errors import DataError, UserError
 from tools import cli
 
@@ -40,7 +40,14 @@ def main(arguments: argparse.Namespace) -> None:
         if not arguments.raw_dir:
             raise UserError("--dataset=folder needs --raw_dir, the folder that holds sar/, eo/ and label/")
         builder, source = Folder, FolderSource(arguments.raw_dir, arguments.description)
-    directory = prepare(builder, source.name, source, arguments.data_dir)
+    directory = prepare(
+        builder,
+        source,
+        arguments.data_dir,
+        workers=arguments.workers,
+        skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
+    )
     dataset = catalogue.read_dataset(directory)
     print(summary(dataset))
     name = os.path.relpath(os.path.dirname(directory), arguments.data_dir)
@@ -76,6 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw_dir", help="folder: where the GeoTIFFs are")
     parser.add_argument("--description", help="folder: the description, if it is not RAW_DIR/dataset.json")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and write")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out and list bad tiles instead of stopping")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set made from something else")
     scenes = parser.add_argument_group("scenes", "options of the simulated data set")
     for field in dataclasses.fields(SceneOptions):
         scenes.add_argument(f"--{field.name}", type=field.type, default=field.default, help=DESCRIPTIONS[field.name])

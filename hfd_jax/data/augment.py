@@ -1,7 +1,7 @@
 """Augmentation of a batch on the device: pure JAX, random numbers per sample.
 
-The numbers of a sample depend on (key, its position in the GLOBAL batch) alone, so that one device and eight devices
-augment alike.
+The numbers of a sample depend on (seed, the sample's own key) alone: wherever it lies in the batch, on one device or
+eight, read by one process or many, it is augmented alike.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ def legal_flips(look_axis: str) -> tuple[int, ...]:
     return {"x": (0,), "y": (1,), "any": (0, 1)}[look_axis]
 
 
-def sample_keys(key, count: int, first: int | jax.Array = 0):
-    """One key per sample; `first` is the global position of the first one."""
-    return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
+def sample_keys(seed: int, keys):
+    """One JAX key per sample from the batch's own keys [B] int32."""
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.key(seed), key))(keys)
 
 
 def flip(keys, batch: dict, look_axis: str) -> dict:

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from hfd_jax.data import scenes
+from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics
-from hfd_jax.data.tiles import PairedTiles, Tile, prepare
+from hfd_jax.data.tiles import Tile
 from hfd_jax.errors import DataError, nearest
 
 
@@ -29,6 +30,10 @@ class SceneSource:
     test: int = 200
 
     @property
+    def settings(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "simulator": scenes.VERSION}
+
+    @property
     def facts(self) -> Facts:
         return Facts(
             name="scenes",
@@ -44,12 +49,15 @@ class SceneSource:
 
     @property
     def name(self) -> str:
-        """Tells every option, so that two different sets never share a folder."""
         o = self.options
         return (
             f"{o.size}px_{o.pixel_size:g}m_{o.looks:g}looks_{o.incidence:g}deg_{o.misregistration:g}shift_"
             f"{o.unlabelled_share:g}unlabelled_seed{o.seed}_{self.train}-{self.validation}-{self.test}"
         )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {split: len(keys) for split, keys in self.keys().items() if len(keys)}
 
     def keys(self) -> dict[str, range]:
         first = round(self.train * (1 - self.options.unlabelled_share))
@@ -77,6 +85,7 @@ class Dataset:
       facts, statistics: what is known of it.
       sizes: number of tiles per split.
       shapes: (H, W) of each tile per split; a single entry stands for all.
+      skipped: what was wrong with the tiles that were left out, per split.
     """
 
     directory: str
@@ -84,6 +93,7 @@ class Dataset:
     statistics: Statistics
     sizes: dict[str, int]
     shapes: dict[str, list[tuple[int, int]]]
+    skipped: dict[str, tuple[str, ...]]
 
     def source(self, split: str):
         """Random access to the tiles of a split as dicts of arrays; DataError for a split that is not there."""
@@ -93,6 +103,10 @@ class Dataset:
     def shape(self, split: str, index: int) -> tuple[int, int]:
         shapes = self.shapes[split]
         return shapes[0] if len(shapes) == 1 else shapes[index]
+
+    def largest(self, split: str) -> tuple[int, int]:
+        """The largest height and the largest width among the tiles of a split."""
+        return max(h for h, _ in self.shapes[split]), max(w for _, w in self.shapes[split])
 
     def size(self, split: str) -> int:
         self._check(split)
@@ -110,7 +124,7 @@ def read_dataset(directory: str) -> Dataset:
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
     with open(path) as file:
         metadata: dict[str, Any] = json.load(file)
-    missing = {"facts", "statistics", "shapes"} - set(metadata)
+    missing = {"facts", "statistics", "shapes", "skipped"} - set(metadata)
     if missing:
         raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
     splits = tfds.builder_from_directory(directory).info.splits
@@ -120,6 +134,7 @@ def read_dataset(directory: str) -> Dataset:
         statistics=Statistics.from_dict(metadata["statistics"]),
         sizes={name: info.num_examples for name, info in splits.items()},
         shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
+        skipped={split: tuple(lines) for split, lines in metadata["skipped"].items()},
     )
 
 
@@ -161,4 +176,6 @@ def list_datasets(data_dir: str) -> list[str]:
 
 def prepare_scenes(source: SceneSource, data_dir: str) -> Dataset:
     """Writes the simulated data set unless it is there, and opens it."""
-    return read_dataset(prepare(Scenes, source.name, source, data_dir))
+    tiles = source.train + source.validation + source.test
+    workers = 1 if tiles < 200 else min(os.cpu_count() or 1, 8)  # a worker takes some seconds to start
+    return read_dataset(prepare(Scenes, source, data_dir, workers=workers))

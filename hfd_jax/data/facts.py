@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from hfd_jax.errors import DataError
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 
 SAR_UNITS = ("db", "linear", "raw")
 LOOK_AXES = ("x", "y", "any")
 SPLITS = ("train", "unlabelled", "validation", "test")
 # Calibrated backscatter outside this range is a wrong unit or a broken file, not a target.
 DB_RANGE = (-80.0, 60.0)
+BRIGHTEST_DB = 30.0  # of the 99th percentile; single corner reflectors may be brighter
+SAMPLE_PER_TILE, SAMPLE_PER_PART = 1024, 4096  # pixels that the percentiles are taken from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,39 +93,81 @@ class Statistics:
 
 
 class _BandAccumulator:
-    def __init__(self, bands: int, sample_per_tile: int = 256):
+    """Sums over valid pixels, and a sample of them for the percentiles; all of it adds up across shards."""
+
+    def __init__(self, bands: int):
         self.count, self.sum, self.squares = 0, np.zeros(bands), np.zeros(bands)
-        self.sample, self.sample_per_tile = [], sample_per_tile
+        self.samples: list[np.ndarray] = []
 
     def add(self, image: np.ndarray, valid: np.ndarray):
         pixels = image[valid].astype(np.float64)
         self.count += len(pixels)
         self.sum += pixels.sum(0)
         self.squares += (pixels**2).sum(0)
-        self.sample.append(pixels[:: max(1, len(pixels) // self.sample_per_tile)].astype(np.float32))
+        self.samples.append(pixels[:: max(1, len(pixels) // SAMPLE_PER_TILE)].astype(np.float32))
+
+    def merge(self, count, total, squares, sample):
+        self.count += int(count)
+        self.sum += total
+        self.squares += squares
+        self.samples.append(sample)
+
+    def sample(self) -> np.ndarray:
+        return np.concatenate(self.samples) if self.samples else np.zeros((0, len(self.sum)), np.float32)
+
+    def small_sample(self) -> np.ndarray:
+        sample = self.sample()
+        return sample[:: max(1, -(-len(sample) // SAMPLE_PER_PART))]
 
     def finish(self) -> BandStatistics:
         if not self.count:
             raise DataError("the training tiles hold no valid pixel")
         mean = self.sum / self.count
         std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        low, high = np.percentile(np.concatenate(self.sample), (1, 99), axis=0)
+        low, high = np.percentile(self.sample(), (1, 99), axis=0)
         # A constant band says nothing and must not be blown up: std 1 turns it into zeros.
         std = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
         return BandStatistics(*(tuple(float(v) for v in values) for values in (mean, std, low, high)))
 
 
 class StatisticsAccumulator:
-    """Collects `Statistics` in one pass over the training tiles."""
+    """Collects `Statistics` in one pass over tiles, in parts that may be merged."""
 
     def __init__(self, facts: Facts):
-        self._sar, self._eo = _BandAccumulator(len(facts.sar_bands)), _BandAccumulator(len(facts.eo_bands))
+        self._bands = {"sar": _BandAccumulator(len(facts.sar_bands)), "eo": _BandAccumulator(len(facts.eo_bands))}
         self._class_pixels = np.zeros(len(facts.class_names), np.int64)
 
     def add(self, sar, eo, label, sar_valid, eo_valid):
-        self._sar.add(sar, sar_valid)
-        self._eo.add(eo, eo_valid)
+        self._bands["sar"].add(sar, sar_valid)
+        self._bands["eo"].add(eo, eo_valid)
         self._class_pixels += np.bincount(label[label != IGNORE_LABEL].ravel(), minlength=len(self._class_pixels))
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What `merge` takes."""
+        arrays = {"class_pixels": self._class_pixels}
+        for sensor, part in self._bands.items():
+            values = {"count": part.count, "sum": part.sum, "squares": part.squares, "sample": part.small_sample()}
+            arrays |= {f"{sensor}_{key}": np.asarray(value) for key, value in values.items()}
+        return arrays
+
+    def merge(self, arrays: dict[str, np.ndarray]):
+        self._class_pixels += arrays["class_pixels"]
+        for sensor, part in self._bands.items():
+            part.merge(*(arrays[f"{sensor}_{key}"] for key in ("count", "sum", "squares", "sample")))
+
     def finish(self) -> Statistics:
-        return Statistics(self._sar.finish(), self._eo.finish(), tuple(int(n) for n in self._class_pixels))
+        return Statistics(
+            self._bands["sar"].finish(), self._bands["eo"].finish(), tuple(int(n) for n in self._class_pixels)
+        )
+
+
+def check_statistics(facts: Facts, statistics: Statistics) -> None:
+    """Holds the measured SAR values against the declared unit; DataError where they cannot be what it says."""
+    if facts.sar_unit != "db":
+        return
+    for band, low, high in zip(facts.sar_bands, statistics.sar.low, statistics.sar.high, strict=True):
+        found = f"{facts.name}: SAR band {band} reaches from {low:.4g} to {high:.4g} (1st and 99th percentile)"
+        if low >= 0:
+            raise DataError(f"{found}; backscatter in dB is mostly negative. Is the unit 'linear' or 'raw'?")
+        if high > BRIGHTEST_DB:
+            raise DataError(f"{found}; calibrated backscatter stays below {BRIGHTEST_DB:g} dB. Is the unit 'raw'?")

@@ -13,9 +13,9 @@ The three rasters of a NAME share one grid: size, CRS and transform (to half a p
      "look_axis": "x",
      "split": ...}
 
-unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel whose bands ALL have this value, or any of whose
-bands is NaN, is invalid. offset: added to every valid optical value; {"NAME": value} gives some tiles their own.
-split is one of
+unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel whose bands ALL have this value (default: the
+raster's own nodata tag), or any of whose bands is NaN, is invalid. offset: added to every valid optical value;
+{"NAME": value} gives some tiles their own. split is one of
 
     {"by": "list", "train": "train.txt", "validation": "val.txt", "test": "test.txt"}     one NAME a line
     {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   of tile centres, degrees
@@ -26,32 +26,27 @@ pixels is stored in blocks of at most 1024.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import rasterio
 import rasterio.warp
 import rasterio.windows
+from absl import logging
 
-from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS, Facts
-from hfd_jax.data.tiles import PairedTiles, Tile
+from hfd_jax.data.builder import PairedTiles
+from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.rasters import check_same_grid, open_raster, read_window
+from hfd_jax.data.tiles import Tile
 from hfd_jax.data.units import linear_to_db
 from hfd_jax.errors import DataError, nearest
-from hfd_jax.losses import IGNORE_LABEL
 
 MAX_BLOCK = 1024
-_KEYS = {
-    "": ("name", "sar", "eo", "label", "look_axis", "split"),
-    "sar": ("bands", "unit", "nodata", "folder"),
-    "eo": ("bands", "nodata", "folder", "offset"),
-    "label": ("classes", "ignore", "folder"),
-    "split": ("by", "train", "validation", "test"),
-}
-_OPTIONAL = {"nodata", "folder", "offset", "ignore", "validation"}
 # Distinct hues for classes whose description names no colour.
 _COLOURS = (
     (230, 159, 0),
@@ -99,26 +94,34 @@ class FolderSource:
     def __init__(self, raw_dir: str, description: str | None = None):
         self._dir = raw_dir
         self._path = description or os.path.join(raw_dir, "dataset.json")
-        self._text = _read_description(self._path)
-        label = self._text["label"]
-        codes = [entry["code"] for entry in label["classes"]]
-        self._table = np.full(256, 254, np.uint8)  # 254: a code that dataset.json does not know
-        self._table[label.get("ignore", [])] = IGNORE_LABEL
-        self._table[codes] = range(len(codes))
-        self._codes = sorted(codes + label.get("ignore", []))
+        self._text = read_description(self._path)
+        self._table = code_table(self._text["label"])
         self._names = self._list_tiles()
+        self._lists = self._read_lists()
+        self._check_offsets()
+        self.name = self._text["name"]
         self.facts = self._make_facts()
 
     @property
-    def name(self) -> str:
-        return self._text["name"]
+    def settings(self) -> dict[str, Any]:
+        sizes = {
+            kind: {
+                name: os.path.getsize(path) for name in self._names if os.path.exists(path := self._file(kind, name))
+            }
+            for kind in ("sar", "eo", "label")
+        }
+        files = hashlib.sha1(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
+        return {"description": self._text, "lists": {k: sorted(v) for k, v in self._lists.items()}, "files": files}
 
     def keys(self) -> dict[str, list[_Key]]:
         keys: dict[str, list[_Key]] = {}
+        unused = []
         for name in self._names:
             labelled = os.path.exists(self._file("label", name))
-            with _open(self._file("sar", name)) as raster:
-                shape, parts = raster.shape, self._parts(name, raster)
+            with open_raster(self._file("sar", name)) as raster:
+                height, parts = raster.height, self._parts(name, raster)
+            if not parts:
+                unused.append(name)
             for split, cols in parts.items():
                 if split == "train" and not labelled:
                     split = "unlabelled"
@@ -127,7 +130,9 @@ class FolderSource:
                         f"{self._file('label', name)}: missing, but {name} is in split {split!r}; "
                         "only training tiles may lack a label"
                     )
-                keys.setdefault(split, []).extend(_blocks(name, labelled, shape[0], cols))
+                keys.setdefault(split, []).extend(_blocks(name, labelled, height, cols))
+        if unused:
+            logging.warning("%s: %d tile(s) are in no split, for example %s", self._path, len(unused), unused[0])
         return keys
 
     def read(self, key: _Key) -> Tile:
@@ -135,7 +140,7 @@ class FolderSource:
         window = rasterio.windows.Window.from_slices(key.rows, key.cols)
         sar, sar_valid, grid = self._read_bands("sar", key.name, window)
         eo, eo_valid, eo_grid = self._read_bands("eo", key.name, window)
-        _check_same_grid(self._file("eo", key.name), eo_grid, self._file("sar", key.name), grid)
+        check_same_grid(self._file("eo", key.name), eo_grid, self._file("sar", key.name), grid)
         sar = sar.astype(np.float32)
         if text["sar"]["unit"] == "linear":
             if sar_valid.any() and sar[sar_valid].min() < 0:
@@ -180,15 +185,15 @@ class FolderSource:
 
     def _make_facts(self) -> Facts:
         text, classes = self._text, self._text["label"]["classes"]
-        with _open(self._file("eo", self._names[0])) as raster:
+        with open_raster(self._file("eo", self._names[0])) as raster:
             eo_dtype, pixel = raster.dtypes[0], abs(raster.transform.a)
-        if text["eo"].get("offset"):
+        if text["eo"].get("offset") or eo_dtype == "float64":
             eo_dtype = "float32"
         return Facts(
             name=text["name"],
             sar_bands=tuple(text["sar"]["bands"]),
             eo_bands=tuple(text["eo"]["bands"]),
-            eo_dtype="float32" if eo_dtype == "float64" else eo_dtype,
+            eo_dtype=eo_dtype,
             sar_unit="raw" if text["sar"]["unit"] == "raw" else "db",
             class_names=tuple(entry["name"] for entry in classes),
             class_colours=tuple(
@@ -201,54 +206,76 @@ class FolderSource:
     def _parts(self, name: str, raster) -> dict[str, tuple[int, int]]:
         """split -> columns [start, stop) of the tile that belong to it."""
         split, everything = self._text["split"], (0, raster.width)
+        if split["by"] == "list":
+            return {key: everything for key, names in self._lists.items() if name in names}
         ranges = {key: value for key, value in split.items() if key != "by"}
         if split["by"] == "columns":
             return {
                 key: (round(start * raster.width), round(stop * raster.width)) for key, (start, stop) in ranges.items()
             }
-        if split["by"] == "list":
-            return {key: everything for key, path in ranges.items() if name in self._listed(path)}
         if raster.crs is None:
             raise DataError(f"{raster.name}: has no CRS; a split by longitude needs one")
         west, _, east, _ = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
         centre = (west + east) / 2
         return {key: everything for key, (start, stop) in ranges.items() if start <= centre < stop}
 
-    def _listed(self, path: str) -> set[str]:
-        path = os.path.join(os.path.dirname(self._path), path)
-        if not os.path.exists(path):
-            raise DataError(f"{path}: missing; {self._path} names it as a split list")
-        with open(path) as lines:
-            names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
-        unknown = sorted(names - set(self._names))
+    def _read_lists(self) -> dict[str, set[str]]:
+        """The split lists; DataError for a name that does not exist or stands in two of them."""
+        split, known = self._text["split"], set(self._names)
+        if split["by"] != "list":
+            return {}
+        lists: dict[str, set[str]] = {}
+        for key, path in ((key, path) for key, path in split.items() if key != "by"):
+            path = os.path.join(os.path.dirname(self._path), path)
+            if not os.path.exists(path):
+                raise DataError(f"{path}: missing; {self._path} names it as a split list")
+            with open(path) as lines:
+                names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
+            if names - known:
+                name = min(names - known)
+                raise DataError(f"{path}: lists {name!r}, but there is no {self._file('sar', name)}")
+            for other, earlier in lists.items():
+                if names & earlier:
+                    raise DataError(
+                        f"{path}: {min(names & earlier)!r} is in split {other!r} as well; splits must not share tiles"
+                    )
+            lists[key] = names
+        return lists
+
+    def _check_offsets(self) -> None:
+        offset = self._text["eo"].get("offset", 0)
+        unknown = sorted(set(offset) - set(self._names)) if isinstance(offset, dict) else []
         if unknown:
-            raise DataError(f"{path}: lists {unknown[0]!r}, but there is no {self._file('sar', unknown[0])}")
-        return names
+            raise DataError(f"{self._path}: eo.offset names {unknown[0]!r}; {nearest(unknown[0], self._names[:20])}")
 
     def _read_bands(self, kind: str, name: str, window) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         path, bands = self._file(kind, name), self._text[kind]["bands"]
-        with _open(path) as raster:
+        with open_raster(path) as raster:
             if raster.count != len(bands):
                 raise DataError(f"{path}: {raster.count} bands; {self._path} names {len(bands)} ({', '.join(bands)})")
+            stored = self.facts.eo_dtype
+            if kind == "eo" and stored != "float32" and not np.can_cast(raster.dtypes[0], stored):
+                raise DataError(f"{path}: type {raster.dtypes[0]}; {self._file(kind, self._names[0])} has {stored}")
             grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform}
-            image = np.moveaxis(_read(raster, window), 0, -1)
+            nodata = self._text[kind].get("nodata", raster.nodata)
+            image = np.moveaxis(read_window(raster, window), 0, -1)
         valid = np.isfinite(image).all(-1) if image.dtype.kind == "f" else np.ones(image.shape[:2], bool)
-        nodata = self._text[kind].get("nodata")
-        if nodata is not None:
+        if nodata is not None and not np.isnan(nodata):
             valid &= (image != nodata).any(-1)
         return image, valid, grid
 
     def _read_label(self, key: _Key, window, grid) -> np.ndarray:
         path = self._file("label", key.name)
-        with _open(path) as raster:
+        with open_raster(path) as raster:
             label_grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform}
-            _check_same_grid(path, label_grid, self._file("sar", key.name), grid)
-            codes = _read(raster, window)[0]
+            check_same_grid(path, label_grid, self._file("sar", key.name), grid)
+            codes = read_window(raster, window)[0]
         known = (codes >= 0) & (codes < 256)
         label = self._table[np.where(known, codes, 0).astype(np.uint8)]
-        unknown = np.unique(codes[~known | (label == 254)])
+        unknown = np.unique(codes[~known | (label == UNKNOWN_CODE)])
         if unknown.size:
-            raise DataError(f"{path}: label code {unknown[0]} is unknown; {self._path} knows {self._codes}")
+            codes_known = np.flatnonzero(self._table != UNKNOWN_CODE).tolist()
+            raise DataError(f"{path}: label code {unknown[0]} is unknown; {self._path} knows {codes_known}")
         return label
 
     def _with_offset(self, eo: np.ndarray, valid: np.ndarray, name: str) -> np.ndarray:
@@ -265,67 +292,3 @@ def _blocks(name: str, labelled: bool, height: int, cols: tuple[int, int]) -> li
         return list(itertools.pairwise(edges))
 
     return [_Key(name, labelled, rows, columns) for rows in cut(0, height) for columns in cut(*cols)]
-
-
-def _open(path: str):
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such file")
-    try:
-        return rasterio.open(path)
-    except rasterio.errors.RasterioIOError as error:
-        raise DataError(f"{path}: cannot be read as a raster ({error})") from error
-
-
-def _read(raster, window) -> np.ndarray:
-    try:
-        return raster.read(window=window)
-    except rasterio.errors.RasterioIOError as error:
-        raise DataError(f"{raster.name}: damaged or truncated ({error})") from error
-
-
-def _check_same_grid(path: str, grid, reference_path: str, reference) -> None:
-    if grid["size"] != reference["size"]:
-        raise DataError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
-    if grid["crs"] != reference["crs"]:
-        raise DataError(f"{path}: CRS {grid['crs']}; {reference_path} has {reference['crs']}")
-    # The corners, in pixels of the reference: an offset, another pixel size and a rotation all show there.
-    height, width = grid["size"]
-    to_pixel = ~reference["transform"] @ grid["transform"]
-    corners = np.array([[0, 0], [0, width], [height, 0], [height, width]], float)
-    moved = np.array([(to_pixel @ (x, y))[::-1] for y, x in corners])
-    offset = np.abs(moved - corners).max()
-    if offset > 0.5:
-        raise DataError(
-            f"{path}: {offset:.2f} pixels off the grid of {reference_path}; at most half a pixel is accepted"
-        )
-
-
-def _read_description(path: str) -> dict[str, Any]:
-    if not os.path.exists(path):
-        raise DataError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
-    with open(path) as file:
-        try:
-            text = json.load(file)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not valid JSON ({error})") from error
-    for part, known in _KEYS.items():
-        values = text.get(part, {}) if part else text
-        where = f"{path}: {part + '.' if part else ''}"
-        for key in values:
-            if key not in known:
-                raise DataError(f"{where}{key} is unknown; {nearest(key, known)}")
-        for key in known:
-            if key not in values and key not in _OPTIONAL:
-                raise DataError(f"{where}{key} is missing")
-    _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
-    _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
-    _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
-    classes = text["label"]["classes"]
-    if len(classes) < 2 or len({entry["code"] for entry in classes}) < len(classes):
-        raise DataError(f"{path}: label.classes needs at least two classes with different codes")
-    return text
-
-
-def _check_choice(path: str, field: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise DataError(f"{path}: {field} is {value!r}; {nearest(value, choices)}")

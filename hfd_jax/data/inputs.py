@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from hfd_jax.data import augment
 from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.normalise import Normalisation, filtered, standardise_bands
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +35,10 @@ def network_input(batch: dict, spec: InputSpec) -> dict:
     return _standardise(batch | {"sar": sar}, spec)
 
 
-def training_input(batch: dict, spec: InputSpec, key, first: int | jax.Array = 0) -> dict:
-    """The batch with augmentation; `first` is the global position of its first sample."""
+def training_input(batch: dict, spec: InputSpec, seed: int) -> dict:
+    """The batch with augmentation."""
     options = spec.augmentation
-    keys = augment.sample_keys(key, batch["label"].shape[0], first)
+    keys = augment.sample_keys(seed, batch["key"])
     sar, eo = batch["sar"].astype(jnp.float32), batch["eo"].astype(jnp.float32)
     if options.speckle_looks:
         sar = augment.speckle(keys, sar, options.speckle_looks)

@@ -17,11 +17,13 @@ class Normalisation:
 
     Attributes:
       sar_filter: "none" or "lee" (7 x 7).
+      sar_looks: of the stored images, for the filter.
       clip: cut values to the 1st and 99th percentile of the training pixels first.
       sar_unit: "db" or "raw", of the stored values.
     """
 
     sar_filter: str = "none"
+    sar_looks: float = 1.0
     clip: bool = False
     sar_unit: str = "db"
 
@@ -43,6 +45,7 @@ def lee_filter(power, valid, window: int = 7, looks: float = 1.0):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, window, window, 1), (1, 1, 1, 1), "SAME")
 
     weight = valid[..., None].astype(jnp.float32)
+    power = jnp.where(valid[..., None], power, 0.0)  # NaN times 0 is NaN
     count = jnp.maximum(box(weight), 1.0)
     mean = box(power * weight) / count
     variance = jnp.maximum(box(power**2 * weight) / count - mean**2, 0.0)
@@ -75,5 +78,5 @@ def filtered(sar, valid, options: Normalisation):
     if options.sar_filter == "none":
         return sar
     if options.sar_unit == "raw":
-        return lee_filter(sar, valid)
-    return linear_to_db(lee_filter(db_to_linear(sar, jnp), valid), jnp)
+        return lee_filter(sar, valid, looks=options.sar_looks)
+    return linear_to_db(lee_filter(db_to_linear(sar, jnp), valid, looks=options.sar_looks), jnp)

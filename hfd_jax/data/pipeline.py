@@ -2,8 +2,8 @@
 
 Training reads random crops for ever; evaluation reads every pixel of a split exactly once. Both return dicts of NumPy
 arrays: sar [B, H, W, C] float32, eo [B, H, W, C'] as stored, label [B, H, W] uint8, sar_valid and eo_valid [B, H, W]
-bool, index [B] int32 (the tile's position in its split; -1 for padding). Everything that needs arithmetic happens on
-the device.
+bool, index [B] int32 (the tile's position in its split; -1 for padding), and for training key [B] int32, a random
+number of the sample's own for what the device draws. Everything that needs arithmetic happens on the device.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import grain.python as grain
 import numpy as np
 
 from hfd_jax.data.catalogue import Dataset
-from hfd_jax.losses import IGNORE_LABEL
+from hfd_jax.labels import IGNORE_LABEL
 
 MAX_WINDOW = 1024
 
@@ -108,7 +108,8 @@ class _RandomCrop(grain.RandomMapTransform):
         height, width = tile["label"].shape
         row = int(rng.integers(max(height - self._size, 0) + 1))
         col = int(rng.integers(max(width - self._size, 0) + 1))
-        return self._reader.cut(tile, row, col, self._size, self._size, ref.labelled, ref.index)
+        crop = self._reader.cut(tile, row, col, self._size, self._size, ref.labelled, ref.index)
+        return crop | {"key": rng.integers(2**31, dtype=np.int32)}
 
 
 class _ReadWindow(grain.MapTransform):

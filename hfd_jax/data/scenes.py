@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 GRASS, WATER, ROAD, TREES, BUILDINGS = range(5)
-IGNORE_LABEL = 255
+VERSION = 1  # of the simulator; counts up when its tiles change
 CLASS_NAMES = ("grass", "water", "road", "trees", "buildings")
 CLASS_COLOURS = ((178, 204, 116), (52, 120, 190), (90, 90, 96), (38, 110, 60), (214, 84, 62))
 SAR_BANDS = ("VV", "VH")

@@ -1,0 +1,97 @@
+"""What all networks of a run share, checked before anything is computed or written."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax import assembly, reporting
+from hfd_jax.config_check import check_against_data, check_fields
+from hfd_jax.data import catalogue
+from hfd_jax.data.catalogue import Dataset
+from hfd_jax.evaluate import Evaluator
+from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
+from hfd_jax.reporting import say
+from hfd_jax.teacher import check_teacher
+from hfd_jax.workdir import Workdir, check_claim, claim
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A run: its config, its folder, its data and its devices."""
+
+    config: ConfigDict
+    workdir: Workdir
+    dataset: Dataset
+    parallel: Jit | Pmap
+    log: reporting.MetricsLog
+
+    def evaluator(self, split: str) -> Evaluator:
+        reading = assembly.make_reading(self.config, self.dataset.facts)
+        return Evaluator(
+            self.dataset, split, reading, self.parallel, self.config.eval.batch_size, self.config.eval.window
+        )
+
+    def folder(self, network: str) -> str:
+        """The checkpoints of a network; the teacher may come from elsewhere."""
+        if network == "teacher":
+            return assembly.teacher_folder(self.config, self.workdir)
+        return self.workdir.checkpoints(network)
+
+    def class_pixels(self) -> tuple[int, ...]:
+        """Labelled pixels per class among the labels that are used."""
+        labelled, hidden = assembly.labelled_tiles(self.config, self.dataset)
+        if not hidden:
+            return self.dataset.statistics.class_pixels
+        counts = np.zeros(len(self.dataset.facts.class_names), np.int64)
+        source = self.dataset.source("train")
+        for ref in labelled:
+            label = source[ref.index]["label"]
+            counts += np.bincount(label[label != IGNORE_LABEL], minlength=len(counts))
+        return tuple(int(n) for n in counts)
+
+
+def prepare(config: ConfigDict, root: str) -> Context:
+    """Checks everything, claims the workdir, opens (or simulates) the data; UserError where something does not fit."""
+    enable_compilation_cache()
+    check_fields(config, jax.device_count())
+    workdir = Workdir(root)
+    check_claim(workdir, config)
+    facts, sizes, largest = describe_data(config)
+    check_against_data(config, facts, sizes, largest)
+    runs = assembly.stages(config)
+    if any(run.needs_teacher for run in runs) and not any(run.name == "teacher" for run in runs):
+        check_teacher(config, workdir, facts, runs)
+    if jax.process_index() == 0:
+        claim(workdir, config)
+    wait_for_all("workdir claimed")
+    context = open_run(config, workdir)
+    sizes = ", ".join(f"{count} {split}" for split, count in context.dataset.sizes.items())
+    say(f"data: {context.dataset.directory}, {sizes}")
+    say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
+    return context
+
+
+def describe_data(config: ConfigDict):
+    """(facts, tiles per split, size of the largest training tile) of the data set, simulated or not."""
+    if config.data.name == "scenes":  # known before it exists
+        scenes = assembly.scene_source(config.data.scenes)
+        return scenes.facts, scenes.sizes, (scenes.options.size,) * 2
+    dataset = catalogue.find_dataset(config.data.name, config.data.dir)
+    return dataset.facts, dataset.sizes, dataset.largest("train") if "train" in dataset.sizes else (0, 0)
+
+
+def open_run(config: ConfigDict, workdir: Workdir) -> Context:
+    """The context of a run whose config has been checked."""
+    if config.data.name == "scenes":
+        scenes = assembly.scene_source(config.data.scenes)
+        if jax.process_index() == 0:
+            catalogue.prepare_scenes(scenes, config.data.dir)
+        wait_for_all("scenes prepared")
+        dataset = catalogue.prepare_scenes(scenes, config.data.dir)
+    else:
+        dataset = catalogue.find_dataset(config.data.name, config.data.dir)
+    log = reporting.MetricsLog(workdir.metrics)
+    return Context(config, workdir, dataset, make_parallel(config.parallel), log)

@@ -1,0 +1,262 @@
+"""Writes any `TileSource` as a TFDS data set of array_record files: in parallel, restartable, complete or not there.
+
+On one machine, processes write shard after shard into a staging folder; a shard appears under its name only when it is
+whole, and an interrupted preparation continues with the first missing one. When all are there, TFDS's own temporary
+folder takes them and is renamed to its final name. On a cluster, Apache Beam runs the same shards (`beam_runner`).
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_statistics
+from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
+from hfd_jax.data.tiles import TileSource
+from hfd_jax.errors import DataError
+
+SHARD_BYTES = 2**26  # uncompressed; TFDS holds a whole shard in memory under Beam
+SHARD_TILES = 128
+
+
+@dataclasses.dataclass(eq=False)
+class SourceConfig(tfds.core.BuilderConfig):
+    """A TFDS builder config that carries its source.
+
+    Attributes:
+      source: what to write.
+      skip_bad: leave out and list tiles that cannot be read or contradict the facts, instead of stopping.
+      workers: processes on this machine.
+      staging: folder of the unfinished preparation.
+    """
+
+    source: TileSource | None = None
+    skip_bad: bool = False
+    workers: int = 1
+    staging: str = ""
+
+
+class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """The TFDS builder of every data set here; metadata.json holds facts, statistics, tile sizes and settings."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        source = self.builder_config.source
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Paired SAR and optical tiles: {source.facts.name}.",
+            features=features_of(source.facts),
+            metadata=tfds.core.MetadataDict(facts=source.facts.to_dict(), settings=source.settings),
+            disable_shuffling=True,  # index i is the i-th key: runs can name tiles, and evaluation knows their sizes
+        )
+
+    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Shard]]:
+        return self._shards(os.path.join(self.data_dir, ".reports"))
+
+    def _shards(self, reports: str) -> dict[str, list[Shard]]:
+        os.makedirs(reports, exist_ok=True)
+        source, skip_bad = self.builder_config.source, self.builder_config.skip_bad
+        shards = {}
+        for split, keys in _ordered_keys(source).items():
+            size = _tiles_per_shard(source, keys)
+            shards[split] = [
+                Shard(source, split, k, first, keys[first : first + size], report_path(reports, split, k), skip_bad)
+                for k, first in enumerate(range(0, len(keys), size))
+            ]
+        return shards
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        if download_config is not None and download_config.beam_runner:
+            super()._download_and_prepare(dl_manager, download_config)
+            reports = os.path.join(self.data_dir, ".reports")
+            self._describe(self._shards(reports))
+            shutil.rmtree(reports)
+            return
+        shards = self._shards(self.builder_config.staging)
+        write_shards([s for of_split in shards.values() for s in of_split], self.builder_config.workers)
+        for split, of_split in shards.items():
+            for shard, path in zip(of_split, self._paths(split, of_split), strict=True):
+                _link(shard.staged, os.fspath(path))
+        self._describe(shards)
+
+    def _paths(self, split: str, shards: list[Shard]):
+        template = self._get_filename_template(split)
+        return [template.sharded_filepath(shard_index=shard.index, num_shards=len(shards)) for shard in shards]
+
+    def _describe(self, shards: dict[str, list[Shard]]) -> None:
+        """Sets split sizes, statistics and tile sizes from the shards' reports."""
+        facts = self.builder_config.source.facts
+        statistics, infos, metadata = StatisticsAccumulator(facts), [], self.info.metadata
+        metadata["shapes"], metadata["skipped"] = {}, {}
+        for split, of_split in shards.items():
+            contents = [read_report(shard.report) for shard in of_split]
+            shapes = np.concatenate([content["shapes"] for content in contents]).tolist()
+            skipped = [str(line) for content in contents for line in content["skipped"]]
+            if not shapes:
+                raise DataError(f"split {split!r}: not one good tile; the first problem is: {skipped[0]}")
+            # One entry stands for all where all are alike.
+            metadata["shapes"][split] = shapes if len({tuple(s) for s in shapes}) > 1 else shapes[:1]
+            metadata["skipped"][split] = skipped
+            if split in ("train", "unlabelled") or "train" not in shards:
+                for content in contents:
+                    statistics.merge(content)
+            # From the reports also under Beam: TFDS sorts its own counts as text there, "10" before "2".
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(content["shapes"]) for content in contents],
+                    num_bytes=sum(path.stat().length for path in self._paths(split, of_split)),
+                    filename_template=self._get_filename_template(split),
+                )
+            )
+        measured = statistics.finish()
+        check_statistics(facts, measured)
+        metadata["statistics"] = measured.to_dict()
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+
+
+def prepare(
+    builder_class: type[PairedTiles],
+    source: TileSource,
+    data_dir: str,
+    *,
+    workers: int = 1,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    beam_runner: Any = None,
+) -> str:
+    """Writes `source` as `data_dir`/<builder>/<source.name>/<version>, unless it is there already.
+
+    Args:
+      builder_class: names the data set.
+      source: to write.
+      data_dir: root of the prepared data sets.
+      workers: processes on this machine.
+      skip_bad: leave out and list bad tiles instead of stopping.
+      overwrite: replace a data set that was made with other settings (once the new one is complete).
+      beam_runner: an Apache Beam runner; `workers` then does not matter.
+
+    Returns:
+      The folder.
+
+    Raises:
+      DataError: a bad tile, or a data set of this name with other settings.
+    """
+    root = os.path.join(data_dir, _snake_case(builder_class), source.name)
+    final = os.path.join(root, str(builder_class.VERSION))
+    os.makedirs(root, exist_ok=True)
+    with _lock(os.path.join(root, ".lock")):
+        if os.path.exists(os.path.join(final, "metadata.json")):
+            differing = _differing_settings(final, source)
+            if not differing:
+                return final
+            if not overwrite:
+                raise DataError(
+                    f"{final} was prepared from something else (different: {', '.join(differing)}); "
+                    "--overwrite replaces it, another name or --data_dir keeps both"
+                )
+        staging = os.path.join(root, f".preparing-{_fingerprint(source, skip_bad)}")
+        config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
+        with _restored_on_failure(final):
+            _run_tfds(builder_class, config, data_dir, beam_runner)
+        for entry in os.listdir(root):
+            if entry.startswith(".preparing-"):
+                shutil.rmtree(os.path.join(root, entry))
+    return final
+
+
+def _run_tfds(builder_class, config: SourceConfig, data_dir: str, beam_runner) -> None:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed in the builder's class
+    try:
+        builder = builder_class(data_dir=data_dir, config=config, file_format=FORMAT)
+    finally:
+        logging.set_verbosity(verbosity)
+    tfds.disable_progress_bar()  # ours knows the number of tiles and can tell the time left
+    download_config = tfds.download.DownloadConfig(beam_runner=beam_runner) if beam_runner else None
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads and unknown sizes
+        builder.download_and_prepare(download_dir=config.staging, download_config=download_config)
+
+
+def _ordered_keys(source: TileSource) -> dict[str, Sequence[Any]]:
+    keys = source.keys()
+    return {split: keys[split] for split in SPLITS if len(keys.get(split, ()))}
+
+
+def _tiles_per_shard(source: TileSource, keys: Sequence[Any]) -> int:
+    """Depends on the data alone, so that any number of workers writes the same files."""
+    try:
+        tile = source.read(keys[0])
+    except DataError:
+        return min(SHARD_TILES, 16)
+    size = sum(array.nbytes for array in (tile.sar, tile.eo, tile.sar_valid, tile.eo_valid)) + tile.sar_valid.size
+    fitting = max(1, min(SHARD_TILES, SHARD_BYTES // size))
+    return min(fitting, max(8, -(-len(keys) // 16)))
+
+
+def _snake_case(builder_class: type) -> str:
+    return tfds.core.naming.camelcase_to_snakecase(builder_class.__name__)
+
+
+def _fingerprint(source: TileSource, skip_bad: bool) -> str:
+    text = json.dumps([source.facts.to_dict(), source.settings, skip_bad], sort_keys=True)
+    keys = repr({split: list(keys) for split, keys in source.keys().items()})
+    return hashlib.sha1((text + keys).encode()).hexdigest()[:12]
+
+
+def _differing_settings(directory: str, source: TileSource) -> list[str]:
+    with open(os.path.join(directory, "metadata.json")) as file:
+        stored = json.load(file)
+    mine = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
+    return [
+        f"{part}.{key}"
+        for part in ("facts", "settings")
+        for key in sorted(mine[part].keys() | stored[part].keys())
+        if mine[part].get(key) != stored[part].get(key)
+    ]
+
+
+def _link(staged: str, final: str) -> None:
+    """Puts a finished shard in its place without taking it from the staging folder."""
+    try:
+        os.link(staged, final)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(staged, final)
+
+
+@contextlib.contextmanager
+def _restored_on_failure(folder: str):
+    """Moves `folder` out of the way; puts it back if what should replace it fails, removes it otherwise."""
+    old = f"{folder}.replaced"
+    if os.path.exists(folder):
+        os.replace(folder, old)
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(old):
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: str):
+    """Holds a lock file; waits, and says so, while another process prepares the same data set."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process prepares {os.path.dirname(path)}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

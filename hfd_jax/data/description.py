@@ -1,0 +1,95 @@
+"""dataset.json: reads and checks the description of a folder of GeoTIFFs (`folder.py` shows its keys)."""
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS
+from hfd_jax.errors import DataError, nearest
+from hfd_jax.labels import IGNORE_LABEL
+
+UNKNOWN_CODE = 254  # in the table: a code that the description does not know
+
+_KEYS = {
+    "": ("name", "sar", "eo", "label", "look_axis", "split"),
+    "sar": ("bands", "unit", "nodata", "folder"),
+    "eo": ("bands", "nodata", "folder", "offset"),
+    "label": ("classes", "ignore", "folder"),
+    "split": ("by", "train", "validation", "test"),
+}
+_OPTIONAL = {"nodata", "folder", "offset", "ignore", "validation"}
+
+
+def read_description(path: str) -> dict[str, Any]:
+    if not os.path.exists(path):
+        raise DataError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
+    with open(path) as file:
+        try:
+            text = json.load(file)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: not valid JSON ({error})") from error
+    for part, known in _KEYS.items():
+        values = text.get(part, {}) if part else text
+        where = f"{path}: {part + '.' if part else ''}"
+        for key in values:
+            if key not in known:
+                raise DataError(f"{where}{key} is unknown; {nearest(key, known)}")
+        for key in known:
+            if key not in values and key not in _OPTIONAL:
+                raise DataError(f"{where}{key} is missing")
+    _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
+    _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
+    _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
+    _check_classes(path, text["label"])
+    _check_ranges(path, text["split"])
+    return text
+
+
+def _check_classes(path: str, label: dict[str, Any]) -> None:
+    classes, ignored = label["classes"], label.get("ignore", [])
+    for number, entry in enumerate(classes):
+        if not isinstance(entry, dict) or not {"code", "name"} <= set(entry):
+            raise DataError(f"{path}: label.classes[{number}] is {entry!r}; expected a code and a name")
+    codes = [entry["code"] for entry in classes]
+    for code in [*codes, *ignored]:
+        if not isinstance(code, int) or not 0 <= code <= 255:
+            raise DataError(f"{path}: label code {code!r}; expected a whole number from 0 to 255")
+    if len(classes) < 2 or len(set(codes)) < len(classes):
+        raise DataError(f"{path}: label.classes needs at least two classes with different codes")
+    if set(codes) & set(ignored):
+        raise DataError(f"{path}: label code {min(set(codes) & set(ignored))} is a class and ignored at once")
+
+
+def _check_ranges(path: str, split: dict[str, Any]) -> None:
+    """Values of the right kind; ranges that do not overlap."""
+    parts = {key: value for key, value in split.items() if key != "by"}
+    for key, value in parts.items():
+        if split["by"] == "list":
+            if not isinstance(value, str):
+                raise DataError(f"{path}: split.{key} is {value!r}; by list it is the name of a file")
+        elif not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)):
+            raise DataError(f"{path}: split.{key} is {value!r}; by {split['by']} it is a pair of numbers")
+        elif not value[0] < value[1] or (split["by"] == "columns" and not 0 <= value[0] < value[1] <= 1):
+            raise DataError(f"{path}: split.{key} is {value!r}; expected [start, stop], for columns within 0 to 1")
+    if split["by"] != "list":
+        ordered = sorted(parts.items(), key=lambda item: item[1])
+        for (one, (_, stop)), (other, (start, _)) in itertools.pairwise(ordered):
+            if start < stop:
+                raise DataError(f"{path}: split.{one} and split.{other} overlap; splits must not share ground")
+
+
+def code_table(label: dict[str, Any]) -> np.ndarray:
+    """[256] code -> class index, IGNORE_LABEL, or UNKNOWN_CODE for a code that the description does not know."""
+    table = np.full(256, UNKNOWN_CODE, np.uint8)
+    table[label.get("ignore", [])] = IGNORE_LABEL
+    table[[entry["code"] for entry in label["classes"]]] = range(len(label["classes"]))
+    return table
+
+
+def _check_choice(path: str, field: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise DataError(f"{path}: {field} is {value!r}; {nearest(value, choices)}")
