@@ -149,7 +149,7 @@ def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments
     ("text", "message"),
     [
         ("c = default.get_config()\n    c.distill.wieght = 7.0", 'Did you mean "weight" instead of "wieght"'),
-        ("c = default.get_config()\n    c.teacher.steps = 'many'", "field of type"),
+        ("c = default.get_config()\n    c.teacher.steps = 'many'", "Could not override field 'steps'"),
         (
             "from ml_collections import ConfigDict\n    c = ConfigDict({'seed': 3})",
             r"config.augment.eo_gain is missing; let the config start",
