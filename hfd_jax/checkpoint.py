@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -101,17 +102,12 @@ class CheckpointReader:
         except CheckpointError as error:
             raise DamagedError(str(error)) from error
         self._check_shapes(step, abstract, arrays)
-        try:
-            state = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-                self._path(step, "state"),
-                ocp.args.PyTreeRestore(
-                    item=abstract,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                    partial_restore=True,
-                ),
-            )
-        except Exception as error:  # as above
-            raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
+        args = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        state = self._read(step, args)
         for path, leaf in _by_path(state).items():
             if _digest(np.asarray(leaf)) != arrays[path]["blake2b"]:
                 raise DamagedError(f"{self._path(step)}: damaged, {path} does not match its digest")
@@ -121,15 +117,22 @@ class CheckpointReader:
         """Reads every array of a step and holds it against its digest; DamagedError where one does not match."""
         try:
             arrays = self.record(step)["arrays"]
-            state = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"))
-        except Exception as error:  # as above
-            raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
+        except CheckpointError as error:
+            raise DamagedError(str(error)) from error
+        state = self._read(step)
         digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
         if digests != sorted(entry["blake2b"] for entry in arrays.values()):
             raise DamagedError(f"{self._path(step)}: damaged, an array does not match its digest")
 
     def _path(self, step: int, *parts: str) -> str:
         return os.path.join(self.directory, str(step), *parts)
+
+    def _read(self, step: int, *args: Any) -> Any:
+        try:
+            with _late_reads_are_quiet():
+                return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"), *args)
+        except Exception as error:  # as above
+            raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
 
     def _check_shapes(self, step: int, abstract: Any, arrays: dict[str, Any]) -> None:
         wanted = _by_path(abstract)
@@ -217,6 +220,23 @@ class Checkpoints(CheckpointReader):
             self._scores.pop(step, None)
         wait_for_all("damaged checkpoints moved")
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _late_reads_are_quiet() -> Iterator[None]:
+    """When one read fails, the others report to an event loop that Orbax has closed: pages of tracebacks, from threads.
+
+    After a failure the filter stays, since those reads go on behind it.
+    """
+    show = sys.unraisablehook
+
+    def show_others(unraisable):
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+    yield
+    sys.unraisablehook = show
 
 
 def _first_line(error: Exception) -> str:

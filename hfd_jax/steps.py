@@ -59,7 +59,6 @@ class Setup:
       tx: its optimiser.
       inputs: how batches become input.
       objective: loss weights.
-      seed: of augmentation.
       teacher: the frozen network, if the objective distils.
       distiller: adapters and feature loss, if objective.hfd > 0.
       axis_name: pmap axis; None under jit.
@@ -70,7 +69,6 @@ class Setup:
     tx: optax.GradientTransformation
     inputs: InputSpec
     objective: Objective
-    seed: int
     teacher: Segmenter | None = None
     distiller: HFD | None = None
     axis_name: str | None = None
@@ -87,7 +85,7 @@ def segmentation_terms(logits, label, objective: Objective, axis_name: str | Non
 def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
     """Stage 1: an update of the EO teacher on (EO, label); or of a student without distillation, on (SAR, label)."""
     del teacher
-    batch = training_input(batch, setup.inputs, setup.seed)
+    batch = training_input(batch, setup.inputs)
 
     def loss_terms(params):
         (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
@@ -102,7 +100,7 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
 
     `teacher` holds the variables of setup.teacher; it enters as an argument, is not differentiated and not returned.
     """
-    batch = training_input(batch, setup.inputs, setup.seed)
+    batch = training_input(batch, setup.inputs)
     both_valid = batch["sar_valid"] & batch["eo_valid"]
     teacher_logits, teacher_features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
     objective, ramp = setup.objective, _ramp(state.step, setup.objective.warmup_steps)

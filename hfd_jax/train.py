@@ -151,7 +151,6 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
         tx=assembly.make_optimiser(config, total),
         inputs=inputs,
         objective=assembly.make_objective(config, network, total, shared.class_pixels),
-        seed=config.seed,
         teacher=frozen.model if frozen else None,
         distiller=assembly.make_distiller(config, network, axis_name),
         axis_name=axis_name,

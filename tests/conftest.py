@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The same program compiles once, also in the processes that tests start.
 CACHE = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
 jax.config.update("jax_compilation_cache_dir", CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_addoption(parser):
@@ -77,7 +77,7 @@ def run_python(*arguments, check=True, env=None, timeout=600):
     environment = os.environ | {
         "XLA_FLAGS": FAST_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": CACHE,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "2",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -308,7 +308,7 @@ def test_only_legal_flips_occur_and_all_arrays_turn_together(look_axis, legal, r
     n = 64
     image = np.arange(16.0).reshape(1, 4, 4, 1).repeat(n, 0).astype(np.float32)
     batch = {"sar": image, "eo": image + 1, "label": image[..., 0].astype(np.uint8)}
-    out = augment.flip(augment.sample_keys(0, np.arange(n)), batch, look_axis)
+    out = augment.flip(augment.sample_keys(np.arange(n)), batch, look_axis)
     base = image[0, :, :, 0]
     allowed = [base, *(np.flip(base, a) for a in legal)]
     if look_axis == "any":
@@ -324,7 +324,7 @@ def test_only_legal_flips_occur_and_all_arrays_turn_together(look_axis, legal, r
 
 
 def test_gain_and_speckle_have_the_stated_size():
-    keys = augment.sample_keys(1, np.arange(400))
+    keys = augment.sample_keys(np.arange(400))
     db = np.zeros((400, 4, 4, 1), np.float32)
     offsets = np.asarray(augment.sar_gain(keys, db, 1.5))
     assert np.ptp(offsets.reshape(400, -1), axis=1).max() == 0, "one offset per sample"
@@ -339,13 +339,13 @@ def test_gain_and_speckle_have_the_stated_size():
 def test_augmentation_belongs_to_the_sample_not_to_its_place(batch):
     """What two devices with half a batch each do, in another order, equals what one does with all of it."""
     options = spec(augment.Augmentation(flips=True, sar_gain_db=1.0, eo_gain=0.1, speckle_looks=4.0))
-    whole = training_input(batch, options, 3)
+    whole = training_input(batch, options)
     order = np.array([4, 0, 5, 2, 1, 3])
-    parts = [training_input({k: v[rows] for k, v in batch.items()}, options, 3) for rows in (order[:3], order[3:])]
+    parts = [training_input({k: v[rows] for k, v in batch.items()}, options) for rows in (order[:3], order[3:])]
     for name in ("sar", "eo", "label"):
         together = np.concatenate([part[name] for part in parts])
         np.testing.assert_allclose(np.asarray(whole[name])[order], together, rtol=1e-6)
-    other = training_input(batch, options, 4)
+    other = training_input(batch | {"key": batch["key"] + 10}, options)
     assert not np.allclose(whole["sar"], other["sar"])
 
 

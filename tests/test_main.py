@@ -52,12 +52,12 @@ def digests(workdir, network, step=STEPS):
 
 
 def damage(checkpoint):
-    """Flips a bit every 1000 bytes of the largest file."""
-    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    for k in range(100, len(content), 1000):
-        content[k] ^= 1
-    largest.write_bytes(content)
+    """Flips a bit every 1000 bytes of the files that hold arrays."""
+    for path in (p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size > 10_000):
+        content = bytearray(path.read_bytes())
+        for k in range(100, len(content), 1000):
+            content[k] ^= 1
+        path.write_bytes(content)
 
 
 def log_of(workdir, network):

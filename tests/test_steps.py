@@ -58,7 +58,6 @@ def make_setup(sensor="sar", axis_name=None, **objective):
         tx=optax.adamw(1e-3),
         inputs=INPUTS,
         objective=objective,
-        seed=5,
         teacher=Segmenter(CLASSES, width=4),
         distiller=HFD(("C3", "C4", "A"), axis_name=axis_name) if objective.hfd else None,
         axis_name=axis_name,

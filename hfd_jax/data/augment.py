@@ -1,7 +1,7 @@
 """Augmentation of a batch on the device: pure JAX, random numbers per sample.
 
-The numbers of a sample depend on (seed, the sample's own key) alone: wherever it lies in the batch, on one device or
-eight, read by one process or many, it is augmented alike.
+The numbers of a sample depend on its own key alone, which the data path draws from the run's seed: wherever it lies in
+the batch, on one device or eight, read by one process or many, it is augmented alike. A new seed is no new program.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ def legal_flips(look_axis: str) -> tuple[int, ...]:
     return {"x": (0,), "y": (1,), "any": (0, 1)}[look_axis]
 
 
-def sample_keys(seed: int, keys):
-    """One JAX key per sample from the batch's own keys [B] int32."""
-    return jax.vmap(lambda key: jax.random.fold_in(jax.random.key(seed), key))(keys)
+def sample_keys(seeds):
+    """One JAX key per sample [B] from the batch's own random integers [B] int32."""
+    return jax.vmap(jax.random.key)(seeds)
 
 
 def flip(keys, batch: dict, look_axis: str) -> dict:

@@ -35,10 +35,10 @@ def network_input(batch: dict, spec: InputSpec) -> dict:
     return _standardise(batch | {"sar": sar}, spec)
 
 
-def training_input(batch: dict, spec: InputSpec, seed: int) -> dict:
+def training_input(batch: dict, spec: InputSpec) -> dict:
     """The batch with augmentation."""
     options = spec.augmentation
-    keys = augment.sample_keys(seed, batch["key"])
+    keys = augment.sample_keys(batch["key"])
     sar, eo = batch["sar"].astype(jnp.float32), batch["eo"].astype(jnp.float32)
     if options.speckle_looks:
         sar = augment.speckle(keys, sar, options.speckle_looks)
