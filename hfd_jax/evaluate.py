@@ -15,6 +15,7 @@ from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.pipeline import Reading, evaluation_batches, evaluation_windows
+from hfd_jax.errors import ConfigError
 from hfd_jax.metrics import Scores, scores
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit, Pmap
@@ -62,6 +63,19 @@ def load_network(directory: str, which: str, parallel: Jit | Pmap) -> Network:
     restored = checkpoints.restore(step, wanted)
     variables = {collection: restored[collection]["model"] for collection in wanted}
     return Network(record, model, assembly.inputs_of(record), parallel.replicate(variables))
+
+
+def check_fits(record: dict[str, Any], facts: Facts) -> None:
+    """ConfigError where a data set is not what a network was trained to read: classes, bands, units or types."""
+    trained = Facts.from_dict(record["facts"])
+    for what in ("class_names", "sar_unit", "eo_dtype"):
+        mine, theirs = getattr(trained, what), getattr(facts, what)
+        if mine != theirs:
+            raise ConfigError(f"{record['title']} was trained with {what} {mine}; {facts.name} has {theirs}")
+    for sensor in ("sar", "eo"):
+        missing = [band for band in record["bands"][sensor] if band not in getattr(facts, f"{sensor}_bands")]
+        if missing:
+            raise ConfigError(f"{record['title']} reads the {sensor} band {missing[0]!r}; {facts.name} has none")
 
 
 class Evaluator:
@@ -137,6 +151,7 @@ def evaluate_workdir(
     which: str,
     parallel: Jit | Pmap,
     panels: int,
+    label: str = "",
 ) -> dict[str, Scores]:
     """Evaluates the networks of a run from their checkpoints; writes evaluation.json and the figures.
 
@@ -147,30 +162,31 @@ def evaluate_workdir(
       which: "latest" or "best" checkpoint.
       parallel: devices.
       panels: number of tiles in the picture; 0 for none.
+      label: names the results in evaluation.json and in the figures' files; default: the split.
 
     Returns:
       title -> scores, in the order of `folders`.
     """
-    split = evaluator.split
+    label = label or evaluator.split
     networks = {name: load_network(folder, which, parallel) for name, folder in folders.items()}
     results = {name: evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()}
     titles = {name: network.record["title"] for name, network in networks.items()}
     if jax.process_index() == 0:
-        _write(workdir, split, networks, results)
+        _write(workdir, label, networks, results)
         matrices = {titles[name]: row.matrix for name, row in results.items()}
         facts = Facts.from_dict(next(iter(networks.values())).record["facts"])
-        figures.confusion(workdir.figure(f"confusion_{split}.png"), matrices, facts.class_names)
+        figures.confusion(workdir.figure(f"confusion_{label}.png"), matrices, facts.class_names)
         if panels:
             tiles = evaluator.predictions(networks, panels)
             bands = tuple(next(iter(networks.values())).record["bands"]["eo"])
             columns = dict(sorted(titles.items(), key=lambda item: item[0] == "teacher"))
-            figures.panel(workdir.figure(f"panel_{split}.png"), tiles, columns, facts, bands)
+            figures.panel(workdir.figure(f"panel_{label}.png"), tiles, columns, facts, bands)
     return {titles[name]: row for name, row in results.items()}
 
 
-def _write(workdir: Workdir, split: str, networks: dict[str, Network], results: dict[str, Scores]) -> None:
+def _write(workdir: Workdir, label: str, networks: dict[str, Network], results: dict[str, Scores]) -> None:
     everything = read_json(workdir.evaluation) if os.path.exists(workdir.evaluation) else {}
-    rows = everything.setdefault(split, {})
+    rows = everything.setdefault(label, {})
     for name, network in networks.items():
         rows[name] = {"title": network.record["title"], "step": network.record["step"], **results[name].to_dict()}
     write_json(workdir.evaluation, everything)

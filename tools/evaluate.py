@@ -2,10 +2,11 @@
 
   python -m tools.evaluate --workdir=runs/quickstart
   python -m tools.evaluate --workdir=runs/quickstart --stage=student --split=validation
+  python -m tools.evaluate --workdir=runs/sen12ms --data=dfc2020/simplified --split=test
 
 Prints IoU per class, mIoU (mean over classes of one confusion matrix over the whole split), macro F1 (mean over classes
 of F1), overall accuracy, Cohen's kappa and the number of ignored pixels. Writes WORKDIR/evaluation.json,
-WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png.
+WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png (with --data: ..._DATA_SPLIT.png).
 """
 
 import argparse
@@ -15,10 +16,13 @@ import jax
 from ml_collections import ConfigDict
 
 from hfd_jax import assembly
+from hfd_jax.assembly import teacher_folder
+from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.config_check import check_fields
 from hfd_jax.context import open_run
+from hfd_jax.data.catalogue import find_dataset
 from hfd_jax.errors import WorkdirError
-from hfd_jax.evaluate import evaluate_workdir, table
+from hfd_jax.evaluate import check_fits, evaluate_workdir, table
 from hfd_jax.workdir import Workdir, read_json
 from tools import cli
 
@@ -32,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         if getattr(arguments, field) is not None:
             config.eval[field] = getattr(arguments, field)
     check_fields(config, jax.device_count())
+    label = use_other_data(config, workdir, arguments) if arguments.data else ""
     shared = open_run(config, workdir)
     folders = {name: shared.folder(name) for name in networks(arguments.stage)}
     folders = {name: folder for name, folder in folders.items() if os.path.isdir(folder)}
@@ -39,9 +44,23 @@ def main(arguments: argparse.Namespace) -> None:
         raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
     evaluator = shared.evaluator(arguments.split or config.eval.split)
     which = arguments.checkpoint or config.eval.checkpoint
-    results = evaluate_workdir(workdir, folders, evaluator, which, shared.parallel, arguments.panels)
+    results = evaluate_workdir(workdir, folders, evaluator, which, shared.parallel, arguments.panels, label)
     print(table(results))
-    print(f"written to {workdir.root}: evaluation.json, figures/*_{evaluator.split}.png")
+    print(f"written to {workdir.root}: evaluation.json, figures/*_{label or evaluator.split}.png")
+
+
+def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Namespace) -> str:
+    """Turns the config to the data set that --data names, read as the run's networks were trained; names the result."""
+    dataset = find_dataset(arguments.data, config.data.dir)
+    for name in networks(arguments.stage):
+        folder = teacher_folder(config, workdir) if name == "teacher" else workdir.checkpoints(name)
+        if os.path.isdir(folder):
+            reader = CheckpointReader(folder)
+            record = reader.record(reader.choose(arguments.checkpoint or config.eval.checkpoint))
+            check_fits(record, dataset.facts)
+            config.data.sar_bands, config.data.eo_bands = (tuple(record["bands"][sensor]) for sensor in ("sar", "eo"))
+    config.data.name = arguments.data
+    return f"{arguments.data.replace('/', '_')}_{arguments.split or config.eval.split}"
 
 
 def networks(stage: str | None) -> list[str]:
@@ -58,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", help="of the data set; default: config.eval.split")
     parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: config.eval.checkpoint")
+    parser.add_argument("--data", help="another prepared data set with the same classes; default: config.data.name")
     parser.add_argument("--data_dir", help="root of the prepared data sets; default: config.data.dir")
     parser.add_argument("--batch_size", type=int, help="windows per step; default: config.eval.batch_size")
     parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")

@@ -1,14 +1,20 @@
 """Checks a raw data set and writes it as a TFDS array_record data set, which training reads.
 
   python -m tools.prepare_data --dataset=folder --raw_dir=my_data --data_dir=data
+  python -m tools.prepare_data --dataset=spacenet6 --raw_dir=SN6/train/AOI_11_Rotterdam --data_dir=data
+  python -m tools.prepare_data --dataset=sen12ms --raw_dir=SEN12MS --classes=dfc2020 --data_dir=data
+  python -m tools.prepare_data --dataset=dfc2020 --raw_dir=DFC2020 --classes=dfc2020 --data_dir=data
+  python -m tools.prepare_data --dataset=whu_opt_sar --raw_dir=whu-opt-sar --data_dir=data
   python -m tools.prepare_data --dataset=scenes --size=128 --looks=4 --data_dir=data
 
 folder: your own GeoTIFF pairs, described by my_data/dataset.json (hfd_jax/data/folder.py shows every key).
+spacenet6, sen12ms, dfc2020, whu_opt_sar: as downloaded; hfd_jax/data/NAME.py (dfc2020: sen12ms.py) shows the layout,
+the splits and the classes.
 scenes: simulated pairs; main.py also makes them by itself.
 
-Every tile is checked before it is written; the first bad one stops the preparation with its name and what is wrong.
-A preparation that is interrupted leaves nothing behind that looks complete. The last line says what to put into
-config.data.name.
+Every tile is checked before it is written; the first bad one stops the preparation with its name and what is wrong,
+or, with --skip_bad, is left out and listed in skipped.txt beside the data. An interrupted preparation leaves nothing
+behind that looks complete; the same command continues it. The last line says what to put into config.data.name.
 """
 
 import argparse
@@ -17,10 +23,9 @@ import os
 
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
-from hfd_jax.data.folder import Folder, FolderSource
 from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.errors import DataError, UserError
-from tools import cli
+from tools import cli, datasets
 
 DESCRIPTIONS = {
     "size": "edge of a tile, pixels",
@@ -36,10 +41,10 @@ DESCRIPTIONS = {
 def main(arguments: argparse.Namespace) -> None:
     if arguments.dataset == "scenes":
         builder, source = catalogue.Scenes, scene_source(arguments)
+    elif arguments.raw_dir:
+        builder, source = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
     else:
-        if not arguments.raw_dir:
-            raise UserError("--dataset=folder needs --raw_dir, the folder that holds sar/, eo/ and label/")
-        builder, source = Folder, FolderSource(arguments.raw_dir, arguments.description)
+        raise UserError(f"--dataset={arguments.dataset} needs --raw_dir, the folder of the raw data")
     directory = prepare(
         builder,
         source,
@@ -50,8 +55,18 @@ def main(arguments: argparse.Namespace) -> None:
     )
     dataset = catalogue.read_dataset(directory)
     print(summary(dataset))
+    list_skipped(dataset)
     name = os.path.relpath(os.path.dirname(directory), arguments.data_dir)
     print(f"written to {directory}\nuse it with: --config.data.name={name} --config.data.dir={arguments.data_dir}")
+
+
+def list_skipped(dataset: catalogue.Dataset) -> None:
+    lines = [f"{split}\t{message}" for split, messages in dataset.skipped.items() for message in messages]
+    if lines:
+        path = os.path.join(dataset.directory, "skipped.txt")
+        with open(path, "w") as file:
+            file.write("\n".join(lines) + "\n")
+        print(f"left out: {len(lines)} bad tile(s), listed in {path}")
 
 
 def scene_source(arguments: argparse.Namespace) -> catalogue.SceneSource:
@@ -72,6 +87,8 @@ def summary(dataset: catalogue.Dataset) -> str:
         for name, mean, std in zip(getattr(facts, f"{sensor}_bands"), bands.mean, bands.std, strict=True):
             lines.append(f"{sensor} {name}: mean {mean:.4g}, std {std:.4g} ({unit})")
     total = max(sum(statistics.class_pixels), 1)
+    for splits, count in dataset.shared_ground.items():
+        lines.append(f"caution: {count} tile(s) of {splits} show the same ground")
     shares = zip(facts.class_names, statistics.class_pixels, strict=True)
     lines.append("labelled training pixels: " + ", ".join(f"{name} {100 * n / total:.1f} %" for name, n in shares))
     return "\n".join(lines)
@@ -79,13 +96,13 @@ def summary(dataset: catalogue.Dataset) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("prepare_data", __doc__)
-    parser.add_argument("--dataset", required=True, choices=("folder", "scenes"), help="kind of data set")
-    parser.add_argument("--raw_dir", help="folder: where the GeoTIFFs are")
-    parser.add_argument("--description", help="folder: the description, if it is not RAW_DIR/dataset.json")
+    parser.add_argument("--dataset", required=True, choices=(*datasets.NAMES, "scenes"), help="kind of data set")
+    parser.add_argument("--raw_dir", help="folder of the raw data")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and write")
     parser.add_argument("--skip_bad", action="store_true", help="leave out and list bad tiles instead of stopping")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made from something else")
+    datasets.add_options(parser)
     scenes = parser.add_argument_group("scenes", "options of the simulated data set")
     for field in dataclasses.fields(SceneOptions):
         scenes.add_argument(f"--{field.name}", type=field.type, default=field.default, help=DESCRIPTIONS[field.name])

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from hfd_jax.data import ground
 from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_statistics
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
@@ -47,7 +48,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
 
 class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """The TFDS builder of every data set here; metadata.json holds facts, statistics, tile sizes and settings."""
+    """The TFDS builder of every data set here; metadata.json holds all that is known of it."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -95,10 +96,10 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         return [template.sharded_filepath(shard_index=shard.index, num_shards=len(shards)) for shard in shards]
 
     def _describe(self, shards: dict[str, list[Shard]]) -> None:
-        """Sets split sizes, statistics and tile sizes from the shards' reports."""
+        """Sets split sizes, statistics, tile sizes and shared ground from the shards' reports."""
         facts = self.builder_config.source.facts
         statistics, infos, metadata = StatisticsAccumulator(facts), [], self.info.metadata
-        metadata["shapes"], metadata["skipped"] = {}, {}
+        metadata["shapes"], metadata["skipped"], places = {}, {}, {}
         for split, of_split in shards.items():
             contents = [read_report(shard.report) for shard in of_split]
             shapes = np.concatenate([content["shapes"] for content in contents]).tolist()
@@ -108,6 +109,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             # One entry stands for all where all are alike.
             metadata["shapes"][split] = shapes if len({tuple(s) for s in shapes}) > 1 else shapes[:1]
             metadata["skipped"][split] = skipped
+            places[split] = tuple(np.concatenate([content[key] for content in contents]) for key in ("corners", "crs"))
             if split in ("train", "unlabelled") or "train" not in shards:
                 for content in contents:
                     statistics.merge(content)
@@ -123,6 +125,11 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         measured = statistics.finish()
         check_statistics(facts, measured)
         metadata["statistics"] = measured.to_dict()
+        overlaps = ground.shared_ground(places)
+        metadata["shared_ground"] = {
+            f"{one} with {other}": len({i for i, _ in pairs})
+            for (one, other), pairs in ((splits.split("/"), pairs) for splits, pairs in overlaps.items())
+        }
         self.info.set_splits(tfds.core.splits.SplitDict(infos))
 
 

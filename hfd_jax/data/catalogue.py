@@ -86,6 +86,7 @@ class Dataset:
       sizes: number of tiles per split.
       shapes: (H, W) of each tile per split; a single entry stands for all.
       skipped: what was wrong with the tiles that were left out, per split.
+      shared_ground: "train with test" -> number of the first split's tiles that overlap one of the second's.
     """
 
     directory: str
@@ -94,6 +95,7 @@ class Dataset:
     sizes: dict[str, int]
     shapes: dict[str, list[tuple[int, int]]]
     skipped: dict[str, tuple[str, ...]]
+    shared_ground: dict[str, int]
 
     def source(self, split: str):
         """Random access to the tiles of a split as dicts of arrays; DataError for a split that is not there."""
@@ -124,7 +126,7 @@ def read_dataset(directory: str) -> Dataset:
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
     with open(path) as file:
         metadata: dict[str, Any] = json.load(file)
-    missing = {"facts", "statistics", "shapes", "skipped"} - set(metadata)
+    missing = {"facts", "statistics", "shapes", "skipped", "shared_ground"} - set(metadata)
     if missing:
         raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
     splits = tfds.builder_from_directory(directory).info.splits
@@ -135,6 +137,7 @@ def read_dataset(directory: str) -> Dataset:
         sizes={name: info.num_examples for name, info in splits.items()},
         shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
         skipped={split: tuple(lines) for split, lines in metadata["skipped"].items()},
+        shared_ground=metadata["shared_ground"],
     )
 
 

@@ -27,7 +27,6 @@ pixels is stored in blocks of at most 1024.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 from typing import Any
@@ -41,7 +40,7 @@ from absl import logging
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.rasters import check_same_grid, open_raster, read_window
+from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, cut, open_raster, read_image, valid_pixels
 from hfd_jax.data.tiles import Tile
 from hfd_jax.data.units import linear_to_db
 from hfd_jax.errors import DataError, nearest
@@ -151,7 +150,6 @@ class FolderSource:
             sar = linear_to_db(np.where(sar_valid[..., None], sar, 1.0)).astype(np.float32)
         label = self._read_label(key, window, grid) if key.labelled else None
         transform = rasterio.windows.transform(window, grid["transform"])
-        crs = grid["crs"].to_string() if grid["crs"] else ""
         return Tile(
             key.id,
             sar,
@@ -159,7 +157,7 @@ class FolderSource:
             label,
             sar_valid,
             eo_valid,
-            crs,
+            crs_text(grid),
             tuple(transform)[:6],
         )
 
@@ -248,28 +246,18 @@ class FolderSource:
         if unknown:
             raise DataError(f"{self._path}: eo.offset names {unknown[0]!r}; {nearest(unknown[0], self._names[:20])}")
 
-    def _read_bands(self, kind: str, name: str, window) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        path, bands = self._file(kind, name), self._text[kind]["bands"]
-        with open_raster(path) as raster:
-            if raster.count != len(bands):
-                raise DataError(f"{path}: {raster.count} bands; {self._path} names {len(bands)} ({', '.join(bands)})")
-            stored = self.facts.eo_dtype
-            if kind == "eo" and stored != "float32" and not np.can_cast(raster.dtypes[0], stored):
-                raise DataError(f"{path}: type {raster.dtypes[0]}; {self._file(kind, self._names[0])} has {stored}")
-            grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform}
-            nodata = self._text[kind].get("nodata", raster.nodata)
-            image = np.moveaxis(read_window(raster, window), 0, -1)
-        valid = np.isfinite(image).all(-1) if image.dtype.kind == "f" else np.ones(image.shape[:2], bool)
-        if nodata is not None and not np.isnan(nodata):
-            valid &= (image != nodata).any(-1)
-        return image, valid, grid
+    def _read_bands(self, kind: str, name: str, window) -> tuple[np.ndarray, np.ndarray, Grid]:
+        path, stored = self._file(kind, name), self.facts.eo_dtype
+        image, grid = read_image(path, window, tuple(self._text[kind]["bands"]))
+        if kind == "eo" and stored != "float32" and not np.can_cast(image.dtype, stored):
+            raise DataError(f"{path}: type {image.dtype}; {self._file(kind, self._names[0])} has {stored}")
+        return image, valid_pixels(image, self._text[kind].get("nodata", grid["nodata"])), grid
 
     def _read_label(self, key: _Key, window, grid) -> np.ndarray:
         path = self._file("label", key.name)
-        with open_raster(path) as raster:
-            label_grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform}
-            check_same_grid(path, label_grid, self._file("sar", key.name), grid)
-            codes = read_window(raster, window)[0]
+        codes, label_grid = read_image(path, window)
+        check_same_grid(path, label_grid, self._file("sar", key.name), grid)
+        codes = codes[..., 0]
         known = (codes >= 0) & (codes < 256)
         label = self._table[np.where(known, codes, 0).astype(np.uint8)]
         unknown = np.unique(codes[~known | (label == UNKNOWN_CODE)])
@@ -286,9 +274,6 @@ class FolderSource:
 
 
 def _blocks(name: str, labelled: bool, height: int, cols: tuple[int, int]) -> list[_Key]:
-    def cut(start, stop):
-        count = max(1, -(-(stop - start) // MAX_BLOCK))
-        edges = np.linspace(start, stop, count + 1).round().astype(int).tolist()
-        return list(itertools.pairwise(edges))
-
-    return [_Key(name, labelled, rows, columns) for rows in cut(0, height) for columns in cut(*cols)]
+    return [
+        _Key(name, labelled, rows, columns) for rows in cut(0, height, MAX_BLOCK) for columns in cut(*cols, MAX_BLOCK)
+    ]

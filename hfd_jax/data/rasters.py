@@ -1,6 +1,9 @@
 """Reading GeoTIFFs through rasterio, with errors that name the file."""
 
+import itertools
 import os
+import warnings
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -9,24 +12,59 @@ import rasterio.windows
 
 from hfd_jax.errors import DataError
 
+Grid = dict[str, Any]  # "size" (rows, columns) of the whole raster, "crs", "transform", "nodata"
+
 
 def open_raster(path: str):
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file")
     try:
-        return rasterio.open(path)
+        with warnings.catch_warnings():
+            # Some published tiles have no georeference; whether that matters is decided where grids are compared.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
         raise DataError(f"{path}: cannot be read as a raster ({error})") from error
 
 
-def read_window(raster, window) -> np.ndarray:
+def read_window(raster, window=None) -> np.ndarray:
     try:
         return raster.read(window=window)
     except rasterio.errors.RasterioIOError as error:
         raise DataError(f"{raster.name}: damaged or truncated ({error})") from error
 
 
-def check_same_grid(path: str, grid, reference_path: str, reference) -> None:
+def read_image(path: str, window=None, bands: tuple[str, ...] | None = None) -> tuple[np.ndarray, Grid]:
+    """Reads a raster, or a window of it.
+
+    Args:
+      path: of the file.
+      window: rasterio window; None for all of it.
+      bands: names of the bands it must have.
+
+    Returns:
+      ([H, W, bands] as stored, the whole raster's grid).
+
+    Raises:
+      DataError: it is missing, damaged, or has another number of bands.
+    """
+    with open_raster(path) as raster:
+        if bands is not None and raster.count != len(bands):
+            raise DataError(f"{path}: {raster.count} bands; expected {len(bands)} ({', '.join(bands)})")
+        grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform, "nodata": raster.nodata}
+        return np.moveaxis(read_window(raster, window), 0, -1), grid
+
+
+def valid_pixels(image: np.ndarray, nodata: float | None) -> np.ndarray:
+    """[H, W] bool: False where any band is NaN or infinite, or all bands have the value `nodata`."""
+    valid = np.isfinite(image).all(-1) if image.dtype.kind == "f" else np.ones(image.shape[:2], bool)
+    if nodata is not None and not np.isnan(nodata):
+        valid &= (image != nodata).any(-1)
+    return valid
+
+
+def check_same_grid(path: str, grid: Grid, reference_path: str, reference: Grid) -> None:
+    """DataError where size or CRS differ, or a corner lies more than half a pixel off."""
     if grid["size"] != reference["size"]:
         raise DataError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
     if grid["crs"] != reference["crs"]:
@@ -41,3 +79,19 @@ def check_same_grid(path: str, grid, reference_path: str, reference) -> None:
         raise DataError(
             f"{path}: {offset:.2f} pixels off the grid of {reference_path}; at most half a pixel is accepted"
         )
+
+
+def crs_text(grid: Grid) -> str:
+    return grid["crs"].to_string() if grid["crs"] else ""
+
+
+def cut_blocks(height: int, width: int, largest: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Divides a raster into blocks of nearly equal size: [(rows [start, stop), columns [start, stop))]."""
+    return [(rows, columns) for rows in cut(0, height, largest) for columns in cut(0, width, largest)]
+
+
+def cut(start: int, stop: int, largest: int) -> list[tuple[int, int]]:
+    """[start, stop) in parts of nearly equal length, none above `largest`."""
+    count = max(1, -(-(stop - start) // largest))
+    edges = np.linspace(start, stop, count + 1).round().astype(int).tolist()
+    return list(itertools.pairwise(edges))

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, writer
 from tqdm import tqdm
 
+from hfd_jax.data import ground
 from hfd_jax.data.facts import Facts, StatisticsAccumulator
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
 from hfd_jax.errors import DataError
@@ -50,6 +51,7 @@ class Shard:
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         statistics, shapes, skipped = StatisticsAccumulator(self.source.facts), [], []
+        places, systems = [], []
         for position, key in enumerate(self.keys, self.first):
             try:
                 tile = self.source.read(key)
@@ -62,10 +64,17 @@ class Shard:
             example = _example(tile)
             statistics.add(tile.sar, tile.eo, example["label"], tile.sar_valid, tile.eo_valid)
             shapes.append(example["label"].shape)
+            places.append(ground.corners(tile))
+            systems.append(tile.crs)
             yield position, example
         temporary = f"{self.report}.{os.getpid()}.tmp.npz"
-        shape_array = np.array(shapes, np.int32).reshape(-1, 2)
-        np.savez(temporary, shapes=shape_array, skipped=np.array(skipped, str), **statistics.to_arrays())
+        arrays = {
+            "shapes": np.array(shapes, np.int32).reshape(-1, 2),
+            "skipped": np.array(skipped, str),
+            "corners": np.array(places).reshape(-1, 4, 2),
+            "crs": np.array(systems, str),
+        }
+        np.savez(temporary, **arrays, **statistics.to_arrays())
         os.replace(temporary, self.report)
 
 
@@ -85,6 +94,7 @@ def features_of(facts: Facts) -> tfds.features.FeaturesDict:
             "eo_valid": plane(np.bool_),
             "crs": tfds.features.Text(),
             "transform": tfds.features.Tensor(shape=(6,), dtype=np.float64),
+            "rotated": tfds.features.Scalar(dtype=np.bool_),
         }
     )
 
@@ -125,7 +135,7 @@ def report_path(folder: str, split: str, index: int) -> str:
 
 
 def read_report(path: str) -> dict[str, np.ndarray]:
-    """shapes [tiles, 2], skipped [messages], and what `StatisticsAccumulator.merge` takes."""
+    """shapes [N, 2], skipped [messages], corners [N, 4, 2], crs [N], and what `StatisticsAccumulator.merge` takes."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -23,6 +23,8 @@ class Tile:
       sar_valid, eo_valid: [H, W] bool, False where the sensor has no data.
       crs: text understood by rasterio, or "".
       transform: six affine coefficients (a, b, c, d, e, f) from pixel to CRS.
+      rotated: the arrays are the raw ones turned by 180 degrees (so that all of a data set is imaged from one side);
+        `transform` belongs to the turned arrays. Turn a prediction back before it is shown north up.
     """
 
     id: str
@@ -33,6 +35,17 @@ class Tile:
     eo_valid: np.ndarray
     crs: str = ""
     transform: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    rotated: bool = False
+
+
+def rotate(tile: Tile) -> Tile:
+    """The tile turned by 180 degrees, all arrays and the georeference together."""
+    height, width = tile.sar.shape[:2]
+    arrays = {name: getattr(tile, name) for name in ("sar", "eo", "label", "sar_valid", "eo_valid")}
+    turned = {name: None if array is None else array[::-1, ::-1] for name, array in arrays.items()}
+    a, b, c, d, e, f = tile.transform
+    transform = (-a, -b, c + a * width + b * height, -d, -e, f + d * width + e * height)
+    return dataclasses.replace(tile, **turned, transform=transform, rotated=not tile.rotated)
 
 
 class TileSource(Protocol):

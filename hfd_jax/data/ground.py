@@ -1,0 +1,64 @@
+"""Which tiles of different splits show the same ground."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import rasterio.warp
+import shapely
+
+from hfd_jax.data.tiles import Tile
+
+# Of the smaller tile's area: a rim of half a pixel on a tile of 500, or rounding at a shared edge, is no leak.
+TOLERATED = 0.002
+LONGITUDE_LATITUDE = "EPSG:4326"
+
+
+def corners(tile: Tile) -> np.ndarray:
+    """[4, 2] float64: x and y of the corners of a tile in its CRS; NaN where it has none."""
+    if not tile.crs:
+        return np.full((4, 2), np.nan)
+    height, width = tile.sar.shape[:2]
+    a, b, c, d, e, f = tile.transform
+    pixels = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
+    return pixels @ np.array([[a, d], [b, e]]) + (c, f)
+
+
+def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[str, list[tuple[int, int]]]:
+    """Pairs of tiles from different splits that overlap by more than `TOLERATED`.
+
+    Args:
+      parts: split -> (corners [N, 4, 2], CRS of each tile); tiles without CRS are left out.
+
+    Returns:
+      "train/test" -> [(index in train, index in test)], for every pair of splits that share ground.
+    """
+    systems = {crs for _, names in parts.values() for crs in names if crs}
+    # Tiles in several zones are compared in longitude and latitude.
+    common = next(iter(systems)) if len(systems) == 1 else LONGITUDE_LATITUDE
+    polygons = {split: _polygons(*part, common) for split, part in parts.items()}
+    found = {}
+    for one, other in itertools.combinations(polygons, 2):
+        (mine, my_index), (theirs, their_index) = polygons[one], polygons[other]
+        pairs = shapely.STRtree(theirs).query(mine, predicate="intersects") if len(mine) and len(theirs) else ([], [])
+        i, j = (np.asarray(index, int) for index in pairs)
+        smaller = np.minimum(shapely.area(mine[i]), shapely.area(theirs[j]))
+        real = shapely.area(shapely.intersection(mine[i], theirs[j])) > TOLERATED * smaller
+        if real.any():
+            found[f"{one}/{other}"] = sorted(
+                zip(my_index[i[real]].tolist(), their_index[j[real]].tolist(), strict=True)
+            )
+    return found
+
+
+def _polygons(points: np.ndarray, names: Sequence[str], common: str) -> tuple[np.ndarray, np.ndarray]:
+    """(polygons in the CRS `common`, their positions)."""
+    names = np.asarray(names, str)
+    index = np.flatnonzero(names != "")
+    points = np.array(points, np.float64).reshape(-1, 4, 2)
+    for crs in np.unique(names[index]):
+        if crs != common:
+            of_crs = names == crs
+            x, y = rasterio.warp.transform(crs, common, *points[of_crs].reshape(-1, 2).T)
+            points[of_crs] = np.stack([x, y], -1).reshape(-1, 4, 2)
+    return shapely.polygons(points[index]), index

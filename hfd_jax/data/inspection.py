@@ -1,0 +1,197 @@
+"""Looks at every tile of a raw data set before anything is written or trained."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hfd_jax.data import ground
+from hfd_jax.data.facts import Facts, Statistics, StatisticsAccumulator, check_statistics
+from hfd_jax.data.tiles import Tile, TileSource, check_tile
+from hfd_jax.errors import DataError
+from hfd_jax.labels import IGNORE_LABEL
+
+CHUNK = 32
+
+
+@dataclasses.dataclass
+class Findings:
+    """What was found.
+
+    Attributes:
+      facts: of the data set.
+      sizes: split -> tiles, good and bad.
+      bad: (split, message) of every tile that preparation would refuse.
+      doubtful: (split, tile, what): empty, constant, or without any label; preparation takes them.
+      statistics: over the good training tiles (over all, where there are none); None without a good tile.
+      unit_problem: what contradicts the declared SAR unit, or "".
+      leaks: (split, tile, other split, its tile) for tiles that show the same ground.
+      examples: some good tiles, spread over the data set.
+    """
+
+    facts: Facts
+    sizes: dict[str, int]
+    bad: list[tuple[str, str]]
+    doubtful: list[tuple[str, str, str]]
+    statistics: Statistics | None
+    unit_problem: str
+    leaks: list[tuple[str, str, str, str]]
+    examples: list[Tile]
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.bad or self.unit_problem or self.leaks)
+
+
+def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings:
+    """Reads every tile once, on `workers` processes, with progress and time left."""
+    keys = {split: list(of_split) for split, of_split in source.keys().items() if len(of_split)}
+    jobs = [(source, split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
+    results: list[dict[str, Any]] = []
+    with tqdm(total=sum(map(len, keys.values())), desc="checking", unit="tile", mininterval=1.0) as progress:
+        for job, result in zip(jobs, _results(jobs, workers), strict=True):
+            results.append(result)
+            progress.update(len(job[2]))
+    statistics, unit_problem = _measure(source.facts, results)
+    return Findings(
+        facts=source.facts,
+        sizes={split: len(of_split) for split, of_split in keys.items()},
+        bad=[line for result in results for line in result["bad"]],
+        doubtful=[line for result in results for line in result["doubtful"]],
+        statistics=statistics,
+        unit_problem=unit_problem,
+        leaks=_leaks(results),
+        examples=_examples(source, keys, examples),
+    )
+
+
+def doubts(tile: Tile) -> list[str]:
+    """What is strange about a tile without being wrong."""
+    found = []
+    for sensor, valid in (("sar", tile.sar_valid), ("eo", tile.eo_valid)):
+        pixels = getattr(tile, sensor)[valid]
+        if not len(pixels):
+            found.append(f"{sensor} is empty (no valid pixel)")
+        elif len(pixels) > 1 and (constant := np.flatnonzero(np.ptp(pixels, axis=0) == 0)).size:
+            found.append(f"{sensor} is constant in band {', '.join(str(k + 1) for k in constant)}")
+    if tile.label is not None and (tile.label == IGNORE_LABEL).all():
+        found.append("its label is ignored everywhere")
+    return found
+
+
+def summary(findings: Findings) -> str:
+    """One page of text."""
+    facts, lines = findings.facts, []
+    total = sum(findings.sizes.values())
+    per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
+    lines.append(f"{facts.name}: {total} tiles ({per_split})")
+    lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
+    lines.append(
+        f"doubtful tiles: {len(findings.doubtful)}"
+        + _first(f"{split}: {tile}: {what}" for split, tile, what in findings.doubtful)
+    )
+    lines.append(
+        f"tiles of different splits on the same ground: {len(findings.leaks)} pair(s)"
+        + _first(f"{tile} ({split}) and {other} ({theirs})" for split, tile, theirs, other in findings.leaks)
+    )
+    lines.append(f"SAR unit {facts.sar_unit!r}: {findings.unit_problem or 'nothing contradicts it'}")
+    if findings.statistics:
+        for sensor in ("sar", "eo"):
+            bands = getattr(findings.statistics, sensor)
+            for name, *numbers in zip(
+                getattr(facts, f"{sensor}_bands"), bands.mean, bands.std, bands.low, bands.high, strict=True
+            ):
+                lines.append("{} {}: mean {:.4g}, std {:.4g}, 1 % {:.4g}, 99 % {:.4g}".format(sensor, name, *numbers))
+        pixels = findings.statistics.class_pixels
+        shares = zip(facts.class_names, pixels, strict=True)
+        lines.append("labelled pixels: " + ", ".join(f"{n} {100 * p / max(sum(pixels), 1):.2f} %" for n, p in shares))
+    return "\n".join(lines)
+
+
+def _first(lines, count: int = 5) -> str:
+    lines = list(lines)
+    more = [f"... and {len(lines) - count} more"] if len(lines) > count else []
+    return "".join(f"\n    {line}" for line in [*lines[:count], *more])
+
+
+def _starts(keys: list[Any]) -> range:
+    return range(0, len(keys), CHUNK)
+
+
+def _results(jobs, workers: int):
+    if workers <= 1 or len(jobs) < 2:
+        yield from map(_inspect_chunk, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(_inspect_chunk, jobs)
+
+
+def _inspect_chunk(job: tuple[TileSource, str, list[Any]]) -> dict[str, Any]:
+    source, split, keys = job
+    statistics = StatisticsAccumulator(source.facts)
+    result: dict[str, Any] = {"split": split, "bad": [], "doubtful": [], "names": [], "corners": [], "crs": []}
+    for key in keys:
+        try:
+            tile = source.read(key)
+            check_tile(tile, source.facts)
+        except DataError as error:
+            result["bad"].append((split, str(error)))
+            continue
+        result["doubtful"] += [(split, tile.id, what) for what in doubts(tile)]
+        label = np.full(tile.sar.shape[:2], IGNORE_LABEL, np.uint8) if tile.label is None else tile.label
+        statistics.add(tile.sar, tile.eo, label, tile.sar_valid, tile.eo_valid)
+        result["names"].append(tile.id)
+        result["corners"].append(ground.corners(tile))
+        result["crs"].append(tile.crs)
+    return result | {"statistics": statistics.to_arrays()}
+
+
+def _measure(facts: Facts, results: list[dict[str, Any]]) -> tuple[Statistics | None, str]:
+    training = [r for r in results if r["split"] in ("train", "unlabelled")] or results
+    statistics = StatisticsAccumulator(facts)
+    for result in training:
+        statistics.merge(result["statistics"])
+    try:
+        measured = statistics.finish()
+    except DataError:
+        return None, ""
+    try:
+        check_statistics(facts, measured)
+    except DataError as error:
+        return measured, str(error)
+    return measured, ""
+
+
+def _leaks(results: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    names: dict[str, list[str]] = {}
+    parts: dict[str, tuple[list, list]] = {}
+    for result in results:
+        names.setdefault(result["split"], []).extend(result["names"])
+        places, systems = parts.setdefault(result["split"], ([], []))
+        places.extend(result["corners"])
+        systems.extend(result["crs"])
+    arrays = {split: (np.array(places).reshape(-1, 4, 2), systems) for split, (places, systems) in parts.items()}
+    return [
+        (one, names[one][i], other, names[other][j])
+        for (one, other), pairs in ((s.split("/"), p) for s, p in ground.shared_ground(arrays).items())
+        for i, j in pairs
+    ]
+
+
+def _examples(source: TileSource, keys: dict[str, list[Any]], count: int) -> list[Tile]:
+    everything = [key for of_split in keys.values() for key in of_split]
+    tiles: list[Tile] = []
+    # Twice as many as wanted are tried, since some may be bad or empty.
+    for index in np.linspace(0, len(everything) - 1, min(2 * count, len(everything))).round().astype(int):
+        try:
+            tile = source.read(everything[index])
+            check_tile(tile, source.facts)
+        except DataError:
+            continue
+        if tile.sar_valid.any() and len(tiles) < count:
+            tiles.append(tile)
+    return tiles

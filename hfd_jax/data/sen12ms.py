@@ -1,0 +1,220 @@
+"""SEN12MS and DFC2020: Sentinel-1, Sentinel-2 and land cover, 256 x 256 pixels of 10 m.
+
+    RAW_DIR/ROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.tif      VV, VH, sigma0 in dB
+    RAW_DIR/ROIs1158_spring/s2_1/ROIs1158_spring_s2_1_p30.tif      13 bands, reflectance x 10,000
+    RAW_DIR/ROIs1158_spring/lc_1/ROIs1158_spring_lc_1_p30.tif      band 1: IGBP classes 1 to 17 (MODIS, 500 m)
+
+DFC2020 has the groups ROIs0000_validation and ROIs0000_test, and `dfc` beside `lc`: land cover at 10 m.
+
+SEN12MS is divided by scene: the authors' 26 hold-out scenes test; of the others those validate whose name's SHA-1 is
+divisible by ten, about a tenth, the same ones whichever seasons are there. DFC2020 is for evaluation: it has no
+training split.
+
+Classes are the simplified IGBP scheme of ten; "no_savanna" ignores one of them, "dfc2020" (as the contest scores) two,
+savanna and snow.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from hfd_jax.data.builder import PairedTiles
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
+from hfd_jax.data.tiles import Tile
+from hfd_jax.errors import DataError, nearest
+from hfd_jax.labels import IGNORE_LABEL
+
+SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
+DFC_SPLITS = {"ROIs0000_validation": "validation", "ROIs0000_test": "test"}
+SAR_BANDS = ("VV", "VH")
+EO_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
+LC_BANDS = ("IGBP", "LCCS_LC", "LCCS_LU", "LCCS_SH")
+
+_HOLD_OUT = {
+    "ROIs1158_spring": (63, 146, 97, 124, 15, 17),
+    "ROIs1868_summer": (43, 131, 19, 104, 72, 15, 79),
+    "ROIs1970_fall": (120, 39, 144, 35, 61, 47, 30, 141),
+    "ROIs2017_winter": (64, 146, 32, 107, 135),
+}
+HOLD_OUT_SCENES = frozenset(f"{season}/s1_{scene}" for season, scenes in _HOLD_OUT.items() for scene in scenes)
+# NaN in Sentinel-1; every published list leaves it out.
+BROKEN = frozenset({"ROIs1868_summer/s1_146/ROIs1868_summer_s1_146_p202.tif"})
+
+SIMPLIFIED = (
+    ("forest", (0, 153, 0)),
+    ("shrubland", (198, 176, 68)),
+    ("savanna", (251, 255, 19)),
+    ("grassland", (182, 255, 5)),
+    ("wetlands", (39, 255, 135)),
+    ("croplands", (194, 79, 68)),
+    ("urban", (165, 165, 165)),
+    ("snow", (105, 255, 248)),
+    ("barren", (249, 255, 164)),
+    ("water", (28, 13, 255)),
+)
+# Position: IGBP code 0 to 17. Value: code of the simplified scheme, 0 for unknown.
+IGBP_TO_SIMPLIFIED = (0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10)
+LEFT_OUT = {"simplified": (), "no_savanna": ("savanna",), "dfc2020": ("savanna", "snow")}
+
+
+class Sen12ms(PairedTiles):
+    """SEN12MS, land cover from MODIS."""
+
+    VERSION = PairedTiles.VERSION
+
+
+class Dfc2020(PairedTiles):
+    """DFC2020, land cover at 10 m, for evaluation."""
+
+    VERSION = PairedTiles.VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Sen12msSource:
+    """Reads SEN12MS; a `TileSource` whose keys are the paths of the Sentinel-1 files below raw_dir.
+
+    Attributes:
+      raw_dir: holds the folders of the seasons.
+      classes: "simplified", "no_savanna" or "dfc2020".
+      labels: source of the label, "lc" (IGBP) or "dfc".
+    """
+
+    raw_dir: str
+    classes: str = "simplified"
+    labels: str = "lc"
+
+    groups = SEASONS
+
+    def __post_init__(self):
+        if self.classes not in LEFT_OUT:
+            raise DataError(f"classes is {self.classes!r}; {nearest(self.classes, LEFT_OUT)}")
+        if not any(os.path.isdir(os.path.join(self.raw_dir, group)) for group in self.groups):
+            raise DataError(f"{self.raw_dir}: holds none of {', '.join(self.groups)}")
+
+    @property
+    def name(self) -> str:
+        return self.classes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        scenes = sorted({os.path.dirname(key) for key in self._paths})
+        return {"classes": self.classes, "labels": self.labels, "patches": len(self._paths), "scenes": scenes}
+
+    @property
+    def facts(self) -> Facts:
+        kept = [entry for entry in SIMPLIFIED if entry[0] not in LEFT_OUT[self.classes]]
+        return Facts(
+            name="sen12ms" if self.labels == "lc" else "dfc2020",
+            sar_bands=SAR_BANDS,
+            eo_bands=EO_BANDS,
+            eo_dtype="uint16",
+            sar_unit="db",
+            class_names=tuple(name for name, _ in kept),
+            class_colours=tuple(colour for _, colour in kept),
+            look_axis="x",
+            pixel_size=10.0,
+        )
+
+    def keys(self) -> dict[str, list[str]]:
+        keys: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+        for path in self._paths:
+            keys[self.split(os.path.dirname(path))].append(path)
+        return keys
+
+    def split(self, scene: str) -> str:
+        """The split of a scene, for example "ROIs1158_spring/s1_63"."""
+        return split_of(scene)
+
+    def read(self, key: str) -> Tile:
+        sar_path, eo_path, label_path = (self._file(key, source) for source in ("s1", "s2", self.labels))
+        sar, grid = read_image(sar_path, bands=SAR_BANDS)
+        eo, eo_grid = read_image(eo_path, bands=EO_BANDS)
+        if eo.dtype != np.uint16:
+            raise DataError(f"{eo_path}: type {eo.dtype}; expected uint16, reflectance x 10,000")
+        codes, label_grid = read_image(label_path)
+        for path, other in ((eo_path, eo_grid), (label_path, label_grid)):
+            check_same_grid(path, other, sar_path, grid)
+        return Tile(
+            id=os.path.basename(key)[: -len(".tif")].replace("_s1_", "_"),
+            sar=sar.astype(np.float32),
+            eo=eo,
+            label=self._class_index(codes[..., 0], label_path),
+            sar_valid=valid_pixels(sar, None),
+            eo_valid=valid_pixels(eo, 0),
+            crs=crs_text(grid),
+            transform=tuple(grid["transform"])[:6],
+        )
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        """Of all patches that any source has: a missing partner is found when the patch is read."""
+        sources = ("s1", "s2", self.labels)
+        paths = {path for group in self.groups for path in _list_patches(self.raw_dir, group, sources)}
+        if not paths:
+            raise DataError(f"{self.raw_dir}: no patch of {', '.join(sources)} in it")
+        return sorted(paths - BROKEN)
+
+    def _file(self, key: str, source: str) -> str:
+        return os.path.join(self.raw_dir, swap_source(key, "s1", source))
+
+    def _class_index(self, codes: np.ndarray, path: str) -> np.ndarray:
+        known = IGBP_TO_SIMPLIFIED if self.labels == "lc" else range(len(SIMPLIFIED) + 1)
+        unknown = np.setdiff1d(codes, range(len(known)))
+        if unknown.size:
+            raise DataError(f"{path}: label code {unknown[0]} is unknown; known are 0 (unknown) to {len(known) - 1}")
+        return index_table(known, self.classes)[codes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dfc2020Source(Sen12msSource):
+    """Reads DFC2020 with its labels of 10 m; the same classes as SEN12MS, and no training split."""
+
+    classes: str = "dfc2020"
+    labels: str = "dfc"
+
+    groups = tuple(DFC_SPLITS)
+
+    def split(self, scene: str) -> str:
+        return DFC_SPLITS[os.path.dirname(scene)]
+
+
+def split_of(scene: str) -> str:
+    """The split of a SEN12MS scene, for example "ROIs1158_spring/s1_63"."""
+    if scene in HOLD_OUT_SCENES:
+        return "test"
+    return "validation" if int(hashlib.sha1(scene.encode()).hexdigest(), 16) % 10 == 0 else "train"
+
+
+def index_table(simplified: Iterable[int], classes: str) -> np.ndarray:
+    """Stored code -> class index or IGNORE_LABEL.
+
+    Args:
+      simplified: for every stored code its code in the simplified scheme, 0 for unknown.
+      classes: one of LEFT_OUT.
+    """
+    kept = [name for name, _ in SIMPLIFIED if name not in LEFT_OUT[classes]]
+    names = [None, *(name for name, _ in SIMPLIFIED)]
+    return np.array([kept.index(names[c]) if names[c] in kept else IGNORE_LABEL for c in simplified], np.uint8)
+
+
+def swap_source(path: str, one: str, other: str) -> str:
+    """The same patch from another source: its token stands in the folder's and in the file's name."""
+    folder, name = os.path.split(path)
+    group, scene = os.path.split(folder)
+    return os.path.join(group, scene.replace(f"{one}_", f"{other}_", 1), name.replace(f"_{one}_", f"_{other}_", 1))
+
+
+def _list_patches(raw_dir: str, group: str, sources: tuple[str, ...]) -> Iterable[str]:
+    root = os.path.join(raw_dir, group)
+    for scene in os.listdir(root) if os.path.isdir(root) else ():
+        source = scene.split("_")[0]
+        if source in sources:
+            for name in os.listdir(os.path.join(root, scene)):
+                if name.endswith(".tif"):
+                    yield swap_source(os.path.join(group, scene, name), source, "s1")

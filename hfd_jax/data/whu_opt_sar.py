@@ -1,0 +1,188 @@
+"""WHU-OPT-SAR: Gaofen-1 optical and Gaofen-3 SAR scenes of Hubei with land cover, 5556 x 3704 pixels of 5 m.
+
+    RAW_DIR/optical/NH49E001013.tif      R, G, B, NIR
+    RAW_DIR/sar/NH49E001013.tif          one band
+    RAW_DIR/lbl/NH49E001013.tif          codes 10 to 70 in tens; 0, background, is ignored
+
+The 20 test scenes are those of the authors' list; every eighth of the others, in the order of their names, validates.
+Scenes are stored in blocks, read window by window. A label raster that lacks the last row or column (one is known to)
+is taken as ignored there; anything else that does not fit is an error.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import rasterio.windows
+
+from hfd_jax.data.builder import PairedTiles
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.rasters import check_same_grid, crs_text, cut_blocks, open_raster, read_image, valid_pixels
+from hfd_jax.data.tiles import Tile
+from hfd_jax.errors import DataError
+from hfd_jax.labels import IGNORE_LABEL
+
+FOLDERS = ("sar", "optical", "lbl")
+SAR_BANDS, EO_BANDS = ("GF3",), ("R", "G", "B", "NIR")
+CLASSES = {
+    10: ("farmland", (204, 180, 80)),
+    20: ("city", (220, 60, 60)),
+    30: ("village", (240, 150, 150)),
+    40: ("water", (0, 90, 200)),
+    50: ("forest", (0, 120, 50)),
+    60: ("road", (110, 110, 110)),
+    70: ("others", (190, 190, 190)),
+}
+# "The division of the dataset", as its authors published it.
+TEST_SCENES = frozenset(
+    (
+        "NH49E001014",
+        "NH49E001017",
+        "NH49E002012",
+        "NH49E002016",
+        "NH49E003014",
+        "NH49E003024",
+        "NH49E004011",
+        "NH49E005011",
+        "NH49E005019",
+        "NH49E006019",
+        "NH49E007014",
+        "NH49E008013",
+        "NH49E009017",
+        "NH49E010020",
+        "NH49E011024",
+        "NH49E012020",
+        "NH49E013010",
+        "NH50E007002",
+        "NH50E011005",
+        "NH50E014003",
+    )
+)
+VALIDATION_EVERY = 8
+
+
+class WhuOptSar(PairedTiles):
+    """WHU-OPT-SAR, land cover."""
+
+    VERSION = PairedTiles.VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class WhuOptSarSource:
+    """Reads WHU-OPT-SAR; a `TileSource` whose keys are (scene, rows, columns).
+
+    Attributes:
+      raw_dir: holds optical, sar and lbl.
+      block: largest edge of a stored block, pixels.
+    """
+
+    raw_dir: str
+    block: int = 512
+
+    def __post_init__(self):
+        for folder in FOLDERS:
+            if not os.path.isdir(os.path.join(self.raw_dir, folder)):
+                raise DataError(f"{os.path.join(self.raw_dir, folder)}: no such folder")
+
+    @property
+    def name(self) -> str:
+        return "scenes"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"block": self.block, "scenes": self._scenes}
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        present = [path for scene in self._scenes if os.path.exists(path := self._file("optical", scene))]
+        if not present:
+            raise DataError(f"{os.path.join(self.raw_dir, 'optical')}: no .tif file in it")
+        with open_raster(present[0]) as raster:
+            eo_dtype = raster.dtypes[0]
+        return Facts(
+            name="whu_opt_sar",
+            sar_bands=SAR_BANDS,
+            eo_bands=EO_BANDS,
+            eo_dtype=eo_dtype,
+            sar_unit="raw",
+            class_names=tuple(name for name, _ in CLASSES.values()),
+            class_colours=tuple(colour for _, colour in CLASSES.values()),
+            look_axis="x",
+            pixel_size=5.0,
+        )
+
+    def keys(self) -> dict[str, list[Any]]:
+        keys: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
+        for split, scenes in divide(self._scenes).items():
+            for scene in scenes:
+                with open_raster(self._any_file(scene)) as raster:
+                    keys[split] += [(scene, *block) for block in cut_blocks(raster.height, raster.width, self.block)]
+        return keys
+
+    def read(self, key: tuple[str, tuple[int, int], tuple[int, int]]) -> Tile:
+        scene, rows, columns = key
+        window = rasterio.windows.Window.from_slices(rows, columns)
+        sar_path, eo_path = self._file("sar", scene), self._file("optical", scene)
+        sar, grid = read_image(sar_path, window, SAR_BANDS)
+        eo, eo_grid = read_image(eo_path, window, EO_BANDS)
+        check_same_grid(eo_path, eo_grid, sar_path, grid)
+        return Tile(
+            id=f"{scene}_{rows[0]}_{columns[0]}",
+            sar=sar.astype(np.float32),
+            eo=eo,
+            label=self._label(scene, rows, columns, sar_path, grid),
+            sar_valid=valid_pixels(sar, 0),
+            eo_valid=valid_pixels(eo, 0),
+            crs=crs_text(grid),
+            transform=tuple(rasterio.windows.transform(window, grid["transform"]))[:6],
+        )
+
+    @functools.cached_property
+    def _scenes(self) -> list[str]:
+        listed = {
+            folder: {name[:-4] for name in os.listdir(os.path.join(self.raw_dir, folder)) if name.endswith(".tif")}
+            for folder in FOLDERS
+        }
+        everything = set.union(*listed.values())
+        if not everything:
+            raise DataError(f"{os.path.join(self.raw_dir, 'sar')}: no .tif file in it")
+        return sorted(everything)
+
+    def _any_file(self, scene: str) -> str:
+        """A raster of the scene that is there; a missing partner is found when the scene is read."""
+        return next(path for folder in FOLDERS if os.path.exists(path := self._file(folder, scene)))
+
+    def _file(self, folder: str, scene: str) -> str:
+        return os.path.join(self.raw_dir, folder, f"{scene}.tif")
+
+    def _label(self, scene: str, rows: tuple[int, int], columns: tuple[int, int], sar_path: str, grid) -> np.ndarray:
+        path = self._file("lbl", scene)
+        window = rasterio.windows.Window.from_slices(rows, columns)
+        with open_raster(path) as raster:
+            size = raster.shape
+        lacking = np.subtract(grid["size"], size)
+        if lacking.min() < 0 or lacking.max() > 1:
+            raise DataError(f"{path}: {size} pixels (rows, columns); {sar_path} has {grid['size']}")
+        whole = rasterio.windows.Window(0, 0, size[1], size[0])
+        codes, label_grid = read_image(path, window.intersection(whole))
+        check_same_grid(path, label_grid | {"size": grid["size"]}, sar_path, grid)
+        codes = codes[..., 0]
+        label = np.full((rows[1] - rows[0], columns[1] - columns[0]), IGNORE_LABEL, np.uint8)
+        unknown = sorted(set(np.unique(codes).tolist()) - {0, *CLASSES})
+        if unknown:
+            raise DataError(f"{path}: label code {unknown[0]} is unknown; known are 0 (background) and {[*CLASSES]}")
+        label[: codes.shape[0], : codes.shape[1]] = np.where(codes == 0, IGNORE_LABEL, codes // 10 - 1)
+        return label
+
+
+def divide(scenes: list[str]) -> dict[str, list[str]]:
+    """train, validation and test among the names of scenes."""
+    rest = [scene for scene in scenes if scene not in TEST_SCENES]
+    validation = rest[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
+    return {
+        "train": [scene for scene in rest if scene not in validation],
+        "validation": validation,
+        "test": [scene for scene in scenes if scene in TEST_SCENES],
+    }

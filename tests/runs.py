@@ -1,0 +1,59 @@
+"""Small whole runs for tests: the quickstart's config, shrunk."""
+
+import json
+import os
+from pathlib import Path
+
+from hfd_jax.checkpoint import CheckpointReader
+from tests.conftest import run_python
+
+STEPS = 6
+NETWORKS = ("teacher", "sar_only", "teacher_init", "student")
+
+
+def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
+    small = {
+        "data.dir": data_dir,
+        "data.batch_size": 8,
+        "data.label_share": 0.25,
+        "data.scenes.train": 24,
+        "data.scenes.validation": 6,
+        "data.scenes.test": 10,
+        "model.width": 4,
+        "teacher.steps": STEPS,
+        "student.steps": STEPS,
+        "train.checkpoint_every": 3,
+        "train.eval_every": 3,
+        "train.log_every": 2,
+        "eval.panels": 2,
+        "baselines": str(baselines).replace(" ", ""),
+    }
+    flags = [f"--config.{field}={value}" for field, value in small.items()]
+    return ["main.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags, *more]
+
+
+def main(workdir, data_dir, *more, baselines=("sar_only", "teacher_init"), **kwargs):
+    return run_python(*arguments(workdir, data_dir, *more, baselines=baselines), **kwargs)
+
+
+def evaluation(workdir, split="test"):
+    return json.loads(Path(workdir, "evaluation.json").read_text())[split]
+
+
+def digests(workdir, network, step=STEPS):
+    record = CheckpointReader(os.path.join(workdir, "checkpoints", network)).record(step)
+    return {path: entry["blake2b"] for path, entry in record["arrays"].items()}
+
+
+def damage(checkpoint):
+    """Flips a bit every 1000 bytes of the files that hold arrays."""
+    for path in (p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size > 10_000):
+        content = bytearray(path.read_bytes())
+        for k in range(100, len(content), 1000):
+            content[k] ^= 1
+        path.write_bytes(content)
+
+
+def log_of(workdir, network):
+    rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if row["network"] == network and "loss" in row}

@@ -1,0 +1,107 @@
+"""Variants of the run, the tools around it, and real tiles; every test here starts its own run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, run_python
+from tests.runs import arguments, evaluation, log_of, main
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def test_training_learns(scenes_dir, tmp_path):
+    """A short run on EO: the loss falls, and the map is far better than any constant one (mIoU 0.1 to 0.15)."""
+    flags = (
+        "--config.stage=teacher",
+        "--config.teacher.steps=80",
+        "--config.data.label_share=1.0",
+        "--config.model.width=8",
+    )
+    workdir = tmp_path / "run"
+    main(workdir, scenes_dir, *flags, baselines=())
+    log = log_of(workdir, "teacher")
+    assert log[80]["loss"] < 0.5 * log[1]["loss"]
+    assert evaluation(workdir)["teacher"]["mean_iou"] > 0.3
+
+
+def test_bfloat16_run(scenes_dir, tmp_path):
+    flags = ("--config.dtype=bfloat16", "--config.distill.logit_weight=1.0")
+    main(tmp_path / "run", scenes_dir, *flags, baselines=())
+    assert all(np.isfinite(row["loss"]) for row in log_of(tmp_path / "run", "student").values())
+
+
+def test_ablations_are_the_same_code(scenes_dir, tmp_path):
+    """No alignment, no distillation; context on: nothing but config fields."""
+    flags = (
+        "--config.model.align=none",
+        "--config.model.context=True",
+        "--config.distill.weight=0.0",
+    )
+    text = main(tmp_path / "run", scenes_dir, *flags, baselines=()).stdout
+    assert "student without distillation (SAR): 6 labelled tiles" in text
+
+
+@pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare", "contact_sheet"])
+def test_every_tool_explains_itself(tool):
+    text = run_python("-m", f"tools.{tool}", "--help").stdout
+    assert f"usage: python -m tools.{tool}" in text and f"  python -m tools.{tool} --" in text
+
+
+def test_prepare_tool_writes_scenes_and_says_how_to_use_them(tmp_path):
+    flags = ("--dataset=scenes", "--train=4", "--validation=0", "--test=2", "--looks=4", f"--data_dir={tmp_path}")
+    text = run_python("-m", "tools.prepare_data", *flags).stdout
+    assert "tiles: 4 train, 2 test" in text and "--config.data.name=scenes/64px" in text
+    done = run_python(
+        "-m", "tools.prepare_data", "--dataset=scenes", "--looks=-1", f"--data_dir={tmp_path}", check=False
+    )
+    assert done.returncode == 1 and "error: scenes.looks is -1.0; expected above 0" in done.stderr
+
+
+def test_compare_tool_tabulates_seeds_and_takes_finished_runs(scenes_dir, tmp_path):
+    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[1:] if "baselines" not in flag]
+    command = ("-m", "tools.compare", *flags, "--seeds=2")
+    text = run_python(*command).stdout
+    table = (tmp_path / "c" / "table_test.md").read_text()
+    assert table.strip() in text and "2 seeds" in table and "| HFD student (SAR) |" in table
+    rows = json.loads((tmp_path / "c" / "results_test.json").read_text())
+    values = [row["mean_iou"] for row in rows["student"]]
+    assert (
+        len(values) == 2 and values[0] != values[1] and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
+    )
+    again = run_python(*command).stdout
+    assert "--- seed" not in again and table.strip() in again
+    other = run_python(*command, "--config.distill.weight=0.5", check=False)
+    assert other.returncode == 1 and "distill.weight: 10.0 there, 0.5 now" in other.stderr
+
+
+@pytest.mark.skipif(not (SHARED / "terramind").is_dir(), reason="real Sentinel-1/2 tiles are not here")
+def test_real_tiles_train_and_evaluate(tmp_path):
+    flags = (
+        "--dataset=folder",
+        "--description=configs/datasets/terramind.json",
+        f"--raw_dir={SHARED / 'terramind'}",
+        f"--data_dir={tmp_path}",
+    )
+    text = run_python("-m", "tools.prepare_data", *flags).stdout
+    assert "tiles: 2 train, 2 test" in text and "sar VV: mean -11.1" in text
+    small = {
+        "data.name": "folder/terramind",
+        "data.dir": tmp_path,
+        "model.width": 4,
+        "teacher.steps": 2,
+        "student.steps": 2,
+    }
+    done = run_python(
+        "main.py",
+        "--config=configs/folder.py",
+        f"--workdir={tmp_path / 'run'}",
+        *[f"--config.{k}={v}" for k, v in small.items()],
+        env={"XLA_FLAGS": ""},  # this one as a user compiles it
+    )
+    rows = evaluation(tmp_path / "run")
+    assert set(rows) == {"teacher", "sar_only", "student"}
+    # Two right halves of 224 x 112 pixels; one of them is labelled flooded vegetation, which is ignored.
+    assert all(row["pixels"] + row["ignored"] == 2 * 224 * 112 for row in rows.values())
+    assert "HFD student (SAR)" in done.stdout

@@ -1,0 +1,69 @@
+"""Checks a raw data set before anything is prepared or trained, and draws some of it.
+
+  python -m tools.check_data my_data
+  python -m tools.check_data SN6/train/AOI_11_Rotterdam --splitting=baseline
+  python -m tools.check_data terramind --dataset=folder --description=configs/datasets/terramind.json
+
+Reads every tile: missing partners, grids that do not match (size, CRS, offset above half a pixel), NaN, values that
+contradict the unit, unknown label codes (bad tiles: tools.prepare_data refuses them, or leaves them out with
+--skip_bad), empty or constant tiles and tiles without any label (doubtful), class balance, and tiles of different
+splits that show the same ground. Writes OUTPUT/summary.txt, OUTPUT/bad_tiles.txt and OUTPUT/contact_sheet.png.
+Exits with 1 where a tile is bad, the unit is contradicted or splits share ground.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+
+import numpy as np
+
+from hfd_jax import figures
+from hfd_jax.data.inspection import Findings, inspect, summary
+from hfd_jax.labels import IGNORE_LABEL
+from tools import cli, datasets
+
+
+def main(arguments: argparse.Namespace) -> None:
+    name = arguments.dataset or ("folder" if arguments.description else datasets.recognise(arguments.raw_dir))
+    _, source = datasets.make_source(name, arguments.raw_dir, arguments)
+    findings = inspect(source, arguments.workers, arguments.tiles)
+    output = arguments.output or os.path.join("checked", source.facts.name)
+    os.makedirs(output, exist_ok=True)
+    text = summary(findings)
+    write(os.path.join(output, "summary.txt"), text)
+    write(os.path.join(output, "bad_tiles.txt"), "\n".join(f"{split}\t{message}" for split, message in findings.bad))
+    if findings.examples:
+        draw(os.path.join(output, "contact_sheet.png"), findings)
+    print(text)
+    print(f"written to {output}: summary.txt, bad_tiles.txt" + (", contact_sheet.png" if findings.examples else ""))
+    if not findings.is_clean:
+        sys.exit(1)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text + "\n" if text else "")
+
+
+def draw(path: str, findings: Findings) -> None:
+    facts, rows = findings.facts, []
+    for tile in findings.examples:
+        label = np.full(tile.sar.shape[:2], IGNORE_LABEL, np.uint8) if tile.label is None else tile.label
+        rows.append(dataclasses.asdict(tile) | {"label": label})
+    figures.panel(path, rows, {}, facts, facts.eo_bands)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("check_data", __doc__)
+    parser.add_argument("raw_dir", help="folder of the raw data set")
+    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: recognised by the folders in RAW_DIR")
+    parser.add_argument("--output", help="folder to write to; default: checked/NAME")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
+    parser.add_argument("--tiles", type=int, default=6, help="in the picture")
+    datasets.add_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.launch(make_parser(), main)
