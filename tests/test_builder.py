@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics, check_statistics
 from hfd_jax.data.tiles import Tile
 from hfd_jax.errors import DataError
+from tests.conftest import run_python
 
 FACTS = Facts("many", ("VV",), ("G",), "uint8", "db", ("a", "b"), ((0, 0, 0), (9, 9, 9)), "x")
 
@@ -42,7 +44,7 @@ class ManySource:
         if key in self.bad:
             raise DataError(f"tile {key} is bad")
         valid = np.ones((8, 8), bool)
-        sar = np.full((8, 8, 1), -1.0 - key, np.float32)
+        sar = np.full((8, 8, 1), -1.0 - key / 4, np.float32)
         return Tile(f"t{key}", sar, np.full((8, 8, 1), key, np.uint8), np.full((8, 8), key % 2, np.uint8), valid, valid)
 
 
@@ -121,6 +123,29 @@ def test_two_preparations_at_once_end_with_one_data_set(serial, tmp_path):
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert digest(tmp_path / "scenes" / "many" / "1.0.0") == digest(serial)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="requirements-beam.txt is not installed")
+def test_beam_writes_the_same(tmp_path):
+    source = ManySource(count=100)  # more than ten shards, whose names do not sort as numbers
+    serial = prepare(catalogue.Scenes, source, str(tmp_path / "serial"))
+    code = (
+        "import sys; from tests.test_builder import *; from apache_beam.options.pipeline_options import PipelineOptions;"
+        "options = PipelineOptions(['--runner=DirectRunner']);"
+        "prepare(catalogue.Scenes, ManySource(count=100), sys.argv[1], beam=options)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "beam")], check=True)
+    one, other = digest(serial), digest(tmp_path / "beam" / "scenes" / "many" / "1.0.0")
+    assert len([name for name in one[0] if "-train" in name]) > 10
+    assert [name for name in other[0] if not name.endswith("shard_infos.json")] == one[0], "TFDS leaves its own notes"
+    assert other[1:] == one[1:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="requirements-beam.txt is not installed")
+def test_prepare_tool_runs_on_beam(tmp_path):
+    flags = ("--dataset=scenes", "--size=64", "--train=4", "--validation=0", "--test=2", "--beam_runner=DirectRunner")
+    text = run_python("-m", "tools.prepare_data", *flags, f"--data_dir={tmp_path}").stdout
+    assert "tiles: 4 train, 2 test" in text
 
 
 def test_tfds_reads_it_without_tensorflow(scenes):

@@ -15,6 +15,9 @@ scenes: simulated pairs; main.py also makes them by itself.
 Every tile is checked before it is written; the first bad one stops the preparation with its name and what is wrong,
 or, with --skip_bad, is left out and listed in skipped.txt beside the data. An interrupted preparation leaves nothing
 behind that looks complete; the same command continues it. The last line says what to put into config.data.name.
+
+On a cluster Apache Beam runs the same shards (tools/env pip install -r requirements-beam.txt -c constraints.txt):
+--data_dir must then be a folder that all workers share. --beam_runner=DirectRunner tries it on this machine.
 """
 
 import argparse
@@ -52,12 +55,25 @@ def main(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,
+        beam=beam_options(arguments) if arguments.beam_runner else None,
     )
     dataset = catalogue.read_dataset(directory)
     print(summary(dataset))
     list_skipped(dataset)
     name = os.path.relpath(os.path.dirname(directory), arguments.data_dir)
     print(f"written to {directory}\nuse it with: --config.data.name={name} --config.data.dir={arguments.data_dir}")
+
+
+def beam_options(arguments: argparse.Namespace):
+    """Apache Beam's own options; UserError where it is not installed."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415 - large, and rarely there
+    except ImportError as error:
+        raise UserError(
+            f"--beam_runner needs Apache Beam ({error}): "
+            "tools/env pip install -r requirements-beam.txt -c constraints.txt"
+        ) from error
+    return PipelineOptions([f"--runner={arguments.beam_runner}", *arguments.beam_option])
 
 
 def list_skipped(dataset: catalogue.Dataset) -> None:
@@ -100,6 +116,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw_dir", help="folder of the raw data")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and write")
+    parser.add_argument("--beam_runner", help="of Apache Beam, instead of --workers: DirectRunner, FlinkRunner, ...")
+    parser.add_argument(
+        "--beam_option", action="append", default=[], help="of the runner, as --beam_option=--KEY=VALUE; repeatable"
+    )
     parser.add_argument("--skip_bad", action="store_true", help="leave out and list bad tiles instead of stopping")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made from something else")
     datasets.add_options(parser)

@@ -2,7 +2,7 @@
 
 On one machine, processes write shard after shard into a staging folder; a shard appears under its name only when it is
 whole, and an interrupted preparation continues with the first missing one. When all are there, TFDS's own temporary
-folder takes them and is renamed to its final name. On a cluster, Apache Beam runs the same shards (`beam_runner`).
+folder takes them and is renamed to its final name. On a cluster, Apache Beam runs the same shards (`beam`).
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         return shards
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        if download_config is not None and download_config.beam_runner:
+        if download_config is not None and download_config.beam_options is not None:
             super()._download_and_prepare(dl_manager, download_config)
             reports = os.path.join(self.data_dir, ".reports")
             self._describe(self._shards(reports))
@@ -141,7 +141,7 @@ def prepare(
     workers: int = 1,
     skip_bad: bool = False,
     overwrite: bool = False,
-    beam_runner: Any = None,
+    beam: Any = None,
 ) -> str:
     """Writes `source` as `data_dir`/<builder>/<source.name>/<version>, unless it is there already.
 
@@ -152,7 +152,7 @@ def prepare(
       workers: processes on this machine.
       skip_bad: leave out and list bad tiles instead of stopping.
       overwrite: replace a data set that was made with other settings (once the new one is complete).
-      beam_runner: an Apache Beam runner; `workers` then does not matter.
+      beam: Apache Beam's PipelineOptions, with a runner: it prepares the shards instead of `workers`.
 
     Returns:
       The folder.
@@ -176,14 +176,14 @@ def prepare(
         staging = os.path.join(root, f".preparing-{_fingerprint(source, skip_bad)}")
         config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
         with _restored_on_failure(final):
-            _run_tfds(builder_class, config, data_dir, beam_runner)
+            _run_tfds(builder_class, config, data_dir, beam)
         for entry in os.listdir(root):
             if entry.startswith(".preparing-"):
                 shutil.rmtree(os.path.join(root, entry))
     return final
 
 
-def _run_tfds(builder_class, config: SourceConfig, data_dir: str, beam_runner) -> None:
+def _run_tfds(builder_class, config: SourceConfig, data_dir: str, beam: Any) -> None:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed in the builder's class
     try:
@@ -191,7 +191,10 @@ def _run_tfds(builder_class, config: SourceConfig, data_dir: str, beam_runner) -
     finally:
         logging.set_verbosity(verbosity)
     tfds.disable_progress_bar()  # ours knows the number of tiles and can tell the time left
-    download_config = tfds.download.DownloadConfig(beam_runner=beam_runner) if beam_runner else None
+    download_config = None
+    if beam is not None:  # TFDS wants the runner beside the options that name it
+        runner = beam.get_all_options()["runner"]
+        download_config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=beam)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads and unknown sizes
         builder.download_and_prepare(download_dir=config.staging, download_config=download_config)
 

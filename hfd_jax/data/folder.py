@@ -26,6 +26,7 @@ pixels is stored in blocks of at most 1024.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -113,6 +114,10 @@ class FolderSource:
         return {"description": self._text, "lists": {k: sorted(v) for k, v in self._lists.items()}, "files": files}
 
     def keys(self) -> dict[str, list[_Key]]:
+        return self._keys
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, list[_Key]]:  # opens every raster once
         keys: dict[str, list[_Key]] = {}
         unused = []
         for name in self._names:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import signal
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,12 @@ class Findings:
 def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings:
     """Reads every tile once, on `workers` processes, with progress and time left."""
     keys = {split: list(of_split) for split, of_split in source.keys().items() if len(of_split)}
-    jobs = [(source, split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
+    jobs = [(split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
     results: list[dict[str, Any]] = []
     with tqdm(total=sum(map(len, keys.values())), desc="checking", unit="tile", mininterval=1.0) as progress:
-        for job, result in zip(jobs, _results(jobs, workers), strict=True):
+        for job, result in zip(jobs, _results(source, jobs, workers), strict=True):
             results.append(result)
-            progress.update(len(job[2]))
+            progress.update(len(job[1]))
     statistics, unit_problem = _measure(source.facts, results)
     return Findings(
         facts=source.facts,
@@ -121,17 +122,32 @@ def _starts(keys: list[Any]) -> range:
     return range(0, len(keys), CHUNK)
 
 
-def _results(jobs, workers: int):
+class _Worker:
+    source: Any = None
+
+
+def _start_worker(source: TileSource) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    _Worker.source = source
+
+
+def _results(source: TileSource, jobs: list[tuple[str, list[Any]]], workers: int):
     if workers <= 1 or len(jobs) < 2:
-        yield from map(_inspect_chunk, jobs)
+        yield from (_inspect_chunk(source, *job) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        yield from pool.map(_inspect_chunk, jobs)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (source,))
+    try:
+        yield from pool.map(_inspect_in_worker, jobs)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _inspect_chunk(job: tuple[TileSource, str, list[Any]]) -> dict[str, Any]:
-    source, split, keys = job
+def _inspect_in_worker(job: tuple[str, list[Any]]) -> dict[str, Any]:
+    return _inspect_chunk(_Worker.source, *job)
+
+
+def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str, Any]:
     statistics = StatisticsAccumulator(source.facts)
     result: dict[str, Any] = {"split": split, "bad": [], "doubtful": [], "names": [], "corners": [], "crs": []}
     for key in keys:

@@ -61,7 +61,7 @@ class Shard:
                     raise
                 skipped.append(str(error))
                 continue
-            example = _example(tile)
+            example = example_of(tile)
             statistics.add(tile.sar, tile.eo, example["label"], tile.sar_valid, tile.eo_valid)
             shapes.append(example["label"].shape)
             places.append(ground.corners(tile))
@@ -117,8 +117,10 @@ def write_shards(shards: list[Shard], workers: int) -> None:
         ticks = context.SimpleQueue()
         reader = threading.Thread(target=_forward, args=(ticks, progress), daemon=True)
         reader.start()
-        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
-            futures = [pool.submit(_write_in_worker, shard) for shard in todo]
+        source = todo[0].source if todo else None
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (ticks, source)) as pool:
+            # The source may hold a list of every file there is: it travels once to each process, not with each shard.
+            futures = [pool.submit(_write_in_worker, dataclasses.replace(shard, source=None)) for shard in todo]
             try:
                 for future in concurrent.futures.as_completed(futures):
                     future.result()
@@ -154,22 +156,23 @@ def _write_shard(shard: Shard, progress) -> None:
     os.replace(temporary, shard.staged)
 
 
-class _Ticks:
-    """Stands for the progress bar in a worker."""
+class _Worker:
+    """What a worker process was started with; also stands for the progress bar there."""
 
     queue: Any = None
+    source: Any = None
 
     def update(self, count: int) -> None:
         self.queue.put(count)
 
 
-def _start_worker(queue) -> None:
+def _start_worker(queue, source: TileSource) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    _Ticks.queue = queue
+    _Worker.queue, _Worker.source = queue, source
 
 
 def _write_in_worker(shard: Shard) -> None:
-    _write_shard(shard, _Ticks())
+    _write_shard(dataclasses.replace(shard, source=_Worker.source), _Worker())
 
 
 def _forward(queue, progress) -> None:
@@ -177,6 +180,6 @@ def _forward(queue, progress) -> None:
         progress.update(count)
 
 
-def _example(tile: Tile) -> dict[str, Any]:
+def example_of(tile: Tile) -> dict[str, Any]:
     label = np.full(tile.sar.shape[:2], IGNORE_LABEL, np.uint8) if tile.label is None else tile.label
     return {**dataclasses.asdict(tile), "label": label, "transform": np.asarray(tile.transform, np.float64)}

@@ -110,6 +110,10 @@ class Spacenet6Source:
         )
 
     def keys(self) -> dict[str, list[str]]:
+        return self._keys
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, list[str]]:  # opens every raster once
         keys: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
         for name in self._names:
             path = self._file(SAR, name)

@@ -1,0 +1,167 @@
+"""Measures how fast data is prepared and read on this machine.
+
+  python -m tools.benchmark --what=data --config=configs/quickstart.py --config.data.crop=256 \\
+      --config.data.scenes.size=256 --config.data.scenes.train=64
+  python -m tools.benchmark --what=prepare --dataset=sen12ms --raw_dir=SEN12MS --limit=2000
+
+data: random crops per second from the prepared data set of the config, with one reader, against what the training step
+of stage 1 takes from it. Both are measured in turn, in the same process, three times; the medians are printed.
+prepare: tiles per second of a plain loop (read, check, encode, write one file) and of tools.prepare_data with 1, 2, ...
+--workers processes; written to a temporary folder and removed.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from tensorflow_datasets.core import example_serializer, writer
+
+from configs import default
+from hfd_jax import assembly, config_flags, context, steps, train
+from hfd_jax.data.builder import prepare
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.pipeline import training_batches
+from hfd_jax.data.shards import FORMAT, example_of, features_of
+from hfd_jax.data.tiles import Tile, TileSource, check_tile
+from hfd_jax.errors import UserError
+from tools import cli, datasets
+
+ROUNDS = 3
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.what == "prepare":
+        if not arguments.dataset or not arguments.raw_dir:
+            raise UserError("--what=prepare needs --dataset and --raw_dir")
+        print(preparing(arguments))
+    else:
+        with tempfile.TemporaryDirectory() as workdir:
+            print(reading(config_flags.config(default.get_config()).copy_and_resolve_references(), workdir))
+
+
+def reading(config: Any, workdir: str) -> str:
+    """Crops per second of the data path and of the training step."""
+    config.baselines, config.stage, config.data.workers = (), "teacher", 1
+    shared = context.prepare(config, workdir)
+    network = assembly.teacher_run()
+    setup = train.make_setup(shared, network, None, config.teacher.steps)
+    state = shared.parallel.init(train.initialiser(shared, network, setup, None), jax.random.key(config.seed))
+    step = shared.parallel.train_step(steps.train_step(setup))
+    batches = iter(
+        training_batches(
+            shared.dataset,
+            assembly.make_pools(config, shared.dataset, network),
+            assembly.make_reading(config, shared.dataset.facts),
+            crop=config.data.crop,
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+        )
+    )
+    batch = shared.parallel.shard(next(batches))
+    state, _ = step(state, shared.parallel.replicate({}), batch)  # compiles
+    jax.block_until_ready(state)
+    read, trained = [], []
+    for _ in range(ROUNDS):
+        for _ in range(4):  # what was read ahead while the step ran would flatter the reader
+            next(batches)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < 5:
+            next(batches)
+            count += config.data.batch_size
+        read.append(count / (time.perf_counter() - start))
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < 5:
+            state, _ = step(state, shared.parallel.replicate({}), batch)
+            jax.block_until_ready(state)
+            count += config.data.batch_size
+        trained.append(count / (time.perf_counter() - start))
+    one, other = statistics.median(read), statistics.median(trained)
+    size = f"{config.data.crop} x {config.data.crop}"
+    return (
+        f"reading {size}, 1 worker process: {one:.0f} crops/s\n"
+        f"training step, ResNet-{config.model.depth} width {config.model.width} on {jax.default_backend()}: "
+        f"{other:.1f} crops/s\nratio: {one / other:.1f}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The first `limit` tiles of each split of a source."""
+
+    whole: TileSource
+    limit: int
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def facts(self) -> Facts:
+        return self.whole.facts
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"limit": self.limit}
+
+    def keys(self) -> dict[str, Sequence[Any]]:
+        return {split: keys[: self.limit] for split, keys in self.whole.keys().items()}
+
+    def read(self, key: Any) -> Tile:
+        return self.whole.read(key)
+
+
+def preparing(arguments: argparse.Namespace) -> str:
+    """Tiles per second for the plain loop and for every number of processes."""
+    builder, whole = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
+    source = _Part(whole, arguments.limit)
+    tiles = sum(len(keys) for keys in source.keys().values())
+    folder = tempfile.mkdtemp()
+    lines = []
+    try:
+        for workers in range(arguments.workers + 1):
+            start = time.perf_counter()
+            if workers:
+                prepare(builder, source, os.path.join(folder, str(workers)), workers=workers)
+            else:
+                plain_loop(source, os.path.join(folder, "plain"))
+            rate = tiles / (time.perf_counter() - start)
+            lines.append((f"{workers} process(es)" if workers else "plain loop", rate))
+    finally:
+        shutil.rmtree(folder)
+    return "\n".join(f"{what}: {rate:.1f} tiles/s ({rate / lines[0][1]:.2f} x)" for what, rate in lines)
+
+
+def plain_loop(source: TileSource, path: str) -> None:
+    """What a script without this project's care would do."""
+    features = features_of(source.facts)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+
+    def examples():
+        for number, key in enumerate(key for keys in source.keys().values() for key in keys):
+            tile = source.read(key)
+            check_tile(tile, source.facts)
+            yield number, serializer.serialize_example(features.encode_example(example_of(tile)))
+
+    writer.ExampleWriter(FORMAT).write(path=path, examples=examples())
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("benchmark", __doc__)
+    parser.add_argument("--what", required=True, choices=("data", "prepare"), help="what to measure")
+    parser.add_argument("--dataset", choices=datasets.NAMES, help="prepare: kind of the raw data set")
+    parser.add_argument("--raw_dir", help="prepare: its folder")
+    parser.add_argument("--limit", type=int, default=1000, help="prepare: tiles of each split")
+    parser.add_argument("--workers", type=int, default=2, help="prepare: most processes")
+    datasets.add_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.launch(make_parser(), main, with_config=True)
