@@ -109,3 +109,14 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path):
     assert done.returncode == 1 and "not the layout of a known data set; name it with --dataset" in done.stderr
     done = run_python("-m", "tools.prepare_data", "--dataset=spacenet6", check=False)
     assert done.returncode == 1 and "--dataset=spacenet6 needs --raw_dir" in done.stderr
+
+
+def test_benchmark_of_preparation_leaves_nothing_behind(tmp_path):
+    Sen12msTree(tmp_path / "raw", SEN12MS_SCENES)
+    flags = ("--what=prepare", "--dataset=sen12ms", f"--raw_dir={tmp_path / 'raw'}", "--limit=2", "--workers=1")
+    text = run_python("-m", "tools.benchmark", *flags, env={"TMPDIR": str(tmp_path)}).stdout
+    assert "plain loop: " in text and "1 process(es): " in text and text.count("tiles/s") == 2
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "raw" not in path.parents]
+    assert not left
+    done = run_python("-m", "tools.benchmark", "--what=prepare", check=False)
+    assert done.returncode == 1 and "--what=prepare needs --dataset and --raw_dir" in done.stderr
