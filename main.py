@@ -25,11 +25,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late: --help and a misspelt field are answered at once.
     from hfd_jax import train
+    from hfd_jax.interruption import EXIT_CODE, StoppedError
 
     try:
         train.run(config_flags.config(default.get_config()), _WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except StoppedError as message:
+        print(message, file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

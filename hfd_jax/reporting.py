@@ -80,9 +80,14 @@ def _keep(line: str, network: str, step: int) -> bool:
     return entry["network"] != network or entry["step"] <= step
 
 
+def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The metrics of several steps as plain numbers; waits for the device."""
+    return [{key: float(value) for key, value in row.items()} for row in jax.device_get(list(metrics))]
+
+
 def mean_of(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Mean of every entry over several steps; waits for the device."""
-    rows = jax.device_get(list(metrics))
+    rows = rows_of(metrics)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 

@@ -13,6 +13,7 @@ from hfd_jax.context import Context
 from hfd_jax.data.pipeline import training_batches
 from hfd_jax.errors import CheckpointError
 from hfd_jax.evaluate import Evaluator, Network, evaluate_workdir, table
+from hfd_jax.interruption import Interruption, StoppedError, watch
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
@@ -28,6 +29,7 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
 
     Raises:
       UserError: before anything is computed or overwritten.
+      StoppedError: a signal came; all is saved, and the same call continues.
     """
     shared = context.prepare(config, root)
     runs = assembly.stages(config)
@@ -67,7 +69,7 @@ def train_network(shared: Context, network: Run) -> None:
     setup = make_setup(shared, network, frozen, total)
     record = assembly.make_record(config, network, shared.dataset, setup.inputs, package_versions())
     record["teacher"] = teacher.identity(frozen)
-    state, start = initial_state(shared, network, setup, frozen, checkpoints, record)
+    state, start, unlogged = initial_state(shared, network, setup, frozen, checkpoints, record)
     pools = assembly.make_pools(config, shared.dataset, network)
     tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
     say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
@@ -83,26 +85,40 @@ def train_network(shared: Context, network: Run) -> None:
     )
     variables = frozen.variables if setup.objective.distils else shared.parallel.replicate({})
     batches = prefetch(batches, shared.parallel.shard)
-    loop(shared, network, setup, state, variables, batches, checkpoints, record, (start, total))
-    checkpoints.close()
+    with watch() as interruption:
+        span = (start, total, unlogged)
+        loop(shared, network, setup, state, variables, batches, checkpoints, record, span, interruption)
 
 
 def loop(
-    shared, network: Run, setup: steps.Setup, state: TrainState, frozen: Any, batches, checkpoints, record, span
+    shared,
+    network: Run,
+    setup: steps.Setup,
+    state: TrainState,
+    frozen: Any,
+    batches,
+    checkpoints: Checkpoints,
+    record: dict[str, Any],
+    span: tuple[int, int, list],
+    interruption: Interruption,
 ) -> None:
-    """step, log, evaluate, save."""
-    settings, parallel, (start, total) = shared.config.train, shared.parallel, span
+    """step, log, evaluate, save; `span` is (first step, last step, metrics since the last line of the log).
+
+    Raises:
+      StoppedError: a signal came; the state is saved.
+    """
+    settings, parallel, (start, total, recent) = shared.config.train, shared.parallel, span
     train_step = parallel.train_step(steps.train_step(setup))
     evaluator = shared.evaluator("validation") if settings.eval_every else None
     schedule = assembly.make_schedule(shared.config, total)
     shared.log.rewind(network.name, start)
     summaries = reporting.Summaries(f"{shared.workdir.summaries}/{network.name}")
-    progress, recent = reporting.Progress(total, start), []
+    progress = reporting.Progress(total, start)
     for step in range(start + 1, total + 1):
         state, metrics = train_step(state, frozen, next(batches))
         recent.append(metrics)
-        last = step == total
-        if last or step % settings.log_every == 0 or step == start + 1:
+        last, stop = step == total, interruption.requested(step)
+        if last or step % settings.log_every == 0 or step == 1:
             values = reporting.mean_of(recent) | {"learning_rate": float(schedule(step - 1))}
             recent = []
             say(f"{network.name:>12}  {progress.text(step)}  {reporting.short(values)}")
@@ -111,9 +127,15 @@ def loop(
         score = None
         if evaluator and (last or step % settings.eval_every == 0):
             score = validate(shared, network, setup, state, evaluator, step, summaries)
-        if last or step % settings.checkpoint_every == 0:
-            checkpoints.save(step, parallel.single(state), record, score)
+        if last or stop or step % settings.checkpoint_every == 0:
+            recent = reporting.rows_of(recent)
+            checkpoints.save(step, parallel.single(state), record | {"unlogged": recent}, score)
+        if stop:
+            break
     summaries.close()
+    checkpoints.close()
+    if stop:
+        raise StoppedError(f"stopped after step {step} of {network.name}, which is saved; the same command continues")
 
 
 def validate(
@@ -159,8 +181,8 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
 
 def initial_state(
     shared, network: Run, setup: steps.Setup, frozen: Network | None, checkpoints: Checkpoints, record: dict
-) -> tuple[TrainState, int]:
-    """The latest good checkpoint's state, or a fresh one."""
+) -> tuple[TrainState, int, list[dict[str, float]]]:
+    """(state, step, metrics that no line of the log has yet) of the latest good checkpoint, or a fresh state."""
     parallel = shared.parallel
     # Sensors differ in their key: a teacher must not share its student's random start. Students do share theirs.
     key = jax.random.fold_in(jax.random.key(shared.config.seed), ("eo", "sar").index(network.sensor))
@@ -168,13 +190,13 @@ def initial_state(
     restored = checkpoints.restore_latest(parallel.abstract(state))
     if restored:
         check_same_run(checkpoints, restored[1], record)
-        return parallel.placed(restored[0]), restored[1]
+        return parallel.placed(restored[0]), restored[1], checkpoints.record(restored[1])["unlogged"]
     if network.from_teacher:
         mine, theirs = (jax.device_get(parallel.local(v)) for v in (state.model_variables, frozen.variables))
         fitted = parallel.replicate(student_from_teacher(mine, theirs))
         params = {**state.params, "model": fitted["params"]}
         state = state.replace(params=params, batch_stats={**state.batch_stats, "model": fitted["batch_stats"]})
-    return state, 0
+    return state, 0, []
 
 
 def check_same_run(checkpoints: Checkpoints, step: int, record: dict[str, Any]) -> None:

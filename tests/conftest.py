@@ -72,17 +72,22 @@ def facts():
     )
 
 
-def run_python(*arguments, check=True, env=None, timeout=600):
-    """Runs `python ARGUMENTS` from the root with one device; returns the finished process."""
-    environment = os.environ | {
+def python_environment(**more):
+    """For a process with one device that compiles fast."""
+    return os.environ | {
         "XLA_FLAGS": FAST_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": CACHE,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        **more,
     }
+
+
+def run_python(*arguments, check=True, env=None, timeout=600):
+    """Runs `python ARGUMENTS` from the root with one device; returns the finished process."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=environment | (env or {}),
+        env=python_environment(**(env or {})),
         capture_output=True,
         text=True,
         timeout=timeout,

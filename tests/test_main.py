@@ -92,8 +92,8 @@ def test_resumed_run_is_bit_equal(finished, scenes_dir, tmp_path, network):
     text = main(workdir, scenes_dir).stdout
     assert "steps 3 to 6" in text
     assert digests(workdir, network) == digests(finished[0], network)
-    one, other = log_of(workdir, network), log_of(finished[0], network)
-    assert sorted(one) == sorted({*other, 4}) and one[6]["loss"] == other[6]["loss"]
+    # The checkpoint of step 3 lies between two lines of the log; the line of step 4 has the mean of 3 and 4 all the same.
+    assert log_of(workdir, network) == log_of(finished[0], network)
     assert evaluation(workdir) == evaluation(finished[0])
 
 

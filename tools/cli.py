@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from hfd_jax import config_flags
 from hfd_jax.errors import UserError
+from hfd_jax.interruption import EXIT_CODE, StoppedError
 
 
 def launch(
     parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None], with_config: bool = False
 ) -> None:
-    """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C.
+    """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C, with 75 where training
+    was stopped and has saved.
 
     `with_config`: the tool also takes --config=FILE and --config.FIELD=VALUE (`hfd_jax.config_flags.config()`).
     """
@@ -24,6 +26,9 @@ def launch(
         work(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except StoppedError as message:
+        print(message, file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

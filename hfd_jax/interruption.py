@@ -1,0 +1,53 @@
+"""SIGTERM and SIGINT end training after the current step, with a checkpoint."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+
+
+class StoppedError(Exception):
+    """Training was asked to stop and has saved; the message says what to do."""
+
+
+class Interruption:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self._signalled = False
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; with several processes the answer is the same in all of them."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._signalled
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._signalled:
+            raise KeyboardInterrupt
+        self._signalled = True
+        name = signal.Signals(number).name
+        print(
+            f"{name}: stops after this step, with a checkpoint (once more: stops at once)", file=sys.stderr, flush=True
+        )
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Interruption]:
+    """Turns the signals into `Interruption.requested`; the former handlers return afterwards.
+
+    With several processes JAX itself watches for SIGTERM and makes them agree on a step.
+    """
+    interruption = Interruption()
+    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, interruption._note) for number in numbers}
+    try:
+        yield interruption
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
