@@ -50,7 +50,7 @@ def panel(
 
     Args:
       path: PNG to write.
-      tiles: as `Evaluator.predictions` returns them.
+      tiles: as `Evaluator.predictions` returns them; one that is marked "rotated" is turned back.
       titles: column name in a tile -> heading, in order.
       facts: colours and class names.
       eo_bands: names of the bands in a tile's eo.
@@ -64,8 +64,9 @@ def panel(
             "label": label_picture(tile["label"], facts),
             **{title: label_picture(tile[name], facts) for name, title in titles.items()},
         }
+        north_up = (slice(None, None, -1),) * 2 if tile.get("rotated") else ()
         for axis, (title, picture) in zip(row, pictures.items(), strict=True):
-            axis.imshow(picture, cmap="gray", interpolation="nearest")
+            axis.imshow(picture[north_up], cmap="gray", interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             if number == 0:

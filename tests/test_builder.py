@@ -25,6 +25,8 @@ FACTS = Facts("many", ("VV",), ("G",), "uint8", "db", ("a", "b"), ((0, 0, 0), (9
 class ManySource:
     """Tiles of 8 x 8; `bad` ones cannot be read, reading is logged into a folder."""
 
+    left_out = {}  # noqa: RUF012
+
     bad: tuple[int, ...] = ()
     log: str = ""
     name: str = "many"
@@ -102,6 +104,38 @@ def test_bad_tiles_are_left_out_and_listed_on_request(tmp_path, workers):
     assert {d["id"] for d in (dataset.source("train")[i] for i in range(48))} == {
         b"t%d" % k for k in range(50) if k not in (3, 4)
     }
+
+
+def test_a_mended_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path):
+    """The first tile decides how many go into a shard; what was staged while it was bad must not be taken."""
+    for bad in ((0, 60), (60,)):
+        with pytest.raises(DataError, match="is bad"):
+            prepare(catalogue.Scenes, ManySource(bad=bad), str(tmp_path), workers=2)
+    assert digest(prepare(catalogue.Scenes, ManySource(), str(tmp_path))) == digest(serial)
+
+
+def test_left_out_tiles_are_not_forgotten(serial, tmp_path):
+    """A set made with skip_bad is not taken for the whole one, once its tiles are mended."""
+    prepare(catalogue.Scenes, ManySource(bad=(3,)), str(tmp_path), skip_bad=True)
+    with pytest.raises(DataError, match="1 bad tiles were left out.*--overwrite replaces it"):
+        prepare(catalogue.Scenes, ManySource(), str(tmp_path))
+    assert digest(prepare(catalogue.Scenes, ManySource(), str(tmp_path), overwrite=True)) == digest(serial)
+
+
+def test_killed_replacement_leaves_the_old_set(serial, tmp_path):
+    final = Path(prepare(catalogue.Scenes, ManySource(), str(tmp_path)))
+    final.rename(final.parent / ".replaced-1.0.0")  # as SIGKILL in mid-replacement leaves it
+    assert catalogue.list_datasets(str(tmp_path)) == []
+    prepare(catalogue.Scenes, ManySource(), str(tmp_path))
+    assert digest(final) == digest(serial) and not (final.parent / ".replaced-1.0.0").exists()
+    with pytest.raises(DataError, match="tile 5 is bad"):
+        prepare(catalogue.Scenes, ManySource(bad=(5,)), str(tmp_path), overwrite=True)
+    assert catalogue.find_dataset("scenes/many", str(tmp_path)).sizes["train"] == 50, "the old one came back"
+
+
+def test_large_sets_have_few_files():
+    shards = {n: -(-n // builder._tiles_per_shard(ManySource(), range(n))) for n in (10, 1000, 180_000)}
+    assert shards[10] <= 2 and shards[1000] <= 16 and shards[180_000] <= builder.MOST_SHARDS
 
 
 def test_a_split_of_nothing_but_bad_tiles_is_an_error(tmp_path):

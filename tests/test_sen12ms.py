@@ -82,6 +82,7 @@ def test_prepared_set_masks_nan_and_leaves_the_broken_patch_out(tree, tmp_path):
     directory = prepare(Sen12ms, Sen12msSource(str(tree.root)), str(tmp_path / "data"))
     dataset = catalogue.read_dataset(directory)
     assert dataset.sizes == {"train": 6, "validation": 2, "test": 2}
+    assert dataset.left_out == {"with NaN, as all published lists do": 1}
     tiles = {tile["id"].decode(): tile for tile in (dataset.source("train")[i] for i in range(6))}
     assert not any("p202" in name for name in tiles)
     tile = tiles["ROIs1868_summer_146_p0"]
@@ -99,6 +100,21 @@ def test_dfc2020_has_no_training_split(tmp_path):
     assert dataset.facts.class_names[-1] == "water" and len(dataset.facts.class_names) == 8
     label, codes = dataset.source("test")[0]["label"], tree.images(2)["dfc"]
     assert set(label[codes == 10]) == {7} and set(label[(codes == 3) | (codes == 8) | (codes == 0)]) == {IGNORE_LABEL}
+
+
+def test_strange_files_are_named_or_ignored(tree):
+    (tree.root / "ROIs1158_spring" / "s1_63.tar").write_bytes(b"")
+    source = Sen12msSource(str(tree.root))
+    key = source.keys()["train"][0]
+    lc = tree.root / sen12ms.swap_source(key, "s1", "lc")
+    with rasterio.open(tree.root / key) as raster:
+        origin = (raster.transform.c, raster.transform.f)
+    write_raster(lc, tree.images(0)["lc"][..., :2], origin, 10.0)
+    with pytest.raises(DataError, match=r"lc_.*: 2 bands; expected 4 \(IGBP"):
+        source.read(key)
+    write_raster(lc, tree.images(0)["lc"].astype(np.float32), origin, 10.0)
+    with pytest.raises(DataError, match=r"lc_.*: type float32; expected whole numbers"):
+        source.read(key)
 
 
 def test_what_is_wrong_is_named(tree):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -75,8 +76,12 @@ def test_four_bands_are_blue_first_and_checked(tree):
     red_first = Spacenet6Tree(tree.root / "other", EASTINGS[:1], products=("PS-RGB", "PS-RGBNIR"))
     spoiled = red_first.file("PS-RGBNIR", red_first.names[0])
     write_raster(spoiled, red_first.images(0)[1], (EASTINGS[0], 5750000.0), 7.5)
-    with pytest.raises(DataError, match="its first band looks like the red of"):
-        Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR").read(red_first.names[0])
+    with pytest.raises(DataError, match=r"the band called R by the order B,G,R,NIR resembles the blue .*--eo_order"):
+        Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR").keys()
+    named = Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B,NIR")
+    assert named.keys()["test"] == red_first.names and named.facts.eo_bands == ("R", "G", "B", "NIR")
+    with pytest.raises(DataError, match="eo_order is 'R,G,B'; expected some order of B,G,R,NIR"):
+        Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B")
 
 
 def test_prepared_set_has_the_splits_and_the_flag(tree, tmp_path):
@@ -107,6 +112,46 @@ def test_splits_of_the_real_tiles():
         for one, other in ((0, 1), (0, 2), (1, 2)):
             distance = np.abs(parts[one][:, None] - parts[other][None])
             assert not (distance < 450).all(-1).any(), "tiles are squares of 450 m"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"features": null}', "not a GeoJSON feature collection"),
+        (
+            '{"crs": {"properties": {"name": "EPSG:none"}}, "features": [%s]}',
+            "a footprint cannot be placed; its CRS is",
+        ),
+        ('{"features": [%s]}', "a footprint cannot be placed; its CRS is 'OGC:CRS84'"),
+        (
+            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}}]}',
+            "a footprint cannot be placed",
+        ),
+    ],
+)
+def test_broken_footprints_are_named(tree, text, message):
+    metres = '{"geometry": {"type": "Polygon", "coordinates": [[[6e5, 5e6], [7e5, 5e6], [7e5, 6e6], [6e5, 5e6]]]}}'
+    tree.file("", tree.names[0], "geojson").write_text(text.replace("%s", metres))
+    with pytest.raises(DataError, match=f"tile_1.geojson: {message}"):
+        Spacenet6Source(str(tree.root)).read(tree.names[0])
+
+
+def test_one_damaged_raster_spoils_its_own_tile_only(tree):
+    for part in ("SAR-Intensity", "PS-RGB"):
+        tree.file(part, tree.names[4]).write_bytes(b"")
+    source = Spacenet6Source(str(tree.root))
+    assert sum(map(len, source.keys().values())) + source.left_out["in columns beside those held out"] == 11
+    with pytest.raises(DataError, match="tile_5.tif: cannot be read as a raster"):
+        source.read(tree.names[4])
+
+
+def test_other_processes_get_no_list_of_all_files(tree):
+    source = Spacenet6Source(str(tree.root))
+    before = len(pickle.dumps(source))
+    assert source.keys() and source.settings and source.facts.eo_dtype == "uint8"
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(pickle.dumps(source)) < before + 1000 and copy.keys() == source.keys()
+    np.testing.assert_array_equal(copy.read(tree.names[0]).sar, source.read(tree.names[0]).sar)
 
 
 def test_what_is_wrong_is_named(tree):

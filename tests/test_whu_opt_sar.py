@@ -60,6 +60,16 @@ def test_a_label_without_its_last_column_is_ignored_there(tree):
         source.read(key)
 
 
+def test_dark_water_is_not_without_data(tree):
+    images = tree.images(0)
+    images["sar"][:5] = 0
+    images["optical"][:2] = 0
+    for folder in ("sar", "optical"):
+        write_raster(tree.root / folder / f"{SCENES[0]}.tif", images[folder], (500000.0, 3400000.0), 5.0, "EPSG:32649")
+    tile = WhuOptSarSource(str(tree.root)).read((SCENES[0], (0, 60), (0, 90)))
+    assert not tile.sar_valid[:2].any() and tile.sar_valid[2:].all()
+
+
 def test_what_is_wrong_is_named(tree):
     source = WhuOptSarSource(str(tree.root))
     key = (SCENES[1], (0, 60), (0, 90))

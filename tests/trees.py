@@ -97,8 +97,9 @@ class Sen12msTree:
                     write_raster(self.file(group, scene_id, patch, source), images[source], origin, 10.0)
 
     def file(self, group, scene, patch, source):
-        # DFC2020's test folders are named s1_0 and its files ..._s1_0_p3.tif; all others follow the same pattern.
-        return self.root / group / f"{source}_{scene}" / f"{group}_{source}_{scene}_p{patch}.tif"
+        # DFC2020: s1_validation holds ROIs0000_validation_s1_0_p3.tif, one number for many scenes.
+        number = "0" if scene == "validation" else scene
+        return self.root / group / f"{source}_{scene}" / f"{group}_{source}_{number}_p{patch}.tif"
 
     def images(self, number):
         rng = np.random.default_rng(number)

@@ -7,13 +7,13 @@
 data: random crops per second from the prepared data set of the config, with one reader, against what the training step
 of stage 1 takes from it. Both are measured in turn, in the same process, three times; the medians are printed.
 prepare: tiles per second of a plain loop (read, check, encode, write one file) and of tools.prepare_data with 1, 2, ...
---workers processes; written to a temporary folder and removed.
+--workers processes, in turn, after a first round that is not counted; the medians of three are printed. Everything is
+written to temporary folders and removed.
 """
 
 import argparse
 import dataclasses
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -110,6 +110,10 @@ class _Part:
     def settings(self) -> dict[str, Any]:
         return {"limit": self.limit}
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self.whole.left_out
+
     def keys(self) -> dict[str, Sequence[Any]]:
         return {split: keys[: self.limit] for split, keys in self.whole.keys().items()}
 
@@ -122,20 +126,23 @@ def preparing(arguments: argparse.Namespace) -> str:
     builder, whole = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
     source = _Part(whole, arguments.limit)
     tiles = sum(len(keys) for keys in source.keys().values())
-    folder = tempfile.mkdtemp()
-    lines = []
-    try:
-        for workers in range(arguments.workers + 1):
-            start = time.perf_counter()
-            if workers:
-                prepare(builder, source, os.path.join(folder, str(workers)), workers=workers)
-            else:
-                plain_loop(source, os.path.join(folder, "plain"))
-            rate = tiles / (time.perf_counter() - start)
-            lines.append((f"{workers} process(es)" if workers else "plain loop", rate))
-    finally:
-        shutil.rmtree(folder)
-    return "\n".join(f"{what}: {rate:.1f} tiles/s ({rate / lines[0][1]:.2f} x)" for what, rate in lines)
+    rates: dict[int, list[float]] = {workers: [] for workers in range(arguments.workers + 1)}
+    for number in range(ROUNDS + 1):
+        for workers, found in rates.items():
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                if workers:
+                    prepare(builder, source, folder, workers=workers)
+                else:
+                    plain_loop(source, os.path.join(folder, "plain"))
+                if number:  # the first round fills the file cache for all of them
+                    found.append(tiles / (time.perf_counter() - start))
+    plain = statistics.median(rates[0])
+    names = ["plain loop", *(f"{workers} process(es)" for workers in list(rates)[1:])]
+    medians = [statistics.median(found) for found in rates.values()]
+    return "\n".join(
+        f"{name}: {rate:.1f} tiles/s ({rate / plain:.2f} x)" for name, rate in zip(names, medians, strict=True)
+    )
 
 
 def plain_loop(source: TileSource, path: str) -> None:

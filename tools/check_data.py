@@ -7,7 +7,8 @@
 Reads every tile: missing partners, grids that do not match (size, CRS, offset above half a pixel), NaN, values that
 contradict the unit, unknown label codes (bad tiles: tools.prepare_data refuses them, or leaves them out with
 --skip_bad), empty or constant tiles and tiles without any label (doubtful), class balance, and tiles of different
-splits that show the same ground. Writes OUTPUT/summary.txt, OUTPUT/bad_tiles.txt and OUTPUT/contact_sheet.png.
+splits that show the same ground. Writes summary.txt, bad_tiles.txt, doubtful_tiles.txt, shared_ground.txt and
+contact_sheet.png into OUTPUT.
 Exits with 1 where a tile is bad, the unit is contradicted or splits share ground.
 """
 
@@ -33,10 +34,13 @@ def main(arguments: argparse.Namespace) -> None:
     text = summary(findings)
     write(os.path.join(output, "summary.txt"), text)
     write(os.path.join(output, "bad_tiles.txt"), "\n".join(f"{split}\t{message}" for split, message in findings.bad))
+    doubtful = ["\t".join(line) for line in findings.doubtful]
+    write(os.path.join(output, "doubtful_tiles.txt"), "\n".join(doubtful))
+    write(os.path.join(output, "shared_ground.txt"), "\n".join("\t".join(line) for line in findings.leaks))
     if findings.examples:
         draw(os.path.join(output, "contact_sheet.png"), findings)
     print(text)
-    print(f"written to {output}: summary.txt, bad_tiles.txt" + (", contact_sheet.png" if findings.examples else ""))
+    print(f"written to {output}: {', '.join(sorted(os.listdir(output)))}")
     if not findings.is_clean:
         sys.exit(1)
 

@@ -22,6 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--fold", type=int, default=0, help="of ten_fold, 0 to 9")
     group.add_argument("--min_area", type=float, default=0.0, help="smaller footprints are not drawn, square metres")
+    group.add_argument("--sar_order", default="", help="stored order of the SAR bands, if not HH,HV,VH,VV")
+    group.add_argument("--eo_order", default="", help="stored order of the optical bands, if not R,G,B or B,G,R,NIR")
     group = parser.add_argument_group("sen12ms and dfc2020")
     group.add_argument(
         "--classes",
@@ -40,7 +42,10 @@ def make_source(name: str, raw_dir: str, arguments: argparse.Namespace) -> tuple
     if name == "folder":
         return Folder, FolderSource(raw_dir, arguments.description)
     if name == "spacenet6":
-        options = {key: getattr(arguments, key) for key in ("eo_product", "splitting", "fold", "min_area")}
+        options = {
+            key: getattr(arguments, key)
+            for key in ("eo_product", "splitting", "fold", "min_area", "sar_order", "eo_order")
+        }
         return spacenet6.Spacenet6, spacenet6.Spacenet6Source(raw_dir, **options)
     if name == "whu_opt_sar":
         return whu_opt_sar.WhuOptSar, whu_opt_sar.WhuOptSarSource(raw_dir, arguments.block)

@@ -103,6 +103,7 @@ def summary(dataset: catalogue.Dataset) -> str:
         for name, mean, std in zip(getattr(facts, f"{sensor}_bands"), bands.mean, bands.std, strict=True):
             lines.append(f"{sensor} {name}: mean {mean:.4g}, std {std:.4g} ({unit})")
     total = max(sum(statistics.class_pixels), 1)
+    lines += [f"left out by the splits: {count} tiles {reason}" for reason, count in dataset.left_out.items()]
     for splits, count in dataset.shared_ground.items():
         lines.append(f"caution: {count} tile(s) of {splits} show the same ground")
     shares = zip(facts.class_names, statistics.class_pixels, strict=True)

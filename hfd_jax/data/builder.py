@@ -26,8 +26,9 @@ from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_
 from hfd_jax.data.tiles import TileSource
 from hfd_jax.errors import DataError
 
-SHARD_BYTES = 2**26  # uncompressed; TFDS holds a whole shard in memory under Beam
+SHARD_BYTES = 2**28  # uncompressed; TFDS holds a whole shard in memory under Beam
 SHARD_TILES = 128
+MOST_SHARDS = 256  # of a split, however large: readers keep every file open, and 1,024 is a common limit
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,7 +59,9 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             builder=self,
             description=f"Paired SAR and optical tiles: {source.facts.name}.",
             features=features_of(source.facts),
-            metadata=tfds.core.MetadataDict(facts=source.facts.to_dict(), settings=source.settings),
+            metadata=tfds.core.MetadataDict(
+                facts=source.facts.to_dict(), settings=source.settings, left_out=source.left_out
+            ),
             disable_shuffling=True,  # index i is the i-th key: runs can name tiles, and evaluation knows their sizes
         )
 
@@ -72,8 +75,8 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         for split, keys in _ordered_keys(source).items():
             size = _tiles_per_shard(source, keys)
             shards[split] = [
-                Shard(source, split, k, first, keys[first : first + size], report_path(reports, split, k), skip_bad)
-                for k, first in enumerate(range(0, len(keys), size))
+                Shard(source, split, k, first, part, report_path(reports, split, k, part), skip_bad)
+                for k, (first, part) in enumerate((i, keys[i : i + size]) for i in range(0, len(keys), size))
             ]
         return shards
 
@@ -151,7 +154,7 @@ def prepare(
       data_dir: root of the prepared data sets.
       workers: processes on this machine.
       skip_bad: leave out and list bad tiles instead of stopping.
-      overwrite: replace a data set that was made with other settings (once the new one is complete).
+      overwrite: replace the data set of this name, whatever it was made from; it comes back if the new one fails.
       beam: Apache Beam's PipelineOptions, with a runner: it prepares the shards instead of `workers`.
 
     Returns:
@@ -164,15 +167,15 @@ def prepare(
     final = os.path.join(root, str(builder_class.VERSION))
     os.makedirs(root, exist_ok=True)
     with _lock(os.path.join(root, ".lock")):
-        if os.path.exists(os.path.join(final, "metadata.json")):
-            differing = _differing_settings(final, source)
+        _recover(final)
+        if os.path.exists(os.path.join(final, "metadata.json")) and not overwrite:
+            differing = _differing_settings(final, source, skip_bad)
             if not differing:
                 return final
-            if not overwrite:
-                raise DataError(
-                    f"{final} was prepared from something else (different: {', '.join(differing)}); "
-                    "--overwrite replaces it, another name or --data_dir keeps both"
-                )
+            raise DataError(
+                f"{final} was prepared from something else (different: {', '.join(differing)}); "
+                "--overwrite replaces it, another name or --data_dir keeps both"
+            )
         staging = os.path.join(root, f".preparing-{_fingerprint(source, skip_bad)}")
         config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
         with _restored_on_failure(final):
@@ -206,13 +209,14 @@ def _ordered_keys(source: TileSource) -> dict[str, Sequence[Any]]:
 
 def _tiles_per_shard(source: TileSource, keys: Sequence[Any]) -> int:
     """Depends on the data alone, so that any number of workers writes the same files."""
-    try:
-        tile = source.read(keys[0])
-    except DataError:
-        return min(SHARD_TILES, 16)
-    size = sum(array.nbytes for array in (tile.sar, tile.eo, tile.sar_valid, tile.eo_valid)) + tile.sar_valid.size
+    size = 1
+    for key in keys[:100]:
+        with contextlib.suppress(DataError):
+            tile = source.read(key)
+            size = sum(array.nbytes for array in (tile.sar, tile.eo, tile.sar_valid, tile.eo_valid, tile.sar_valid))
+            break
     fitting = max(1, min(SHARD_TILES, SHARD_BYTES // size))
-    return min(fitting, max(8, -(-len(keys) // 16)))
+    return max(min(fitting, max(8, -(-len(keys) // 16))), -(-len(keys) // MOST_SHARDS))
 
 
 def _snake_case(builder_class: type) -> str:
@@ -225,16 +229,18 @@ def _fingerprint(source: TileSource, skip_bad: bool) -> str:
     return hashlib.sha1((text + keys).encode()).hexdigest()[:12]
 
 
-def _differing_settings(directory: str, source: TileSource) -> list[str]:
+def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> list[str]:
     with open(os.path.join(directory, "metadata.json")) as file:
         stored = json.load(file)
     mine = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
-    return [
+    differing = [
         f"{part}.{key}"
         for part in ("facts", "settings")
         for key in sorted(mine[part].keys() | stored[part].keys())
         if mine[part].get(key) != stored[part].get(key)
     ]
+    skipped = sum(map(len, stored["skipped"].values()))
+    return [*differing, f"{skipped} bad tiles were left out"] if skipped and not skip_bad else differing
 
 
 def _link(staged: str, final: str) -> None:
@@ -245,10 +251,22 @@ def _link(staged: str, final: str) -> None:
         shutil.copyfile(staged, final)
 
 
+def _set_aside(folder: str) -> str:
+    return os.path.join(os.path.dirname(folder), f".replaced-{os.path.basename(folder)}")
+
+
+def _recover(folder: str) -> None:
+    """Puts back what a killed replacement has left aside, or removes it where the replacement was complete."""
+    old = _set_aside(folder)
+    if os.path.exists(old) and not os.path.exists(folder):
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _restored_on_failure(folder: str):
     """Moves `folder` out of the way; puts it back if what should replace it fails, removes it otherwise."""
-    old = f"{folder}.replaced"
+    old = _set_aside(folder)
     if os.path.exists(folder):
         os.replace(folder, old)
     try:

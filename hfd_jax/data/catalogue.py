@@ -1,9 +1,10 @@
 """Opens prepared data sets by name, and prepares the simulated one on first use."""
 
 import dataclasses
+import glob
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -32,6 +33,8 @@ class SceneSource:
     @property
     def settings(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "simulator": scenes.VERSION}
+
+    left_out: ClassVar[dict[str, int]] = {}
 
     @property
     def facts(self) -> Facts:
@@ -86,6 +89,7 @@ class Dataset:
       sizes: number of tiles per split.
       shapes: (H, W) of each tile per split; a single entry stands for all.
       skipped: what was wrong with the tiles that were left out, per split.
+      left_out: reason -> number of raw tiles that no split has.
       shared_ground: "train with test" -> number of the first split's tiles that overlap one of the second's.
     """
 
@@ -95,6 +99,7 @@ class Dataset:
     sizes: dict[str, int]
     shapes: dict[str, list[tuple[int, int]]]
     skipped: dict[str, tuple[str, ...]]
+    left_out: dict[str, int]
     shared_ground: dict[str, int]
 
     def source(self, split: str):
@@ -126,7 +131,7 @@ def read_dataset(directory: str) -> Dataset:
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
     with open(path) as file:
         metadata: dict[str, Any] = json.load(file)
-    missing = {"facts", "statistics", "shapes", "skipped", "shared_ground"} - set(metadata)
+    missing = {"facts", "statistics", "shapes", "skipped", "left_out", "shared_ground"} - set(metadata)
     if missing:
         raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
     splits = tfds.builder_from_directory(directory).info.splits
@@ -137,6 +142,7 @@ def read_dataset(directory: str) -> Dataset:
         sizes={name: info.num_examples for name, info in splits.items()},
         shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
         skipped={split: tuple(lines) for split, lines in metadata["skipped"].items()},
+        left_out=metadata["left_out"],
         shared_ground=metadata["shared_ground"],
     )
 
@@ -152,11 +158,8 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
       DataError: it is not there; says what is, and how to prepare it.
     """
     root = os.path.join(data_dir, name)
-    versions = (
-        sorted(entry for entry in os.listdir(root) if os.path.exists(os.path.join(root, entry, "dataset_info.json")))
-        if os.path.isdir(root)
-        else []
-    )
+    found = glob.glob(os.path.join(glob.escape(root), "[0-9]*", "dataset_info.json"))
+    versions = sorted((os.path.basename(os.path.dirname(path)) for path in found), key=tfds.core.Version)
     if not versions:
         there = ", ".join(list_datasets(data_dir)) or "none"
         raise DataError(
@@ -172,7 +175,7 @@ def list_datasets(data_dir: str) -> list[str]:
     found = {
         os.path.relpath(os.path.dirname(folder), data_dir)
         for folder, _, files in os.walk(data_dir)
-        if "dataset_info.json" in files
+        if "dataset_info.json" in files and not os.path.basename(folder).startswith(".")
     }
     return sorted(found)
 

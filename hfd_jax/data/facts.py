@@ -18,7 +18,8 @@ SPLITS = ("train", "unlabelled", "validation", "test")
 # Calibrated backscatter outside this range is a wrong unit or a broken file, not a target.
 DB_RANGE = (-80.0, 60.0)
 BRIGHTEST_DB = 30.0  # of the 99th percentile; single corner reflectors may be brighter
-SAMPLE_PER_TILE, SAMPLE_PER_PART = 1024, 4096  # pixels that the percentiles are taken from
+# Pixels that the percentiles are taken from.
+SAMPLE_PER_TILE, SAMPLE_PER_PART, SAMPLE_IN_ALL = 1024, 4096, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +99,25 @@ class _BandAccumulator:
     def __init__(self, bands: int):
         self.count, self.sum, self.squares = 0, np.zeros(bands), np.zeros(bands)
         self.samples: list[np.ndarray] = []
+        self._every = 1  # of the offered pixels is kept
 
     def add(self, image: np.ndarray, valid: np.ndarray):
         pixels = image[valid].astype(np.float64)
         self.count += len(pixels)
         self.sum += pixels.sum(0)
         self.squares += (pixels**2).sum(0)
-        self.samples.append(pixels[:: max(1, len(pixels) // SAMPLE_PER_TILE)].astype(np.float32))
+        self._keep(pixels[:: max(1, len(pixels) // SAMPLE_PER_TILE)].astype(np.float32))
 
     def merge(self, count, total, squares, sample):
         self.count += int(count)
         self.sum += total
         self.squares += squares
-        self.samples.append(sample)
+        self._keep(sample)
+
+    def _keep(self, sample: np.ndarray):
+        self.samples.append(sample[:: self._every])
+        if sum(map(len, self.samples)) > SAMPLE_IN_ALL:
+            self.samples, self._every = [np.concatenate(self.samples)[::2]], 2 * self._every
 
     def sample(self) -> np.ndarray:
         return np.concatenate(self.samples) if self.samples else np.zeros((0, len(self.sum)), np.float32)

@@ -25,12 +25,13 @@ validation may be left out; a training tile without label file goes to the split
 pixels is stored in blocks of at most 1024.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import rasterio
@@ -41,8 +42,17 @@ from absl import logging
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, cut, open_raster, read_image, valid_pixels
-from hfd_jax.data.tiles import Tile
+from hfd_jax.data.rasters import (
+    Grid,
+    RasterError,
+    check_same_grid,
+    crs_text,
+    cut,
+    open_raster,
+    read_image,
+    valid_pixels,
+)
+from hfd_jax.data.tiles import Relisted, Tile
 from hfd_jax.data.units import linear_to_db
 from hfd_jax.errors import DataError, nearest
 
@@ -80,7 +90,7 @@ class _Key:
         return f"{self.name}_{self.rows[0]}_{self.cols[0]}"
 
 
-class FolderSource:
+class FolderSource(Relisted):
     """Reads a described folder; a `TileSource`.
 
     Args:
@@ -90,6 +100,9 @@ class FolderSource:
     Raises:
       DataError: a missing file, an unknown or missing key, rasters that do not fit.
     """
+
+    relisted = ("_keys",)
+    left_out: ClassVar[dict[str, int]] = {}
 
     def __init__(self, raw_dir: str, description: str | None = None):
         self._dir = raw_dir
@@ -122,19 +135,13 @@ class FolderSource:
         unused = []
         for name in self._names:
             labelled = os.path.exists(self._file("label", name))
-            with open_raster(self._file("sar", name)) as raster:
-                height, parts = raster.height, self._parts(name, raster)
+            height, parts = self._extent(name)
             if not parts:
                 unused.append(name)
             for split, cols in parts.items():
                 if split == "train" and not labelled:
                     split = "unlabelled"
-                elif not labelled:
-                    raise DataError(
-                        f"{self._file('label', name)}: missing, but {name} is in split {split!r}; "
-                        "only training tiles may lack a label"
-                    )
-                keys.setdefault(split, []).extend(_blocks(name, labelled, height, cols))
+                keys.setdefault(split, []).extend(_blocks(name, labelled or split != "unlabelled", height, cols))
         if unused:
             logging.warning("%s: %d tile(s) are in no split, for example %s", self._path, len(unused), unused[0])
         return keys
@@ -169,6 +176,13 @@ class FolderSource:
     def _file(self, kind: str, name: str) -> str:
         return os.path.join(self._dir, self._text[kind].get("folder", kind), name + ".tif")
 
+    def _extent(self, name: str) -> tuple[int, dict[str, tuple[int, int]]]:
+        """(height, split -> columns) by a raster of the pair that can be opened; reading says what is wrong with it."""
+        for kind in ("sar", "eo"):
+            with contextlib.suppress(RasterError), open_raster(self._file(kind, name)) as raster:
+                return raster.height, self._parts(name, raster)
+        return 1, {"train": (0, 1)}
+
     def _list_tiles(self) -> list[str]:
         listed = {}
         for kind in ("sar", "eo"):
@@ -178,17 +192,12 @@ class FolderSource:
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}
             if not listed[kind]:
                 raise DataError(f"{folder}: no .tif file in it")
-        for one, other in (("sar", "eo"), ("eo", "sar")):
-            alone = sorted(listed[one] - listed[other])
-            if alone:
-                raise DataError(
-                    f"{self._file(other, alone[0])}: missing; {len(alone)} {one} raster(s) have no {other} partner"
-                )
-        return sorted(listed["sar"])
+        return sorted(listed["sar"] | listed["eo"])
 
     def _make_facts(self) -> Facts:
         text, classes = self._text, self._text["label"]["classes"]
-        with open_raster(self._file("eo", self._names[0])) as raster:
+        present = [path for name in self._names if os.path.exists(path := self._file("eo", name))]
+        with open_raster(present[0]) as raster:
             eo_dtype, pixel = raster.dtypes[0], abs(raster.transform.a)
         if text["eo"].get("offset") or eo_dtype == "float64":
             eo_dtype = "float32"
@@ -260,6 +269,8 @@ class FolderSource:
 
     def _read_label(self, key: _Key, window, grid) -> np.ndarray:
         path = self._file("label", key.name)
+        if not os.path.exists(path):
+            raise DataError(f"{path}: missing; only training tiles may lack a label")
         codes, label_grid = read_image(path, window)
         check_same_grid(path, label_grid, self._file("sar", key.name), grid)
         codes = codes[..., 0]

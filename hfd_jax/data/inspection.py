@@ -25,6 +25,7 @@ class Findings:
     Attributes:
       facts: of the data set.
       sizes: split -> tiles, good and bad.
+      left_out: reason -> raw tiles that no split has.
       bad: (split, message) of every tile that preparation would refuse.
       doubtful: (split, tile, what): empty, constant, or without any label; preparation takes them.
       statistics: over the good training tiles (over all, where there are none); None without a good tile.
@@ -35,6 +36,7 @@ class Findings:
 
     facts: Facts
     sizes: dict[str, int]
+    left_out: dict[str, int]
     bad: list[tuple[str, str]]
     doubtful: list[tuple[str, str, str]]
     statistics: Statistics | None
@@ -52,14 +54,18 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
     keys = {split: list(of_split) for split, of_split in source.keys().items() if len(of_split)}
     jobs = [(split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
     results: list[dict[str, Any]] = []
+    measured = StatisticsAccumulator(source.facts)
     with tqdm(total=sum(map(len, keys.values())), desc="checking", unit="tile", mininterval=1.0) as progress:
         for job, result in zip(jobs, _results(source, jobs, workers), strict=True):
-            results.append(result)
+            if result["split"] in ("train", "unlabelled") or "train" not in keys:
+                measured.merge(result["statistics"])
+            results.append({key: value for key, value in result.items() if key != "statistics"})
             progress.update(len(job[1]))
-    statistics, unit_problem = _measure(source.facts, results)
+    statistics, unit_problem = _hold_against_unit(source.facts, measured)
     return Findings(
         facts=source.facts,
         sizes={split: len(of_split) for split, of_split in keys.items()},
+        left_out=source.left_out,
         bad=[line for result in results for line in result["bad"]],
         doubtful=[line for result in results for line in result["doubtful"]],
         statistics=statistics,
@@ -89,6 +95,7 @@ def summary(findings: Findings) -> str:
     total = sum(findings.sizes.values())
     per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
     lines.append(f"{facts.name}: {total} tiles ({per_split})")
+    lines += [f"left out by the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
     lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
     lines.append(
         f"doubtful tiles: {len(findings.doubtful)}"
@@ -166,14 +173,10 @@ def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str,
     return result | {"statistics": statistics.to_arrays()}
 
 
-def _measure(facts: Facts, results: list[dict[str, Any]]) -> tuple[Statistics | None, str]:
-    training = [r for r in results if r["split"] in ("train", "unlabelled")] or results
-    statistics = StatisticsAccumulator(facts)
-    for result in training:
-        statistics.merge(result["statistics"])
+def _hold_against_unit(facts: Facts, accumulator: StatisticsAccumulator) -> tuple[Statistics | None, str]:
     try:
-        measured = statistics.finish()
-    except DataError:
+        measured = accumulator.finish()
+    except DataError:  # not one valid pixel
         return None, ""
     try:
         check_statistics(facts, measured)

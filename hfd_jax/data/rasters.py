@@ -12,26 +12,31 @@ import rasterio.windows
 
 from hfd_jax.errors import DataError
 
+
+class RasterError(DataError):
+    """A raster is missing or cannot be read."""
+
+
 Grid = dict[str, Any]  # "size" (rows, columns) of the whole raster, "crs", "transform", "nodata"
 
 
 def open_raster(path: str):
     if not os.path.exists(path):
-        raise DataError(f"{path}: no such file")
+        raise RasterError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
             # Some published tiles have no georeference; whether that matters is decided where grids are compared.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             return rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
-        raise DataError(f"{path}: cannot be read as a raster ({error})") from error
+        raise RasterError(f"{path}: cannot be read as a raster ({error})") from error
 
 
 def read_window(raster, window=None) -> np.ndarray:
     try:
         return raster.read(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise DataError(f"{raster.name}: damaged or truncated ({error})") from error
+        raise RasterError(f"{raster.name}: damaged or truncated ({error})") from error
 
 
 def read_image(path: str, window=None, bands: tuple[str, ...] | None = None) -> tuple[np.ndarray, Grid]:

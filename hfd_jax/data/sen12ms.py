@@ -26,7 +26,7 @@ import numpy as np
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
-from hfd_jax.data.tiles import Tile
+from hfd_jax.data.tiles import Relisted, Tile
 from hfd_jax.errors import DataError, nearest
 from hfd_jax.labels import IGNORE_LABEL
 
@@ -76,7 +76,7 @@ class Dfc2020(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sen12msSource:
+class Sen12msSource(Relisted):
     """Reads SEN12MS; a `TileSource` whose keys are the paths of the Sentinel-1 files below raw_dir.
 
     Attributes:
@@ -90,6 +90,7 @@ class Sen12msSource:
     labels: str = "lc"
 
     groups = SEASONS
+    relisted = ("_listed",)
 
     def __post_init__(self):
         if self.classes not in LEFT_OUT:
@@ -137,7 +138,7 @@ class Sen12msSource:
         eo, eo_grid = read_image(eo_path, bands=EO_BANDS)
         if eo.dtype != np.uint16:
             raise DataError(f"{eo_path}: type {eo.dtype}; expected uint16, reflectance x 10,000")
-        codes, label_grid = read_image(label_path)
+        codes, label_grid = read_image(label_path, bands=LC_BANDS if self.labels == "lc" else None)
         for path, other in ((eo_path, eo_grid), (label_path, label_grid)):
             check_same_grid(path, other, sar_path, grid)
         return Tile(
@@ -151,20 +152,31 @@ class Sen12msSource:
             transform=tuple(grid["transform"])[:6],
         )
 
-    @functools.cached_property
+    @property
+    def left_out(self) -> dict[str, int]:
+        broken = len(self._listed & BROKEN)
+        return {"with NaN, as all published lists do": broken} if broken else {}
+
+    @property
     def _paths(self) -> list[str]:
+        return sorted(self._listed - BROKEN)
+
+    @functools.cached_property
+    def _listed(self) -> set[str]:
         """Of all patches that any source has: a missing partner is found when the patch is read."""
         sources = ("s1", "s2", self.labels)
         paths = {path for group in self.groups for path in _list_patches(self.raw_dir, group, sources)}
         if not paths:
             raise DataError(f"{self.raw_dir}: no patch of {', '.join(sources)} in it")
-        return sorted(paths - BROKEN)
+        return paths
 
     def _file(self, key: str, source: str) -> str:
         return os.path.join(self.raw_dir, swap_source(key, "s1", source))
 
     def _class_index(self, codes: np.ndarray, path: str) -> np.ndarray:
         known = IGBP_TO_SIMPLIFIED if self.labels == "lc" else range(len(SIMPLIFIED) + 1)
+        if codes.dtype.kind not in "iu":
+            raise DataError(f"{path}: type {codes.dtype}; expected whole numbers")
         unknown = np.setdiff1d(codes, range(len(known)))
         if unknown.size:
             raise DataError(f"{path}: label code {unknown[0]} is unknown; known are 0 (unknown) to {len(known) - 1}")
@@ -214,7 +226,7 @@ def _list_patches(raw_dir: str, group: str, sources: tuple[str, ...]) -> Iterabl
     root = os.path.join(raw_dir, group)
     for scene in os.listdir(root) if os.path.isdir(root) else ():
         source = scene.split("_")[0]
-        if source in sources:
+        if source in sources and os.path.isdir(os.path.join(root, scene)):
             for name in os.listdir(os.path.join(root, scene)):
                 if name.endswith(".tif"):
                     yield swap_source(os.path.join(group, scene, name), source, "s1")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -131,9 +132,10 @@ def write_shards(shards: list[Shard], workers: int) -> None:
         reader.join()
 
 
-def report_path(folder: str, split: str, index: int) -> str:
-    """Where the report of a shard lies."""
-    return os.path.join(folder, f"{split}-{index:05d}.report.npz")
+def report_path(folder: str, split: str, index: int, keys: Sequence[Any]) -> str:
+    """Where the report of a shard lies; another run of keys has another place."""
+    digest = hashlib.sha1(repr(list(keys)).encode()).hexdigest()[:12]
+    return os.path.join(folder, f"{split}-{index:05d}-{digest}.report.npz")
 
 
 def read_report(path: str) -> dict[str, np.ndarray]:

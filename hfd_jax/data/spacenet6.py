@@ -16,23 +16,20 @@ Some twenty passes cover the same ground, so tiles are divided by the easting of
                 splits share ground.
 """
 
-import csv
+import contextlib
 import dataclasses
 import functools
-import json
 import os
 from typing import Any
 
 import numpy as np
-import rasterio.features
 import rasterio.transform
-import rasterio.warp
-import shapely
 
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
+from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
 from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, valid_pixels
-from hfd_jax.data.tiles import Tile, rotate
+from hfd_jax.data.tiles import Relisted, Tile, rotate
 from hfd_jax.errors import DataError
 
 AREA = "AOI_11_Rotterdam"
@@ -44,6 +41,7 @@ EO_BANDS = {"PS-RGB": ("R", "G", "B"), "PS-RGBNIR": ("B", "G", "R", "NIR")}
 ORIENTATIONS = os.path.join("SummaryData", "SAR_orientations.txt")
 SUMMARY = os.path.join("SummaryData", f"{PREFIX}_Buildings.csv")
 SPLITTINGS = ("baseline", "ten_fold")
+EPSG = 32631
 BASELINE_EDGES = (591550.0, 596250.0)  # metres east, EPSG:32631
 TEN_FOLD_EDGES = (591640.0, 596160.0)
 
@@ -55,7 +53,7 @@ class Spacenet6(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spacenet6Source:
+class Spacenet6Source(Relisted):
     """Reads the training part of SpaceNet 6; a `TileSource`.
 
     Attributes:
@@ -64,18 +62,27 @@ class Spacenet6Source:
       splitting: "baseline" or "ten_fold".
       fold: of ten_fold, 0 to 9.
       min_area: smaller footprints are not drawn, square metres.
+      sar_order, eo_order: band names in stored order, with commas; "" for the usual one (SAR_BANDS, EO_BANDS).
     """
+
+    relisted = ("_names", "_keys", "_footprints")
 
     raw_dir: str
     eo_product: str = "PS-RGB"
     splitting: str = "ten_fold"
     fold: int = 0
     min_area: float = 0.0
+    sar_order: str = ""
+    eo_order: str = ""
 
     def __post_init__(self):
         for field, choices in (("eo_product", tuple(EO_BANDS)), ("splitting", SPLITTINGS), ("fold", range(10))):
             if getattr(self, field) not in choices:
                 raise DataError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(map(str, choices))}")
+        for field, usual in (("sar_order", SAR_BANDS), ("eo_order", EO_BANDS[self.eo_product])):
+            given = getattr(self, field)
+            if given and sorted(given.split(",")) != sorted(usual):
+                raise DataError(f"{field} is {given!r}; expected some order of {','.join(usual)}")
         for part in (SAR, self.eo_product):
             if not os.path.isdir(os.path.join(self._root, part)):
                 raise DataError(f"{os.path.join(self.raw_dir, part)}: no such folder, nor in train/{AREA} below it")
@@ -84,6 +91,14 @@ class Spacenet6Source:
     def name(self) -> str:
         splitting = f"ten_fold_{self.fold}" if self.splitting == "ten_fold" else self.splitting
         return splitting + {"PS-RGB": "", "PS-RGBNIR": "_rgbnir"}[self.eo_product]
+
+    @property
+    def sar_bands(self) -> tuple[str, ...]:
+        return tuple(self.sar_order.split(",")) if self.sar_order else SAR_BANDS
+
+    @property
+    def eo_bands(self) -> tuple[str, ...]:
+        return tuple(self.eo_order.split(",")) if self.eo_order else EO_BANDS[self.eo_product]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,8 +114,8 @@ class Spacenet6Source:
             eo_dtype = raster.dtypes[0]
         return Facts(
             name="spacenet6",
-            sar_bands=SAR_BANDS,
-            eo_bands=EO_BANDS[self.eo_product],
+            sar_bands=self.sar_bands,
+            eo_bands=self.eo_bands,
             eo_dtype=eo_dtype,
             sar_unit="raw",
             class_names=("background", "building"),
@@ -116,20 +131,26 @@ class Spacenet6Source:
     def _keys(self) -> dict[str, list[str]]:  # opens every raster once
         keys: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
         for name in self._names:
-            path = self._file(SAR, name)
-            with open_raster(path if os.path.exists(path) else self._file(self.eo_product, name)) as raster:
-                split = split_of(raster.transform.c, self.splitting, self.fold)
+            easting = self._easting(name)
+            split = "train" if easting is None else split_of(easting, self.splitting, self.fold)
             if split:
                 keys[split].append(name)
+        if self.eo_product == "PS-RGBNIR":
+            self._check_band_order()
         return keys
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        kept = sum(map(len, self._keys.values()))
+        return {"in columns beside those held out": len(self._names) - kept} if self.splitting == "ten_fold" else {}
 
     def read(self, key: str) -> Tile:
         sar_path, eo_path = self._file(SAR, key), self._file(self.eo_product, key)
-        sar, grid = read_image(sar_path, bands=SAR_BANDS)
-        eo, eo_grid = read_image(eo_path, bands=self.facts.eo_bands)
+        sar, grid = read_image(sar_path, bands=self.sar_bands)
+        eo, eo_grid = read_image(eo_path, bands=self.eo_bands)
+        if grid["crs"] is None or grid["crs"].to_epsg() != EPSG:
+            raise DataError(f"{sar_path}: CRS {grid['crs']}; SpaceNet 6 lies in EPSG:{EPSG}")
         check_same_grid(eo_path, eo_grid, sar_path, grid)
-        if key == self._names[0]:
-            self._check_band_order(key, eo, eo_path)
         tile = Tile(
             id=key,
             sar=sar.astype(np.float32),
@@ -164,8 +185,12 @@ class Spacenet6Source:
         path = os.path.join(self._root, ORIENTATIONS)
         if not os.path.exists(path):
             raise DataError(f"{path}: missing; it says from which side each strip was imaged")
-        with open(path) as lines:
-            return dict(line.split() for line in lines if line.strip())
+        with open(path, encoding="utf-8") as lines:
+            rows = [line.split() for line in lines if line.strip()]
+        for row in rows:
+            if len(row) != 2:
+                raise DataError(f"{path}: a line holds {row}; expected a strip and its flag")
+        return dict(rows)
 
     @functools.cached_property
     def _footprints(self) -> dict[str, list[str]]:
@@ -182,31 +207,51 @@ class Spacenet6Source:
         return flag == "1"
 
     def _label(self, name: str, grid: Grid) -> np.ndarray:
-        if not self._has_geojson:
+        if self._has_geojson:
+            path = os.path.join(self._root, "geojson_buildings", f"{PREFIX}_Buildings_{name}.geojson")
+            shapes, transform, unit = read_geojson(path, grid["crs"]), grid["transform"], 1.0
+        else:
+            path = os.path.join(self._root, SUMMARY)
             if name not in self._footprints:
-                raise DataError(f"{os.path.join(self._root, SUMMARY)}: has no row for {name}")
-            shapes = [shapely.from_wkt(text) for text in self._footprints[name]]
-            pixels = rasterio.transform.Affine.identity()
-            pixel_area = abs(grid["transform"].a * grid["transform"].e)
-            return draw([s for s in shapes if s.area * pixel_area >= self.min_area], grid["size"], pixels)
-        path = os.path.join(self._root, "geojson_buildings", f"{PREFIX}_Buildings_{name}.geojson")
-        shapes = read_geojson(path, grid["crs"])
-        return draw([s for s in shapes if s.area >= self.min_area], grid["size"], grid["transform"])
+                raise DataError(f"{path}: has no row for {name}")
+            shapes, transform = polygons_of(self._footprints[name], path), rasterio.transform.Affine.identity()
+            unit = abs(grid["transform"].a * grid["transform"].e)  # square metres of a pixel
+        return draw([shape for shape in shapes if shape.area * unit >= self.min_area], grid["size"], transform)
 
-    def _check_band_order(self, name: str, eo: np.ndarray, path: str) -> None:
+    def _easting(self, name: str) -> float | None:
+        """Of the upper left corner, metres; None where neither raster can be opened (reading the tile says why)."""
+        for part in (SAR, self.eo_product):
+            with contextlib.suppress(DataError), open_raster(self._file(part, name)) as raster:
+                if raster.crs is not None and raster.crs.to_epsg() == EPSG:
+                    return raster.transform.c
+        return None
+
+    def _check_band_order(self) -> None:
         """Where both products are there, the four-band one must show red where the three-band one does."""
-        rgb_path, bands = self._file("PS-RGB", name), self.facts.eo_bands
-        if self.eo_product == "PS-RGB" or not os.path.exists(rgb_path):
-            return
-        rgb, _ = read_image(rgb_path, bands=EO_BANDS["PS-RGB"])
+        both = [n for n in self._names if all(os.path.exists(self._file(p, n)) for p in ("PS-RGB", "PS-RGBNIR"))]
+        votes = 0
+        for name in both[:: max(1, len(both) // 20)]:
+            with contextlib.suppress(DataError):
+                rgb, _ = read_image(self._file("PS-RGB", name), bands=EO_BANDS["PS-RGB"])
+                eo, _ = read_image(self._file("PS-RGBNIR", name), bands=self.eo_bands)
+                votes += _prefers(eo[..., self.eo_bands.index("R")], eo[..., self.eo_bands.index("B")], rgb)
+        if votes < 0:
+            raise DataError(
+                f"{os.path.join(self._root, 'PS-RGBNIR')}: the band called R by the order {','.join(self.eo_bands)} "
+                "resembles the blue of PS-RGB; give the true order with --eo_order"
+            )
 
-        def likeness(red, blue):
-            pairs = ((eo[..., red], rgb[..., 0]), (eo[..., blue], rgb[..., 2]))
-            return sum(np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in pairs)
 
-        red, blue = bands.index("R"), bands.index("B")
-        if likeness(blue, red) > likeness(red, blue):
-            raise DataError(f"{path}: its first band looks like the red of {rgb_path}; expected the order {bands}")
+def _prefers(red: np.ndarray, blue: np.ndarray, rgb: np.ndarray) -> int:
+    """1 where (red, blue) resemble bands (0, 2) of `rgb` more than (2, 0), -1 where less, 0 where nothing is to see."""
+    if red.shape != rgb.shape[:2] or min(np.ptp(red), np.ptp(blue), np.ptp(rgb[..., 0]), np.ptp(rgb[..., 2])) == 0:
+        return 0
+
+    def likeness(one, other):
+        return np.corrcoef(one.ravel(), other.ravel())[0, 1]
+
+    right = likeness(red, rgb[..., 0]) + likeness(blue, rgb[..., 2])
+    return int(np.sign(right - likeness(red, rgb[..., 2]) - likeness(blue, rgb[..., 0])))
 
 
 def split_of(easting: float, splitting: str, fold: int = 0) -> str | None:
@@ -226,45 +271,3 @@ def _column(easting: float, edges: tuple[float, float], count: int) -> int:
 
 def _image_ids(folder: str) -> set[str]:
     return {"_".join(name[: -len(".tif")].split("_")[-4:]) for name in os.listdir(folder) if name.endswith(".tif")}
-
-
-def read_geojson(path: str, crs: Any) -> list[Any]:
-    """The polygons of a GeoJSON file as shapely geometries in `crs`; DataError where it cannot be read."""
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such file; a tile without buildings has one without features")
-    try:
-        with open(path) as file:
-            text = json.load(file)
-        geometries = [feature["geometry"] for feature in text["features"] if feature["geometry"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a GeoJSON feature collection ({error!r})") from error
-    # RFC 7946: without a CRS member it is longitude and latitude.
-    stored = text.get("crs", {}).get("properties", {}).get("name", "OGC:CRS84")
-    if geometries and rasterio.CRS.from_user_input(stored) != crs:
-        geometries = rasterio.warp.transform_geom(stored, crs, geometries)
-    return [shapely.geometry.shape(geometry) for geometry in geometries]
-
-
-def read_summary(path: str) -> dict[str, list[str]]:
-    """ImageId -> its PolygonWKT_Pix (pixel coordinates, x to the right, y down); no text for an empty tile."""
-    if not os.path.exists(path):
-        raise DataError(f"{path}: missing, and there is no geojson_buildings folder either: no labels")
-    found: dict[str, list[str]] = {}
-    with open(path, newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"ImageId", "PolygonWKT_Pix"} <= set(rows.fieldnames or ()):
-            raise DataError(f"{path}: columns {rows.fieldnames}; expected ImageId and PolygonWKT_Pix among them")
-        for row in rows:
-            polygons = found.setdefault(row["ImageId"], [])
-            if row["PolygonWKT_Pix"].strip() != "POLYGON EMPTY":
-                polygons.append(row["PolygonWKT_Pix"])
-    return found
-
-
-def draw(shapes: list[Any], size: tuple[int, int], transform: Any) -> np.ndarray:
-    """[H, W] uint8: 1 in pixels whose centre lies in a polygon."""
-    if not shapes:
-        return np.zeros(size, np.uint8)
-    return rasterio.features.rasterize(
-        shapes, out_shape=size, transform=transform, fill=0, default_value=1, dtype="uint8"
-    )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -56,17 +56,32 @@ class TileSource(Protocol):
       facts: what is declared of it.
       settings: JSON-ready; everything else that decides what is read. A prepared data set with other settings is not
         this one.
+      left_out: reason -> number of tiles that no split has.
     """
 
     name: str
     facts: Facts
     settings: dict[str, Any]
+    left_out: dict[str, int]
 
     def keys(self) -> dict[str, Sequence[Any]]:
         """What `read` takes, per split of `facts.SPLITS`; a split may be empty or missing."""
 
     def read(self, key: Any) -> Tile:
         """Reads one tile; DataError where a file is missing, damaged or contradicts the description."""
+
+
+class Relisted:
+    """A source that other processes read from: what it knows of every file stays behind when it is pickled.
+
+    Attributes:
+      relisted: names of the cached lists; they are made again where they are asked for.
+    """
+
+    relisted: ClassVar[tuple[str, ...]] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in self.relisted}
 
 
 def check_tile(tile: Tile, facts: Facts) -> None:

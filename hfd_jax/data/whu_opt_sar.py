@@ -9,10 +9,11 @@ Scenes are stored in blocks, read window by window. A label raster that lacks th
 is taken as ignored there; anything else that does not fit is an error.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import rasterio.windows
@@ -20,7 +21,7 @@ import rasterio.windows
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import check_same_grid, crs_text, cut_blocks, open_raster, read_image, valid_pixels
-from hfd_jax.data.tiles import Tile
+from hfd_jax.data.tiles import Relisted, Tile
 from hfd_jax.errors import DataError
 from hfd_jax.labels import IGNORE_LABEL
 
@@ -70,13 +71,16 @@ class WhuOptSar(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhuOptSarSource:
+class WhuOptSarSource(Relisted):
     """Reads WHU-OPT-SAR; a `TileSource` whose keys are (scene, rows, columns).
 
     Attributes:
       raw_dir: holds optical, sar and lbl.
       block: largest edge of a stored block, pixels.
     """
+
+    relisted = ("_scenes", "_keys")
+    left_out: ClassVar[dict[str, int]] = {}
 
     raw_dir: str
     block: int = 512
@@ -114,11 +118,15 @@ class WhuOptSarSource:
         )
 
     def keys(self) -> dict[str, list[Any]]:
+        return self._keys
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, list[Any]]:  # opens one raster of every scene
         keys: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
         for split, scenes in divide(self._scenes).items():
             for scene in scenes:
-                with open_raster(self._any_file(scene)) as raster:
-                    keys[split] += [(scene, *block) for block in cut_blocks(raster.height, raster.width, self.block)]
+                height, width = self._size(scene)
+                keys[split] += [(scene, *block) for block in cut_blocks(height, width, self.block)]
         return keys
 
     def read(self, key: tuple[str, tuple[int, int], tuple[int, int]]) -> Tile:
@@ -133,7 +141,8 @@ class WhuOptSarSource:
             sar=sar.astype(np.float32),
             eo=eo,
             label=self._label(scene, rows, columns, sar_path, grid),
-            sar_valid=valid_pixels(sar, 0),
+            # A dark SAR pixel is 0 too: without data is only what neither sensor shows.
+            sar_valid=valid_pixels(sar, grid["nodata"]) & (sar.any(-1) | eo.any(-1)),
             eo_valid=valid_pixels(eo, 0),
             crs=crs_text(grid),
             transform=tuple(rasterio.windows.transform(window, grid["transform"]))[:6],
@@ -150,9 +159,12 @@ class WhuOptSarSource:
             raise DataError(f"{os.path.join(self.raw_dir, 'sar')}: no .tif file in it")
         return sorted(everything)
 
-    def _any_file(self, scene: str) -> str:
-        """A raster of the scene that is there; a missing partner is found when the scene is read."""
-        return next(path for folder in FOLDERS if os.path.exists(path := self._file(folder, scene)))
+    def _size(self, scene: str) -> tuple[int, int]:
+        """Of a raster of the scene that can be opened; (1, 1) where none can: reading the scene says why."""
+        for folder in FOLDERS:
+            with contextlib.suppress(DataError), open_raster(self._file(folder, scene)) as raster:
+                return raster.shape
+        return 1, 1
 
     def _file(self, folder: str, scene: str) -> str:
         return os.path.join(self.raw_dir, folder, f"{scene}.tif")
