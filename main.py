@@ -31,6 +31,9 @@ def main(argv: list[str]) -> None:
         train.run(config_flags.config(default.get_config()), _WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except StoppedError as message:
         print(message, file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -119,7 +119,10 @@ class CheckpointReader:
             arrays = self.record(step)["arrays"]
         except CheckpointError as error:
             raise DamagedError(str(error)) from error
-        state = self._read(step)
+        # As NumPy arrays: where they were saved from does not matter here.
+        metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(self._path(step, "state"))
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree)
+        state = self._read(step, ocp.args.PyTreeRestore(restore_args=plain))
         digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
         if digests != sorted(entry["blake2b"] for entry in arrays.values()):
             raise DamagedError(f"{self._path(step)}: damaged, an array does not match its digest")

@@ -12,7 +12,7 @@ from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
 from hfd_jax.models.resnet import DEPTHS
-from hfd_jax.models.segmenter import STRIDE, TAPS
+from hfd_jax.models.segmenter import STRIDE, TAP_STRIDES, TAPS
 from hfd_jax.optim import SCHEDULES
 from hfd_jax.parallel import KINDS
 
@@ -47,6 +47,8 @@ _POSITIVE = (
     "data.scenes.test",
 )
 _NOT_NEGATIVE = (
+    "seed",
+    "data.scenes.seed",
     "data.threads",
     "data.workers",
     "data.scenes.validation",
@@ -66,12 +68,13 @@ _NOT_NEGATIVE = (
 _SHARES = ("data.label_share", "data.labelled_per_batch", "augment.eo_gain", "optim.warmup", "distill.warmup")
 
 
-def check_fields(config: ConfigDict, devices: int = 1) -> None:
+def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> None:
     """Checks everything that needs no data.
 
     Args:
       config: with the fields of configs/default.py.
       devices: number of devices of all processes.
+      trains: False where networks are only evaluated: the training batch then does not matter.
 
     Raises:
       ConfigError: names the field, what it is and what is expected.
@@ -91,10 +94,10 @@ def check_fields(config: ConfigDict, devices: int = 1) -> None:
         for field in fields:
             if not good(_get(config, field)):
                 _fail(config, field, expected)
-    _check_combinations(config, devices)
+    _check_combinations(config, devices, trains)
 
 
-def _check_combinations(config: ConfigDict, devices: int) -> None:
+def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
     for field in ("data.crop", "eval.window"):
         size = _get(config, field)
         if size % STRIDE:
@@ -103,7 +106,7 @@ def _check_combinations(config: ConfigDict, devices: int) -> None:
                 field,
                 f"expected a multiple of the network's stride {STRIDE}; nearest: {_multiples(size, STRIDE)}",
             )
-    for field in ("data.batch_size", "eval.batch_size"):
+    for field in ("data.batch_size", "eval.batch_size") if trains else ("eval.batch_size",):
         size = _get(config, field)
         if size % devices:
             _fail(config, field, f"expected a multiple of the {devices} devices; nearest: {_multiples(size, devices)}")
@@ -115,7 +118,14 @@ def _check_combinations(config: ConfigDict, devices: int) -> None:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
     if config.distill.weight and not config.distill.taps:
         _fail(config, "distill.taps", "distill.weight is above 0, so at least one tap is needed")
+    for tap in config.distill.taps if config.distill.weight else ():
+        if config.data.crop <= TAP_STRIDES[tap]:
+            _fail(
+                config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
+            )
     weights = config.distill.tap_weights
+    if not all(isinstance(weight, int | float) for weight in weights):
+        _fail(config, "distill.tap_weights", "expected numbers")
     if weights and (len(weights) != len(config.distill.taps) or min(weights) < 0 or sum(weights) <= 0):
         _fail(
             config,

@@ -34,11 +34,11 @@ class Context:
             self.dataset, split, reading, self.parallel, self.config.eval.batch_size, self.config.eval.window
         )
 
-    def folder(self, network: str) -> str:
-        """The checkpoints of a network; the teacher may come from elsewhere."""
+    def checkpoint(self, network: str) -> tuple[str, str]:
+        """(folder, "latest" or "best") of what is evaluated; the teacher is the one that teaches, wherever it lies."""
         if network == "teacher":
-            return assembly.teacher_folder(self.config, self.workdir)
-        return self.workdir.checkpoints(network)
+            return assembly.teacher_folder(self.config, self.workdir), self.config.teacher.which
+        return self.workdir.checkpoints(network), self.config.eval.checkpoint
 
     def class_pixels(self) -> tuple[int, ...]:
         """Labelled pixels per class among the labels that are used."""

@@ -93,7 +93,7 @@ class Evaluator:
         self, dataset: Dataset, split: str, reading: Reading, parallel: Jit | Pmap, batch_size: int, window: int = 0
     ):
         self._dataset, self._reading, self._parallel, self._batch_size = dataset, reading, parallel, batch_size
-        self.split = split
+        self.split, self.facts = split, dataset.facts
         self._windows, self._shape = evaluation_windows(dataset, split, window)
         self._compiled: dict[Any, Callable] = {}
 
@@ -146,9 +146,8 @@ class Evaluator:
 
 def evaluate_workdir(
     workdir: Workdir,
-    folders: dict[str, str],
+    checkpoints: dict[str, tuple[str, str]],
     evaluator: Evaluator,
-    which: str,
     parallel: Jit | Pmap,
     panels: int,
     label: str = "",
@@ -157,18 +156,23 @@ def evaluate_workdir(
 
     Args:
       workdir: of the run.
-      folders: network -> its checkpoint folder.
+      checkpoints: network -> (its checkpoint folder, "latest" or "best").
       evaluator: of the split.
-      which: "latest" or "best" checkpoint.
       parallel: devices.
       panels: number of tiles in the picture; 0 for none.
       label: names the results in evaluation.json and in the figures' files; default: the split.
 
+    Raises:
+      CheckpointError: of `load_network`.
+      ConfigError: the data set is not what a network was trained to read.
+
     Returns:
-      title -> scores, in the order of `folders`.
+      title -> scores, in the order of `checkpoints`.
     """
     label = label or evaluator.split
-    networks = {name: load_network(folder, which, parallel) for name, folder in folders.items()}
+    networks = {name: load_network(folder, which, parallel) for name, (folder, which) in checkpoints.items()}
+    for network in networks.values():
+        check_fits(network.record, evaluator.facts)
     results = {name: evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()}
     titles = {name: network.record["title"] for name, network in networks.items()}
     if jax.process_index() == 0:

@@ -44,7 +44,7 @@ def watch() -> Iterator[Interruption]:
     With several processes JAX itself watches for SIGTERM and makes them agree on a step.
     """
     interruption = Interruption()
-    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    numbers = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     former = {number: signal.signal(number, interruption._note) for number in numbers}
     try:
         yield interruption

@@ -36,9 +36,13 @@ class Progress:
     def __init__(self, total: int, start: int = 0, skip: int = 1):
         self._total, self._first, self._since = total, start + skip, time.monotonic()
 
-    def text(self, done: int) -> str:
+    def tick(self, done: int) -> None:
+        """To be called after every step."""
         if done <= self._first:
             self._since = time.monotonic()
+
+    def text(self, done: int) -> str:
+        if done <= self._first:
             return f"{done}/{self._total}"
         rate = (done - self._first) / max(time.monotonic() - self._since, 1e-9)
         return f"{done}/{self._total}  {rate:.1f}/s  {duration((self._total - done) / rate)} left"

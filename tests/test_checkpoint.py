@@ -11,6 +11,7 @@ import pytest
 from hfd_jax.checkpoint import CheckpointReader, Checkpoints, DamagedError
 from hfd_jax.errors import CheckpointError
 from hfd_jax.state import TrainState
+from tests.conftest import run_python
 
 # Reads of a failed restore that are still under way complain about the closed event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -160,3 +161,19 @@ def test_state_may_be_donated_right_after_save(tmp_path):
     checkpoints.close()
     restored = CheckpointReader(str(tmp_path / "student")).restore(1, abstract({"w": expected}))
     np.testing.assert_array_equal(restored["w"], expected)
+
+
+def test_saved_on_two_devices_verified_on_one(tmp_path):
+    """A run that was finished on a larger machine is recognised on a smaller one, without a warning."""
+    save = (
+        "import sys, jax, numpy as np; from hfd_jax.checkpoint import Checkpoints; from hfd_jax.parallel import Jit;"
+        "c = Checkpoints(sys.argv[1]); c.save(3, Jit().replicate({'w': np.arange(8.0)}), {}); c.close()"
+    )
+    verify = (
+        "import sys; from hfd_jax.checkpoint import CheckpointReader;"
+        "CheckpointReader(sys.argv[1]).verify(3); print('whole')"
+    )
+    folder = tmp_path / "student"
+    run_python("-c", save, folder, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    done = run_python("-W", "error::UserWarning", "-c", verify, folder)
+    assert done.stdout == "whole\n" and "Warning" not in done.stderr

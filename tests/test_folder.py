@@ -11,6 +11,7 @@ from rasterio.transform import from_origin
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
 from hfd_jax.data.folder import Folder, FolderSource
+from hfd_jax.data.rasters import read_image
 from hfd_jax.errors import DataError
 from hfd_jax.labels import IGNORE_LABEL
 
@@ -288,3 +289,23 @@ def test_wrong_value_range_stops_the_preparation(toy, tmp_path):
     with pytest.raises(DataError, match="tile a_0_0: SAR values from 5000 to 5000.*Is the unit 'linear' or 'raw'"):
         prepare(Folder, source, str(tmp_path / "data"))
     assert catalogue.list_datasets(str(tmp_path / "data")) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((300_000, 20), r"claims \(20, 300000\) pixels"),
+        ((100_000, 100_000), r"GiB in one piece; at most 2 are read"),
+    ],
+)
+def test_a_raster_that_claims_an_absurd_size_takes_no_memory(tmp_path, size, message):
+    path = tmp_path / "huge.tif"
+    width, height = size
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=1, dtype="uint8", crs="EPSG:32631",
+        transform=from_origin(5e5, 5e6, 1, 1), SPARSE_OK=True, BIGTIFF="YES", tiled=True,
+    ):  # fmt: skip
+        pass
+    assert path.stat().st_size < 50_000_000
+    with pytest.raises(DataError, match=message):
+        read_image(str(path))

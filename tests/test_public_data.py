@@ -34,6 +34,7 @@ SMALL = {
     "baselines": "()",
     "eval.batch_size": 4,
     "eval.window": 32,
+    "distill.taps": "('C3','C4','A')",
 }
 
 

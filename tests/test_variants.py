@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, run_python
-from tests.runs import arguments, evaluation, log_of, main
+from tests.runs import arguments, digests, evaluation, log_of, main
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -41,6 +41,9 @@ def test_ablations_are_the_same_code(scenes_dir, tmp_path):
     )
     text = main(tmp_path / "run", scenes_dir, *flags, baselines=()).stdout
     assert "student without distillation (SAR): 6 labelled tiles" in text
+    for network in ("teacher", "student"):
+        paths = " ".join(digests(tmp_path / "run", network))
+        assert "/context/" in paths and "/flow_" not in paths
 
 
 @pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare", "contact_sheet", "check_data", "benchmark"])

@@ -76,9 +76,16 @@ def test_progress_leaves_out_the_compilation(monkeypatch):
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
     progress = reporting.Progress(total=11)
     now[0] += 50  # the first step compiles
+    progress.tick(1)
     assert progress.text(1) == "1/11"
     now[0] += 10
     assert progress.text(6) == "6/11  0.5/s  10 s left"
+    resumed = reporting.Progress(total=11, start=4)
+    now[0] += 50
+    resumed.tick(5)  # not logged
+    now[0] += 2
+    resumed.tick(6)
+    assert resumed.text(6) == "6/11  0.5/s  10 s left"
 
 
 def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatch, caplog):

@@ -19,6 +19,7 @@ from scipy import stats
 
 from configs import default
 from hfd_jax import assembly, config_flags, train
+from hfd_jax.errors import ConfigError, UserError
 from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
 from tools import cli
 
@@ -28,6 +29,10 @@ REFERENCE = "sar_only"
 def main(arguments: argparse.Namespace) -> None:
     config = config_flags.config(default.get_config()).copy_and_resolve_references()
     config.baselines = tuple(assembly.BASELINES)
+    if config.stage == "teacher":
+        raise ConfigError("config.stage is 'teacher': a comparison needs students too; choose 'all'")
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}: expected at least 1")
     rows: dict[str, list[dict]] = {}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         workdir = Workdir(os.path.join(arguments.workdir, f"seed_{seed}"))

@@ -32,19 +32,22 @@ def main(arguments: argparse.Namespace) -> None:
     config = ConfigDict(read_json(workdir.config))
     if arguments.data_dir:
         config.data.dir = arguments.data_dir
-    for field in ("batch_size", "window"):
+    for field in ("batch_size", "window", "split", "panels"):
         if getattr(arguments, field) is not None:
             config.eval[field] = getattr(arguments, field)
-    check_fields(config, jax.device_count())
+    check_fields(config, jax.device_count(), trains=False)
     label = use_other_data(config, workdir, arguments) if arguments.data else ""
     shared = open_run(config, workdir)
-    folders = {name: shared.folder(name) for name in networks(arguments.stage)}
-    folders = {name: folder for name, folder in folders.items() if os.path.isdir(folder)}
-    if not folders:
+    checkpoints = {name: shared.checkpoint(name) for name in networks(arguments.stage)}
+    checkpoints = {
+        name: (folder, arguments.checkpoint or which)
+        for name, (folder, which) in checkpoints.items()
+        if os.path.isdir(folder)
+    }
+    if not checkpoints:
         raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
-    evaluator = shared.evaluator(arguments.split or config.eval.split)
-    which = arguments.checkpoint or config.eval.checkpoint
-    results = evaluate_workdir(workdir, folders, evaluator, which, shared.parallel, arguments.panels, label)
+    evaluator = shared.evaluator(config.eval.split)
+    results = evaluate_workdir(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label)
     print(table(results))
     print(f"written to {workdir.root}: evaluation.json, figures/*_{label or evaluator.split}.png")
 
@@ -60,7 +63,7 @@ def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Nam
             check_fits(record, dataset.facts)
             config.data.sar_bands, config.data.eo_bands = (tuple(record["bands"][sensor]) for sensor in ("sar", "eo"))
     config.data.name = arguments.data
-    return f"{arguments.data.replace('/', '_')}_{arguments.split or config.eval.split}"
+    return f"{arguments.data.replace('/', '_')}_{config.eval.split}"
 
 
 def networks(stage: str | None) -> list[str]:
@@ -76,12 +79,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--stage", choices=("teacher", "student"), help="only this stage's networks; default: all there are"
     )
     parser.add_argument("--split", help="of the data set; default: config.eval.split")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: config.eval.checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        help="default: as the run did, config.eval.checkpoint",
+    )
     parser.add_argument("--data", help="another prepared data set with the same classes; default: config.data.name")
     parser.add_argument("--data_dir", help="root of the prepared data sets; default: config.data.dir")
     parser.add_argument("--batch_size", type=int, help="windows per step; default: config.eval.batch_size")
     parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")
-    parser.add_argument("--panels", type=int, default=6, help="tiles in the picture; 0: none")
+    parser.add_argument("--panels", type=int, help="tiles in the picture, 0: none; default: config.eval.panels")
     return parser
 
 

@@ -7,6 +7,7 @@ number of the sample's own for what the device draws. Everything that needs arit
 """
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -210,12 +211,19 @@ def evaluation_batches(
     return iter(_iterate(crops[index::count].batch(batch_size // count, drop_remainder=True), reading))
 
 
+def _ignore_signals(index: int, count: int) -> None:
+    """A terminal sends Ctrl-C to every process; the main one decides, and still needs the next batch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _iterate(batches: grain.MapDataset, reading: Reading):
     iterator = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=2 * max(reading.threads, 1))
     )
     if reading.workers:
         iterator = iterator.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=2),
+            worker_init_fn=_ignore_signals,
         )
     return iterator

@@ -12,6 +12,9 @@ import rasterio.windows
 
 from hfd_jax.errors import DataError
 
+LARGEST_EDGE = 200_000  # pixels; the largest satellite mosaics have about half of it
+MOST_BYTES = 2**31  # of one read
+
 
 class RasterError(DataError):
     """A raster is missing or cannot be read."""
@@ -27,12 +30,23 @@ def open_raster(path: str):
         with warnings.catch_warnings():
             # Some published tiles have no georeference; whether that matters is decided where grids are compared.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
+            raster = rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{path}: cannot be read as a raster ({error})") from error
+    if max(raster.shape) > LARGEST_EDGE:
+        raise RasterError(
+            f"{path}: claims {raster.shape} pixels (rows, columns); no edge above {LARGEST_EDGE} is taken"
+        )
+    return raster
 
 
 def read_window(raster, window=None) -> np.ndarray:
+    height, width = (window.height, window.width) if window else raster.shape
+    size = height * width * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
+    if size > MOST_BYTES:
+        raise RasterError(
+            f"{raster.name}: {size / 2**30:.1f} GiB in one piece; at most {MOST_BYTES / 2**30:g} are read"
+        )
     try:
         return raster.read(window=window)
     except rasterio.errors.RasterioIOError as error:
