@@ -183,5 +183,7 @@ def _forward(queue, progress) -> None:
 
 
 def example_of(tile: Tile) -> dict[str, Any]:
+    """The tile as `features_of` stores it."""
     label = np.full(tile.sar.shape[:2], IGNORE_LABEL, np.uint8) if tile.label is None else tile.label
-    return {**dataclasses.asdict(tile), "label": label, "transform": np.asarray(tile.transform, np.float64)}
+    fields = {field.name: getattr(tile, field.name) for field in dataclasses.fields(tile)}
+    return {**fields, "label": label, "transform": np.asarray(tile.transform, np.float64)}

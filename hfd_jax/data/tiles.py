@@ -101,7 +101,8 @@ def check_tile(tile: Tile, facts: Facts) -> None:
             found = f"{array.dtype}{list(array.shape)}"
             raise DataError(f"tile {tile.id}: {name} is {found}; expected {dtype}{list(shape)}")
     for name, valid in (("sar", tile.sar_valid), ("eo", tile.eo_valid)):
-        if not np.isfinite(getattr(tile, name)[valid]).all():
+        image = getattr(tile, name)
+        if image.dtype.kind == "f" and not np.isfinite(image).all(-1)[valid].all():
             raise DataError(f"tile {tile.id}: {name} holds NaN or infinite values where it is marked valid")
     if facts.sar_unit == "db" and tile.sar_valid.any():
         low, high = tile.sar[tile.sar_valid].min(), tile.sar[tile.sar_valid].max()
@@ -111,7 +112,8 @@ def check_tile(tile: Tile, facts: Facts) -> None:
                 f"{DB_RANGE[0]:g} to {DB_RANGE[1]:g}. Is the unit 'linear' or 'raw'?"
             )
     if tile.label is not None:
-        wrong = np.setdiff1d(tile.label, [*range(len(facts.class_names)), IGNORE_LABEL])
-        if wrong.size:
+        there = np.flatnonzero(np.bincount(tile.label.ravel(), minlength=256))
+        wrong = [int(k) for k in there if k >= len(facts.class_names) and k != IGNORE_LABEL]
+        if wrong:
             classes = f"classes are 0 to {len(facts.class_names) - 1}, or {IGNORE_LABEL}"
-            raise DataError(f"tile {tile.id}: label holds {wrong.tolist()}; {classes}")
+            raise DataError(f"tile {tile.id}: label holds {wrong}; {classes}")
