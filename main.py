@@ -6,7 +6,7 @@ from absl import app, flags
 
 from configs import default
 from hfd_jax import config_flags
-from hfd_jax.errors import UserError
+from hfd_jax.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, logs and results; a second start resumes there."
@@ -25,7 +25,6 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late: --help and a misspelt field are answered at once.
     from hfd_jax import train
-    from hfd_jax.interruption import EXIT_CODE, StoppedError
 
     try:
         train.run(config_flags.config(default.get_config()), _WORKDIR.value)
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
     except StoppedError as message:
         print(message, file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,13 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged, or made for something else."""
 
 
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+
+
+class StoppedError(Exception):
+    """Training was asked to stop and has saved; the message says what to do."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'? (choices: a, b, x)"; without a close match, the choices alone."""
     known = [str(k) for k in known]

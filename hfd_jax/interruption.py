@@ -8,12 +8,6 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
-
-
-class StoppedError(Exception):
-    """Training was asked to stop and has saved; the message says what to do."""
-
 
 class Interruption:
     """Whether a signal has come."""

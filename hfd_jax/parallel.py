@@ -174,10 +174,14 @@ def _processor() -> str:
 
 
 def prefetch(batches: Iterable[dict], shard: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:
-    """Keeps `depth` batches on their way to the devices while the current one is worked on."""
+    """Keeps `depth` batches on their way to the devices while the current one is worked on; closing it closes both."""
     waiting: list[dict] = []
-    for batch in batches:
-        waiting.append(shard(batch))
-        if len(waiting) > depth:
-            yield waiting.pop(0)
-    yield from waiting
+    try:
+        for batch in batches:
+            waiting.append(shard(batch))
+            if len(waiting) > depth:
+                yield waiting.pop(0)
+        yield from waiting
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()

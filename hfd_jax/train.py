@@ -1,5 +1,6 @@
 """The two-stage run: train the EO teacher, freeze it, train the SAR student from it, evaluate both."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -11,9 +12,9 @@ from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
 from hfd_jax.data.pipeline import training_batches
-from hfd_jax.errors import CheckpointError
+from hfd_jax.errors import CheckpointError, StoppedError
 from hfd_jax.evaluate import Evaluator, Network, evaluate_workdir, table
-from hfd_jax.interruption import StoppedError, watch
+from hfd_jax.interruption import watch
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
@@ -102,7 +103,8 @@ def train_network(shared: Context, network: Run) -> None:
         process=(jax.process_index(), jax.process_count()),
     )
     variables = frozen.variables if setup.objective.distils else shared.parallel.replicate({})
-    loop(shared, training, state, variables, prefetch(batches, shared.parallel.shard), start, unlogged)
+    with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
+        loop(shared, training, state, variables, batches, start, unlogged)
 
 
 def loop(shared: Context, training: Training, state: TrainState, frozen: Any, batches, start: int, unlogged: list):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hfd_jax.interruption import EXIT_CODE
+from hfd_jax.errors import STOPPED_EXIT_CODE
 from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments, digests, log_of
 
@@ -83,7 +83,7 @@ def test_signal_saves_and_the_same_command_ends_alike(undisturbed, scenes_dir, t
     wait_for(process, position(network, 5))
     process.send_signal(number)
     rest = process.communicate(timeout=300)[0]
-    assert process.returncode == EXIT_CODE == 75, rest
+    assert process.returncode == STOPPED_EXIT_CODE == 75, rest
     assert f"{number.name}: stops after this step" in rest and f"of {network}, which is saved" in rest
     assert "Traceback" not in rest
     stopped = int(rest.split("stopped after step ")[1].split()[0])

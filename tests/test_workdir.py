@@ -1,6 +1,7 @@
 """The workdir belongs to one config; logs survive kills and resumes."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from configs import default
 from hfd_jax import reporting
 from hfd_jax.errors import WorkdirError
 from hfd_jax.workdir import Workdir, claim, read_json, write_json
+from tests.conftest import ROOT
 
 
 def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
@@ -98,3 +100,14 @@ def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatc
     assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
     assert not (tmp_path / "tb").exists()
     reporting.tensorboard_available.cache_clear()
+
+
+def test_readme_shows_what_is_there():
+    """No figure left open, every picture and every file that it names is part of the project."""
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"@[A-Z0-9]+@", text)
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text) + re.findall(
+        r"`((?:hfd_jax|configs|tools|tests)/[\w/.]+\.\w+)`", text
+    )
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []

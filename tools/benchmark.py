@@ -20,14 +20,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from tensorflow_datasets.core import example_serializer, writer
 
-from configs import default
-from hfd_jax import assembly, config_flags, context, steps, train
 from hfd_jax.data.builder import prepare
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.pipeline import training_batches
 from hfd_jax.data.shards import FORMAT, example_of, features_of
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
 from hfd_jax.errors import UserError
@@ -43,26 +39,32 @@ def main(arguments: argparse.Namespace) -> None:
         print(preparing(arguments))
     else:
         with tempfile.TemporaryDirectory() as workdir:
-            print(reading(config_flags.config(default.get_config()).copy_and_resolve_references(), workdir))
+            print(reading(workdir))
 
 
-def reading(config: Any, workdir: str) -> str:
+def reading(workdir: str) -> str:
     """Crops per second of the data path and of the training step."""
+    # Imported here: the processes that prepare data import this file too, and need none of it.
+    import jax
+
+    from configs import default
+    from hfd_jax import assembly, config_flags, context, steps, train
+    from hfd_jax.data.pipeline import training_batches
+
+    config = config_flags.config(default.get_config()).copy_and_resolve_references()
     config.baselines, config.stage, config.data.workers = (), "teacher", 1
     shared = context.prepare(config, workdir)
     network = assembly.teacher_run()
     setup = train.make_setup(shared, network, None, config.teacher.steps)
     state = shared.parallel.init(train.initialiser(shared, network, setup, None), jax.random.key(config.seed))
     step = shared.parallel.train_step(steps.train_step(setup))
-    batches = iter(
-        training_batches(
-            shared.dataset,
-            assembly.make_pools(config, shared.dataset, network),
-            assembly.make_reading(config, shared.dataset.facts),
-            crop=config.data.crop,
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-        )
+    batches = training_batches(
+        shared.dataset,
+        assembly.make_pools(config, shared.dataset, network),
+        assembly.make_reading(config, shared.dataset.facts),
+        crop=config.data.crop,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
     )
     batch = shared.parallel.shard(next(batches))
     state, _ = step(state, shared.parallel.replicate({}), batch)  # compiles
@@ -82,6 +84,7 @@ def reading(config: Any, workdir: str) -> str:
             jax.block_until_ready(state)
             count += config.data.batch_size
         trained.append(count / (time.perf_counter() - start))
+    batches.close()  # ends the worker process
     one, other = statistics.median(read), statistics.median(trained)
     size = f"{config.data.crop} x {config.data.crop}"
     return (

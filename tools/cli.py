@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable
 
 from hfd_jax import config_flags
-from hfd_jax.errors import UserError
-from hfd_jax.interruption import EXIT_CODE, StoppedError
+from hfd_jax.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 
 
 def launch(
@@ -28,7 +27,7 @@ def launch(
         sys.exit(f"error: {error}")
     except StoppedError as message:
         print(message, file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        sys.exit(STOPPED_EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
