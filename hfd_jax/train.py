@@ -143,8 +143,9 @@ def loop(shared: Context, training: Training, state: TrainState, frozen: Any, ba
             if evaluator and (last or step % settings.eval_every == 0):
                 score = validate(shared, training, state, evaluator, step, summaries)
             if last or stop or step % settings.checkpoint_every == 0:
-                unlogged = reporting.rows_of(unlogged)
-                training.checkpoints.save(step, parallel.single(state), training.record | {"unlogged": unlogged}, score)
+                # A list of its own: the record is written in the background while the next steps append to the other.
+                record = training.record | {"unlogged": reporting.rows_of(unlogged)}
+                training.checkpoints.save(step, parallel.single(state), record, score)
             if stop:
                 break
         summaries.close()
