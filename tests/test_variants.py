@@ -1,12 +1,10 @@
 """Variants of the run, the tools around it, and real tiles; every test here starts its own run."""
 
-import json
-
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT, run_python
-from tests.runs import arguments, digests, evaluation, log_of, main
+from tests.runs import digests, evaluation, log_of, main
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -62,23 +60,6 @@ def test_prepare_tool_writes_scenes_and_says_how_to_use_them(tmp_path):
     assert done.returncode == 1 and "error: scenes.looks is -1.0; expected above 0" in done.stderr
 
 
-def test_compare_tool_tabulates_seeds_and_takes_finished_runs(scenes_dir, tmp_path):
-    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[1:] if "baselines" not in flag]
-    command = ("-m", "tools.compare", *flags, "--seeds=2")
-    text = run_python(*command).stdout
-    table = (tmp_path / "c" / "table_test.md").read_text()
-    assert table.strip() in text and "2 seeds" in table and "| HFD student (SAR) |" in table
-    rows = json.loads((tmp_path / "c" / "results_test.json").read_text())
-    values = [row["mean_iou"] for row in rows["student"]]
-    assert (
-        len(values) == 2 and values[0] != values[1] and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
-    )
-    again = run_python(*command).stdout
-    assert "--- seed" not in again and table.strip() in again
-    other = run_python(*command, "--config.distill.weight=0.5", check=False)
-    assert other.returncode == 1 and "distill.weight: 10.0 there, 0.5 now" in other.stderr
-
-
 @pytest.mark.skipif(not (SHARED / "terramind").is_dir(), reason="real Sentinel-1/2 tiles are not here")
 def test_real_tiles_train_and_evaluate(tmp_path):
     flags = (
@@ -101,7 +82,6 @@ def test_real_tiles_train_and_evaluate(tmp_path):
         "--config=configs/folder.py",
         f"--workdir={tmp_path / 'run'}",
         *[f"--config.{k}={v}" for k, v in small.items()],
-        env={"XLA_FLAGS": ""},  # this one as a user compiles it
     )
     rows = evaluation(tmp_path / "run")
     assert set(rows) == {"teacher", "sar_only", "student"}
