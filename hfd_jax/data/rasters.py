@@ -3,6 +3,7 @@
 import itertools
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ def read_image(path: str, window=None, bands: tuple[str, ...] | None = None) -> 
             raise DataError(f"{path}: {raster.count} bands; expected {len(bands)} ({', '.join(bands)})")
         grid = {"size": raster.shape, "crs": raster.crs, "transform": raster.transform, "nodata": raster.nodata}
         return np.moveaxis(read_window(raster, window), 0, -1), grid
+
+
+def stored_type(paths: Iterable[str], folder: str) -> str:
+    """NumPy name of the pixels of the first raster that is there; DataError, naming `folder`, where none is."""
+    for path in paths:
+        if os.path.exists(path):
+            with open_raster(path) as raster:
+                return raster.dtypes[0]
+    raise DataError(f"{folder}: no .tif file in it")
 
 
 def valid_pixels(image: np.ndarray, nodata: float | None) -> np.ndarray:

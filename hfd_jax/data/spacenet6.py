@@ -28,7 +28,7 @@ import rasterio.transform
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
-from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, valid_pixels
+from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, stored_type, valid_pixels
 from hfd_jax.data.tiles import Relisted, Tile, rotate
 from hfd_jax.errors import DataError
 
@@ -107,16 +107,12 @@ class Spacenet6Source(Relisted):
 
     @functools.cached_property
     def facts(self) -> Facts:
-        present = [path for name in self._names if os.path.exists(path := self._file(self.eo_product, name))]
-        if not present:
-            raise DataError(f"{os.path.join(self._root, self.eo_product)}: no .tif file in it")
-        with open_raster(present[0]) as raster:
-            eo_dtype = raster.dtypes[0]
+        paths = (self._file(self.eo_product, name) for name in self._names)
         return Facts(
             name="spacenet6",
             sar_bands=self.sar_bands,
             eo_bands=self.eo_bands,
-            eo_dtype=eo_dtype,
+            eo_dtype=stored_type(paths, os.path.join(self._root, self.eo_product)),
             sar_unit="raw",
             class_names=("background", "building"),
             class_colours=((90, 90, 90), (230, 90, 40)),

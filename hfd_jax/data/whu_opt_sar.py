@@ -20,7 +20,15 @@ import rasterio.windows
 
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.rasters import check_same_grid, crs_text, cut_blocks, open_raster, read_image, valid_pixels
+from hfd_jax.data.rasters import (
+    check_same_grid,
+    crs_text,
+    cut_blocks,
+    open_raster,
+    read_image,
+    stored_type,
+    valid_pixels,
+)
 from hfd_jax.data.tiles import Relisted, Tile
 from hfd_jax.errors import DataError
 from hfd_jax.labels import IGNORE_LABEL
@@ -100,16 +108,12 @@ class WhuOptSarSource(Relisted):
 
     @functools.cached_property
     def facts(self) -> Facts:
-        present = [path for scene in self._scenes if os.path.exists(path := self._file("optical", scene))]
-        if not present:
-            raise DataError(f"{os.path.join(self.raw_dir, 'optical')}: no .tif file in it")
-        with open_raster(present[0]) as raster:
-            eo_dtype = raster.dtypes[0]
+        paths = (self._file("optical", scene) for scene in self._scenes)
         return Facts(
             name="whu_opt_sar",
             sar_bands=SAR_BANDS,
             eo_bands=EO_BANDS,
-            eo_dtype=eo_dtype,
+            eo_dtype=stored_type(paths, os.path.join(self.raw_dir, "optical")),
             sar_unit="raw",
             class_names=tuple(name for name, _ in CLASSES.values()),
             class_colours=tuple(colour for _, colour in CLASSES.values()),
