@@ -113,6 +113,8 @@ def get_config() -> ConfigDict:
     train.eval_every = 0  # steps between evaluations on the validation split; 0: never
     train.checkpoint_every = 200  # steps between checkpoints; the last step always has one
     train.keep_checkpoints = 2  # latest ones; the best one stays beside them
+    # A step with a loss or gradient that is not finite is skipped and logged; so many in a row end the run.
+    train.max_bad_steps = 10
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"  # evaluated when training ends

@@ -205,6 +205,12 @@ class Checkpoints(CheckpointReader):
             raise CheckpointError("no good checkpoint is left, nothing was changed: " + "; ".join(problems.values()))
         return None
 
+    def whereabouts(self) -> str:
+        """Says where the newest checkpoint is, after the save in progress."""
+        self._manager.wait_until_finished()
+        found = self.steps()
+        return f"The newest checkpoint is {self._path(found[-1])}" if found else "There is no checkpoint yet"
+
     def close(self) -> None:
         """Waits for the save in progress."""
         self._manager.wait_until_finished()

@@ -42,6 +42,7 @@ _POSITIVE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_bad_steps",
     "eval.batch_size",
     "data.scenes.train",
     "data.scenes.test",

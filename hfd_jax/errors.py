@@ -24,6 +24,10 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged, or made for something else."""
 
 
+class DivergedError(UserError, ArithmeticError):
+    """Losses or gradients were not finite, step after step."""
+
+
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -151,6 +152,7 @@ def evaluate_workdir(
     parallel: Jit | Pmap,
     panels: int,
     label: str = "",
+    known: Mapping[str, Scores] = types.MappingProxyType({}),
 ) -> dict[str, Scores]:
     """Evaluates the networks of a run from their checkpoints; writes evaluation.json and the figures.
 
@@ -161,6 +163,7 @@ def evaluate_workdir(
       parallel: devices.
       panels: number of tiles in the picture; 0 for none.
       label: names the results in evaluation.json and in the figures' files; default: the split.
+      known: network -> scores that have been computed already.
 
     Raises:
       CheckpointError: of `load_network`.
@@ -173,7 +176,9 @@ def evaluate_workdir(
     networks = {name: load_network(folder, which, parallel) for name, (folder, which) in checkpoints.items()}
     for network in networks.values():
         check_fits(network.record, evaluator.facts)
-    results = {name: evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()}
+    results = {
+        name: known.get(name) or evaluator(n.model, n.inputs, n.sensor, n.variables) for name, n in networks.items()
+    }
     titles = {name: network.record["title"] for name, network in networks.items()}
     if jax.process_index() == 0:
         _write(workdir, label, networks, results)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
 _SHOWN = ("loss", "ce", "dice", "hfd", "logit")
@@ -69,7 +68,7 @@ class MetricsLog:
             file.writelines(lines)
         os.replace(temporary, self._path)
 
-    def write(self, network: str, step: int, values: Mapping[str, float]) -> None:
+    def write(self, network: str, step: int, values: Mapping[str, Any]) -> None:
         if jax.process_index():
             return
         with open(self._path, "a") as file:
@@ -87,12 +86,6 @@ def _keep(line: str, network: str, step: int) -> bool:
 def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The metrics of several steps as plain numbers; waits for the device."""
     return [{key: float(value) for key, value in row.items()} for row in jax.device_get(list(metrics))]
-
-
-def mean_of(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of every entry over several steps; waits for the device."""
-    rows = rows_of(metrics)
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def short(values: Mapping[str, float]) -> str:

@@ -21,12 +21,16 @@ class TrainState:
       params: {"model": ..., "distiller": ...}; the distiller's part is empty where nothing is distilled.
       batch_stats: the same keys.
       opt_state: of the optimiser over params.
+      skipped: int32, steps whose update was left out because something in it was not finite.
+      bad_steps: int32, how many of them came last, in a row.
     """
 
     step: jax.Array
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: Any
+    skipped: jax.Array
+    bad_steps: jax.Array
 
     @property
     def model_variables(self) -> dict[str, Any]:
@@ -65,7 +69,8 @@ def init_fn(
             parts["distiller"] = distiller.init(distiller_key, features, targets, jnp.ones((1, size, size), bool))
         params = {name: part["params"] for name, part in parts.items()}
         batch_stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, batch_stats, tx.init(params), skipped=zero, bad_steps=zero)
 
     return init
 

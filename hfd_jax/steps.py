@@ -128,8 +128,9 @@ def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainSta
     """The step that fits the setup, as a function of (state, teacher, batch) alone.
 
     Returns:
-      A function whose metrics are float32 scalars: every weighted loss term by name, its share of the total
-      ("share_<name>"), unweighted tap losses ("hfd_<tap>"), "loss" and "grad_norm".
+      A function whose metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"),
+      unweighted tap losses ("hfd_<tap>"), "loss" and "grad_norm", all float32; and int32 "skipped" and "bad_steps" of
+      `TrainState`. Where one of the former or a batch statistic is not finite, the state stays but for its counters.
     """
     step = student_step if setup.objective.distils else supervised_step
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
@@ -175,7 +176,7 @@ def _ramp(step, warmup_steps: int):
 
 
 def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Terms]:
-    """Differentiates the sum of the terms and applies the optimiser."""
+    """Differentiates the sum of the terms and applies the optimiser, unless something is not finite."""
 
     def total(params):
         terms, batch_stats, extra = loss_terms(params)
@@ -185,11 +186,23 @@ def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Te
     if setup.axis_name:
         grads = jax.lax.pmean(grads, setup.axis_name)
     updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
-    state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
+    params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(grads)
+    updated = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+    state = _keep_finite(state, updated, _all_finite((loss, grad_norm, batch_stats)))
     shares = {f"share_{name}": value / jnp.maximum(loss, losses.EPS) for name, value in terms.items()}
-    return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **terms, **shares, **extra}
+    counts = {"skipped": state.skipped, "bad_steps": state.bad_steps}
+    return state, {"loss": loss, "grad_norm": grad_norm, **terms, **shares, **extra, **counts}
+
+
+def _keep_finite(old: TrainState, updated: TrainState, good) -> TrainState:
+    """The updated state where `good`, else the old one; counts. Every device decides alike: `good` is global."""
+    state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, old)
+    return state.replace(
+        step=old.step + 1,
+        skipped=old.skipped + jnp.where(good, 0, 1),
+        bad_steps=jnp.where(good, 0, old.bad_steps + 1),
+    )
+
+
+def _all_finite(tree: Any):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

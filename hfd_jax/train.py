@@ -11,10 +11,11 @@ from hfd_jax import assembly, context, reporting, steps, teacher
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
-from hfd_jax.data.pipeline import training_batches
+from hfd_jax.data.pipeline import Ref, batch_refs, training_batches
 from hfd_jax.errors import CheckpointError, StoppedError
-from hfd_jax.evaluate import Evaluator, Network, evaluate_workdir, table
+from hfd_jax.evaluate import Evaluator, Network, check_fits, evaluate_workdir, load_network, table
 from hfd_jax.interruption import watch
+from hfd_jax.journal import Journal
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
@@ -33,9 +34,11 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
       StoppedError: a signal came; all is saved, and the same call continues.
     """
     shared = context.prepare(config, root)
-    runs = assembly.stages(config)
+    runs, known = assembly.stages(config), {}
     for network in runs:
-        train_network(shared, network)
+        if network.needs_teacher and not known:
+            known["teacher"] = score_teacher(shared)
+        train_network(shared, network, known.get("teacher"))
     names = [network.name for network in runs]
     if "teacher" not in names and any(network.needs_teacher for network in runs):
         names.insert(0, "teacher")
@@ -48,6 +51,7 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
         shared.evaluator(split),
         shared.parallel,
         config.eval.panels,
+        known=known,
     )
     say(table(results))
     say(f"written to {shared.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
@@ -63,6 +67,7 @@ class Training:
       setup: of its step.
       checkpoints, record: where it is saved, and what each checkpoint says of itself.
       total: its last step.
+      pools: (tiles, share of every batch).
     """
 
     network: Run
@@ -70,10 +75,26 @@ class Training:
     checkpoints: Checkpoints
     record: dict[str, Any]
     total: int
+    pools: list[tuple[list[Ref], float]]
 
 
-def train_network(shared: Context, network: Run) -> None:
-    """Trains one network to its last step, from its latest good checkpoint if there is one."""
+def score_teacher(shared: Context) -> Scores:
+    """Evaluates the teacher before its first student is trained: a poor one is seen at once."""
+    split = shared.config.eval.split
+    network = load_network(*shared.checkpoint("teacher"), shared.parallel)
+    check_fits(network.record, shared.dataset.facts)
+    scores = shared.evaluator(split)(network.model, network.inputs, network.sensor, network.variables)
+    say(f"{network.record['title']}: mIoU {scores.mean_iou:.4f} on split {split!r}, before it teaches")
+    return scores
+
+
+def train_network(shared: Context, network: Run, teacher_scores: Scores | None = None) -> None:
+    """Trains one network to its last step, from its latest good checkpoint if there is one.
+
+    Args:
+      shared, network: the run and which network.
+      teacher_scores: of its teacher, if it has one; stands in its checkpoints' records.
+    """
     config = shared.config
     total = config.teacher.steps if network.name == "teacher" else config.student.steps
     frozen = None
@@ -82,14 +103,16 @@ def train_network(shared: Context, network: Run) -> None:
     setup = make_setup(shared, network, frozen, total)
     record = assembly.make_record(config, network, shared.dataset, setup.inputs, package_versions())
     record["teacher"] = teacher.identity(frozen)
+    if teacher_scores:
+        record["teacher_score"] = {"split": config.eval.split, "mean_iou": teacher_scores.mean_iou}
     checkpoints = Checkpoints(shared.workdir.checkpoints(network.name), config.train.keep_checkpoints)
-    training = Training(network, setup, checkpoints, record, total)
+    pools = assembly.make_pools(config, shared.dataset, network)
+    training = Training(network, setup, checkpoints, record, total, pools)
     if is_complete(training):
         say(f"{network.title}: already trained for {total} steps")
         checkpoints.close()
         return
     state, start, unlogged = initial_state(shared, training, frozen)
-    pools = assembly.make_pools(config, shared.dataset, network)
     tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
     say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
     batches = training_batches(
@@ -120,51 +143,61 @@ def loop(shared: Context, training: Training, state: TrainState, frozen: Any, ba
 
     Raises:
       StoppedError: a signal came; the state is saved.
+      DivergedError: too many steps in a row whose loss or gradient was not finite; earlier checkpoints stay.
     """
-    settings, parallel, network = shared.config.train, shared.parallel, training.network
+    settings, parallel = shared.config.train, shared.parallel
     train_step = parallel.train_step(steps.train_step(training.setup))
     evaluator = shared.evaluator("validation") if settings.eval_every else None
-    schedule = assembly.make_schedule(shared.config, training.total)
-    shared.log.rewind(network.name, start)
-    summaries = reporting.Summaries(f"{shared.workdir.summaries}/{network.name}")
-    progress, stop = reporting.Progress(training.total, start), False
-    with watch() as interruption:
+    stop = False
+    journal = make_journal(shared, training, start, unlogged)
+    with watch() as interruption, contextlib.closing(training.checkpoints), contextlib.closing(journal):
         for step in range(start + 1, training.total + 1):
             state, metrics = train_step(state, frozen, next(batches))
-            unlogged.append(metrics)
+            journal.add(step, metrics)
             last, stop, score = step == training.total, interruption.requested(step), None
-            progress.tick(step)
             if last or step % settings.log_every == 0 or step == 1:
-                values = reporting.mean_of(unlogged) | {"learning_rate": float(schedule(step - 1))}
-                unlogged = []
-                say(f"{network.name:>12}  {progress.text(step)}  {reporting.short(values)}")
-                shared.log.write(network.name, step, values)
-                summaries.scalars(step, values)
+                journal.write(step)
             if evaluator and (last or step % settings.eval_every == 0):
-                score = validate(shared, training, state, evaluator, step, summaries)
+                scores = evaluate(training.setup, state, evaluator)
+                score = scores.mean_iou
+                journal.validated(step, scores.mean_iou, scores.accuracy)
             if last or stop or step % settings.checkpoint_every == 0:
-                # A list of its own: the record is written in the background while the next steps append to the other.
-                record = training.record | {"unlogged": reporting.rows_of(unlogged)}
+                record = training.record | {"unlogged": journal.unlogged()}
                 training.checkpoints.save(step, parallel.single(state), record, score)
             if stop:
                 break
-        summaries.close()
-        training.checkpoints.close()
     if stop:
-        raise StoppedError(f"stopped after step {step} of {network.name}, which is saved; the same command continues")
+        raise StoppedError(
+            f"stopped after step {step} of {training.network.name}, which is saved; the same command continues"
+        )
 
 
-def validate(
-    shared: Context, training: Training, state: TrainState, evaluator: Evaluator, step: int, summaries
-) -> float:
-    """mIoU on the validation split; logged."""
-    setup, network = training.setup, training.network
-    row = evaluator(setup.model, setup.inputs, setup.sensor, state.model_variables)
-    values = {"validation_mean_iou": row.mean_iou, "validation_accuracy": row.accuracy}
-    say(f"{network.name:>12}  {step}: validation mIoU {row.mean_iou:.4f}")
-    shared.log.write(network.name, step, values)
-    summaries.scalars(step, values)
-    return row.mean_iou
+def make_journal(shared: Context, training: Training, start: int, unlogged: list) -> Journal:
+    """Of a run that begins at `start`; what the log already says of later steps is dropped."""
+    name, config = training.network.name, shared.config
+    shared.log.rewind(name, start)
+    return Journal(
+        name,
+        shared.log,
+        reporting.Summaries(f"{shared.workdir.summaries}/{name}"),
+        reporting.Progress(training.total, start),
+        assembly.make_schedule(config, training.total),
+        lambda step: tiles_of(shared, training, step),
+        config.train.max_bad_steps,
+        training.checkpoints.whereabouts,
+        unlogged,
+    )
+
+
+def tiles_of(shared: Context, training: Training, step: int) -> list[str]:
+    """Ids of the tiles in the batch of a step, as the data set calls them."""
+    config = shared.config
+    refs = batch_refs(training.pools, batch_size=config.data.batch_size, seed=config.seed, step=step - 1)
+    return shared.dataset.tile_ids([(ref.split, ref.index) for ref in refs])
+
+
+def evaluate(setup: steps.Setup, state: TrainState, evaluator: Evaluator) -> Scores:
+    return evaluator(setup.model, setup.inputs, setup.sensor, state.model_variables)
 
 
 def is_complete(training: Training) -> bool:

@@ -25,6 +25,8 @@ def make_state(step=0):
         {"model": model, "distiller": {"w": jnp.ones(2)}},
         {"model": {"mean": jnp.full(5, 2.0 * step)}, "distiller": {}},
         ({"mu": jnp.full(7, 3.0)},),
+        skipped=jnp.int32(0),
+        bad_steps=jnp.int32(0),
     )
 
 

@@ -10,7 +10,14 @@ from hfd_jax.data import augment, catalogue, normalise, units
 from hfd_jax.data.builder import prepare
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics, StatisticsAccumulator
 from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input
-from hfd_jax.data.pipeline import Reading, evaluation_batches, evaluation_windows, training_batches, training_pools
+from hfd_jax.data.pipeline import (
+    Reading,
+    batch_refs,
+    evaluation_batches,
+    evaluation_windows,
+    training_batches,
+    training_pools,
+)
 from hfd_jax.data.scenes import SceneOptions, simulate
 from hfd_jax.data.tiles import Tile, check_tile
 from hfd_jax.errors import DataError
@@ -161,10 +168,17 @@ def test_two_processes_read_the_samples_of_one(scenes):
     whole = take(batches_of(scenes), 3)
     halves = [take(batches_of(scenes, process=(p, 2)), 3) for p in (0, 1)]
     for step in range(3):
-        together = np.concatenate([h[step]["sar"] for h in halves])
-        assert together.shape == whole[step]["sar"].shape
-        key = [x.tobytes() for x in whole[step]["sar"]]
-        assert sorted(key) == sorted(x.tobytes() for x in together)
+        together = {name: np.concatenate([h[step][name] for h in halves]) for name in whole[step]}
+        assert same(together, whole[step]), "in the same order, too"
+
+
+def test_tiles_of_a_batch_are_known_without_reading_them(scenes):
+    labelled, unlabelled = training_pools(scenes, 0.25, seed=3)
+    pools = [(labelled, 0.25), (unlabelled, 0.75)]
+    for step, batch in enumerate(take(batches_of(scenes, pools), 4)):
+        refs = batch_refs(pools, batch_size=8, seed=1, step=step)
+        assert [ref.index for ref in refs] == batch["index"].tolist()
+        assert [ref.labelled for ref in refs] == (~(batch["label"] == IGNORE_LABEL).all((1, 2))).tolist()
 
 
 def test_worker_processes_read_the_same(scenes):

@@ -77,6 +77,20 @@ def test_second_start_trains_nothing_and_says_the_same(finished, scenes_dir):
     assert text[text.index("evaluating") :] == again[again.index("evaluating") :]
 
 
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(scenes_dir, tmp_path):
+    flags = ("--config.optim.learning_rate=1e30", "--config.optim.warmup=0.0", "--config.train.max_bad_steps=3")
+    done = main(tmp_path / "run", scenes_dir, *flags, "--config.train.eval_every=0", baselines=(), check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: teacher: 3 steps in a row (config.train.max_bad_steps) were skipped" in done.stderr
+    assert "step 3: ce, dice not finite; tiles scene_" in done.stderr
+    reader = CheckpointReader(str(tmp_path / "run" / "checkpoints" / "teacher"))
+    assert reader.steps() == [3] and f"{reader.directory}/3" in done.stderr
+    reader.verify(3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["skipped"]) for row in rows] == [(1, 0), (2, 1), (4, 3)]
+    assert [fault["step"] for fault in rows[2]["faults"]] == [3, 4] and len(rows[2]["faults"][0]["tiles"]) == 8
+
+
 def test_another_config_is_refused(finished, scenes_dir):
     done = main(finished[0], scenes_dir, "--config.distill.weight=2.5", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr

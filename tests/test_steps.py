@@ -214,3 +214,33 @@ def test_teacher_weights_fit_a_student_with_other_bands():
     wide = jax.device_get(Segmenter(CLASSES, width=8).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
     with pytest.raises(ValueError, match=r"batch_stats/.*: expected \(.*\), found \("):
         student_from_teacher(wide, teacher)
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
+def test_a_step_that_is_not_finite_is_skipped_on_every_device_and_counted(kind, devices):
+    """One bad pixel on one device; the same steps without the bad ones end in the same state."""
+    parallel = make_parallel(kind, jax.devices()[:devices])
+    setup = make_setup(axis_name=parallel.axis_name, warmup_steps=0)  # the ramp counts skipped steps as well
+    teacher = parallel.replicate(jax.device_get(make_teacher()))
+    step = parallel.train_step(steps.train_step(setup))
+
+    def run(batches):
+        state, rows = parallel.init(make_state(setup), jax.random.key(0)), []
+        for batch in batches:
+            state, metrics = step(state, teacher, parallel.shard(batch))
+            rows.append(jax.device_get(metrics))
+        copies = [jax.tree.map(lambda x, k=k: np.asarray(x.addressable_data(k)), state) for k in range(min(devices, 2))]
+        return copies, rows
+
+    bad = make_batch(1)
+    bad["sar"][3, 40, 40, 0] = np.nan
+    states, rows = run([make_batch(0), bad, bad, make_batch(0)])
+    assert [(int(row["bad_steps"]), int(row["skipped"])) for row in rows] == [(0, 0), (1, 1), (2, 2), (0, 2)]
+    assert not np.isfinite(rows[1]["hfd"]) and not np.isfinite(rows[1]["ce"])
+    assert np.isfinite([row["loss"] for row in (rows[0], rows[3])]).all()
+    for parts in zip(*map(jax.tree.leaves, states), strict=True):
+        assert all(np.array_equal(parts[0], part) for part in parts), "devices agree"
+
+    skipped, plain = run([make_batch(0), bad, make_batch(2)])[0][0], run([make_batch(0), make_batch(2)])[0][0]
+    for name in ("params", "batch_stats", "opt_state"):
+        assert all(map(np.array_equal, *(jax.tree.leaves(getattr(s, name)) for s in (skipped, plain))))

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -106,6 +107,11 @@ class Dataset:
         """Random access to the tiles of a split as dicts of arrays; DataError for a split that is not there."""
         self._check(split)
         return tfds.builder_from_directory(self.directory).as_data_source(split=split)
+
+    def tile_ids(self, tiles: Sequence[tuple[str, int]]) -> list[str]:
+        """What the data set calls its tiles, given as (split, index); reads each of them."""
+        sources = {split: self.source(split) for split in {split for split, _ in tiles}}
+        return [sources[split][index]["id"].decode() for split, index in tiles]
 
     def shape(self, split: str, index: int) -> tuple[int, int]:
         shapes = self.shapes[split]

@@ -153,17 +153,25 @@ def training_batches(
     Yields:
       Batches of batch_size / processes samples, step after step.
     """
-    index, count = process
     splits = {ref.split for refs, _ in pools for ref in refs}
+    # The crop is drawn before the processes part, so that one host and many cut the same.
+    crops = _order(pools, seed).seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
+    return iter(_iterate(_batches(crops, batch_size, process)[start_step:], reading))
+
+
+def batch_refs(pools: list[tuple[list[Ref], float]], *, batch_size: int, seed: int, step: int) -> list[Ref]:
+    """The tiles that `training_batches` reads for one step (the first is step 0), without reading them."""
+    order = _order(pools, seed)
+    return [Ref(*order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
+
+
+def _order(pools: list[tuple[list[Ref], float]], seed: int) -> grain.MapDataset:
+    """The endless row of tiles: each pool shuffled anew every epoch, mixed by their shares."""
     parts = [
         grain.MapDataset.source(refs).seed(seed + number).shuffle().repeat(None)
         for number, (refs, _) in enumerate(pools)
     ]
-    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[share for _, share in pools])
-    # The crop is drawn before the processes part, so that one host and many cut the same.
-    crops = mixed.seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
-    batches = crops[index::count].batch(batch_size // count, drop_remainder=True)
-    return iter(_iterate(batches[start_step:], reading))
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[share for _, share in pools])
 
 
 def evaluation_windows(
@@ -202,13 +210,33 @@ def evaluation_batches(
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Reads `windows` in order; the last batch is filled up with windows in which nothing is valid."""
-    index, count = process
     if not windows:
         return iter(())
     padding = [Window(windows[0].split, -1, 0, 0)] * (-len(windows) % batch_size)
     reader = _Reader(dataset, {windows[0].split}, reading)
     crops = grain.MapDataset.source(windows + padding).map(_ReadWindow(reader, shape))
-    return iter(_iterate(crops[index::count].batch(batch_size // count, drop_remainder=True), reading))
+    return iter(_iterate(_batches(crops, batch_size, process), reading))
+
+
+class _Part:
+    """One process's samples: a run within every batch, so that all processes' parts in a row are the whole batch."""
+
+    def __init__(self, samples: grain.MapDataset, batch_size: int, process: tuple[int, int]):
+        self._samples, self._batch_size = samples, batch_size
+        self._index, self._size = process[0], batch_size // process[1]
+
+    def __len__(self) -> int:
+        return len(self._samples) // self._batch_size * self._size
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(position, self._size)
+        return self._samples[batch * self._batch_size + self._index * self._size + place]
+
+
+def _batches(samples: grain.MapDataset, batch_size: int, process: tuple[int, int]) -> grain.MapDataset:
+    if process[1] > 1:
+        samples = grain.MapDataset.source(_Part(samples, batch_size, process))
+    return samples.batch(batch_size // process[1], drop_remainder=True)
 
 
 def _ignore_signals(index: int, count: int) -> None:
