@@ -24,10 +24,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late: --help and a misspelt field are answered at once.
-    from hfd_jax import train
+    from hfd_jax import parallel, train
 
     try:
-        train.run(config_flags.config(default.get_config()), _WORKDIR.value)
+        config = config_flags.config(default.get_config())
+        parallel.join_processes(config.distributed)
+        train.run(config, _WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     # "jit" (sharded over all devices) or "pmap"; both give the same losses.
     config.parallel = "jit"
+    # This process is one of several of the same run, on one or more hosts; JAX finds the others (README).
+    config.distributed = False
 
     config.data = data = ConfigDict()
     # A prepared data set, as tools.prepare_data printed it ("folder/my_data"), or "scenes": simulated, made on first

@@ -7,7 +7,9 @@ held against its digest, and a damaged checkpoint is set aside in favour of the 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import logging as stdlib_logging
 import os
 import sys
 import time
@@ -53,6 +55,7 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: str):
+        _calm_orbax()
         self.directory = os.path.abspath(directory)
         if not os.path.isdir(self.directory):
             raise CheckpointError(f"{directory}: no such folder, so no checkpoint to read")
@@ -132,8 +135,7 @@ class CheckpointReader:
 
     def _read(self, step: int, *args: Any) -> Any:
         try:
-            with _late_reads_are_quiet():
-                return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"), *args)
+            return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"), *args)
         except Exception as error:  # as above
             raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
 
@@ -160,24 +162,34 @@ class Checkpoints(CheckpointReader):
         self._scores = self.scores()
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestStep(self._scores)])
         self._manager = ocp.CheckpointManager(
-            self.directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+            self.directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True),
         )
+        self._saving: int | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
         """Starts writing in the background; the previous save is waited for.
 
         Args:
           step: names the checkpoint.
-          state: a pytree of arrays, one copy.
+          state: a pytree of arrays, one copy; with several processes each has it, and the first one writes.
           record: JSON-ready; kept beside the arrays.
           score: decides which step is the best.
+
+        Raises:
+          CheckpointError: this save or the previous one failed, for example on a full disk; earlier checkpoints stay.
         """
-        self._manager.wait_until_finished()
+        self.wait()
+        # On the host: the digests need the numbers, and Orbax takes the arrays of every kind of parallelism alike.
+        state = jax.tree.map(np.asarray, state)
         record = {**record, "step": step, "score": score, "arrays": _fingerprints(state)}
         if score is not None:
             self._scores[step] = score
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        if not self._manager.save(step, args=args, force=True):
+        self._saving = step
+        with self._failures():
+            saved = self._manager.save(step, args=args, force=True)
+        if not saved:
             raise CheckpointError(f"{self._path(step)} was not saved; is there a checkpoint of this step already?")
 
     def restore_latest(self, abstract: Any) -> tuple[Any, int] | None:
@@ -207,14 +219,34 @@ class Checkpoints(CheckpointReader):
 
     def whereabouts(self) -> str:
         """Says where the newest checkpoint is, after the save in progress."""
-        self._manager.wait_until_finished()
+        self.wait()
         found = self.steps()
         return f"The newest checkpoint is {self._path(found[-1])}" if found else "There is no checkpoint yet"
 
+    def wait(self) -> None:
+        """Waits for the save in progress; CheckpointError where it failed."""
+        with self._failures():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for the save in progress."""
-        self._manager.wait_until_finished()
+        """Waits as `wait` does, and lets go of the folder."""
+        try:
+            self.wait()
+        except CheckpointError:
+            with contextlib.suppress(Exception):  # the same error once more
+                self._manager.close()
+            raise
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as above
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(
+                f"{self._path(self._saving)} could not be written ({_first_line(error)}); checkpoints that stay: {kept}"
+            ) from error
 
     def _set_aside(self, problems: dict[int, str]) -> None:
         if not problems:
@@ -231,11 +263,12 @@ class Checkpoints(CheckpointReader):
         self._manager.reload()
 
 
-@contextlib.contextmanager
-def _late_reads_are_quiet() -> Iterator[None]:
-    """When one read fails, the others report to an event loop that Orbax has closed: pages of tracebacks, from threads.
+@functools.cache
+def _calm_orbax() -> None:
+    """What goes wrong in Orbax's threads comes back to us as an exception; this keeps it from being told at length too.
 
-    After a failure the filter stays, since those reads go on behind it.
+    Each thread of a failed save logs its traceback: a line of each will do. And when one read or write fails, those
+    under way report to an event loop that is closed by then: a traceback each.
     """
     show = sys.unraisablehook
 
@@ -243,13 +276,17 @@ def _late_reads_are_quiet() -> Iterator[None]:
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
             show(unraisable)
 
+    def without_traceback(entry: stdlib_logging.LogRecord) -> bool:
+        if os.sep + "orbax" + os.sep in entry.pathname:
+            entry.exc_info = None
+        return True
+
     sys.unraisablehook = show_others
-    yield
-    sys.unraisablehook = show
+    logging.get_absl_logger().addFilter(without_traceback)
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:600]}"
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -259,11 +296,10 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
-    """path -> shape, dtype and digest of every array."""
+    """path -> shape, dtype and digest of every NumPy array."""
     out = {}
     for path, leaf in _by_path(tree).items():
-        array = np.asarray(leaf)
-        out[path] = {"shape": list(array.shape), "dtype": str(array.dtype), "blake2b": _digest(array)}
+        out[path] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "blake2b": _digest(leaf)}
     return out
 
 

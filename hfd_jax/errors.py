@@ -1,7 +1,8 @@
 """Errors that a user can mend, as opposed to bugs: the launcher and the tools show their message alone."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -33,6 +34,15 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command agai
 
 class StoppedError(Exception):
     """Training was asked to stop and has saved; the message says what to do."""
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turns what the operating system says while `path` is written (disk full, no permission) into a WorkdirError."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT end training after the current step, with a checkpoint."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,16 +30,18 @@ class Interruption:
         print(
             f"{name}: stops after this step, with a checkpoint (once more: stops at once)", file=sys.stderr, flush=True
         )
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
     """Turns the signals into `Interruption.requested`; the former handlers return afterwards.
 
-    With several processes JAX itself watches for SIGTERM and makes them agree on a step.
+    With several processes JAX itself watches for SIGTERM and makes them agree on a step; SIGINT is passed on as one.
     """
     interruption = Interruption()
-    numbers = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     former = {number: signal.signal(number, interruption._note) for number in numbers}
     try:
         yield interruption

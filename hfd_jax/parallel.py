@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from hfd_jax.errors import ConfigError
+
 AXIS = "data"
 KINDS = ("jit", "pmap")
 
@@ -143,6 +145,29 @@ def compiler_options() -> dict[str, str]:
     except Exception:  # noqa: BLE001 - an experimental setting: whatever this compiler says, it means "not here"
         return {}
     return options
+
+
+def join_processes(distributed: bool) -> None:
+    """Connects this process with the other ones of the run (config.distributed), before any device is touched.
+
+    JAX itself finds them under SLURM, Open MPI, Kubernetes and on Cloud TPU. Elsewhere the environment says who is who:
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      ConfigError: neither is there.
+    """
+    if not distributed:
+        return
+    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(index) if index else None
+        )
+    except ValueError as error:
+        raise ConfigError(
+            "config.distributed is True, but no other processes were found: expected SLURM, Open MPI, Kubernetes, a "
+            f"Cloud TPU, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID ({error})"
+        ) from error
 
 
 def wait_for_all(what: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from absl import logging
 
+from hfd_jax.errors import writing
+
 _SHOWN = ("loss", "ce", "dice", "hfd", "logit")
 
 
@@ -64,14 +66,15 @@ class MetricsLog:
         with open(self._path) as file:
             lines = [line for line in file if _keep(line, network, step)]
         temporary = self._path + ".tmp"
-        with open(temporary, "w") as file:
-            file.writelines(lines)
-        os.replace(temporary, self._path)
+        with writing(self._path):
+            with open(temporary, "w") as file:
+                file.writelines(lines)
+            os.replace(temporary, self._path)
 
     def write(self, network: str, step: int, values: Mapping[str, Any]) -> None:
         if jax.process_index():
             return
-        with open(self._path, "a") as file:
+        with writing(self._path), open(self._path, "a") as file:
             file.write(json.dumps({"network": network, "step": step, **values}) + "\n")
 
 

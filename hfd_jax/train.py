@@ -20,7 +20,7 @@ from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
 from hfd_jax.state import TrainState, init_fn, student_from_teacher
-from hfd_jax.workdir import differences, package_versions
+from hfd_jax.workdir import differences, package_versions, sole_run
 
 
 def run(config: ConfigDict, root: str) -> dict[str, Scores]:
@@ -34,6 +34,13 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
       StoppedError: a signal came; all is saved, and the same call continues.
     """
     shared = context.prepare(config, root)
+    with sole_run(shared.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return run_stages(shared)
+
+
+def run_stages(shared: Context) -> dict[str, Scores]:
+    """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
+    config = shared.config
     runs, known = assembly.stages(config), {}
     for network in runs:
         if network.needs_teacher and not known:

@@ -1,18 +1,22 @@
 """The folder of a run: which file lies where, and whom it belongs to."""
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from hfd_jax.errors import WorkdirError
+from hfd_jax.errors import WorkdirError, writing
 
 # Fields that change no number of a finished stage; a later start may set them differently.
-FREE = ("stage", "baselines", "parallel", "data.dir", "data.threads", "data.workers", "train", "eval")
+FREE = ("stage", "baselines", "parallel", "distributed", "data.dir", "data.threads", "data.workers", "train", "eval")
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "scipy", "rasterio",
@@ -72,9 +76,26 @@ def check_claim(workdir: Workdir, config: ConfigDict) -> None:
 def claim(workdir: Workdir, config: ConfigDict) -> None:
     """Writes config.json and versions.json after `check_claim`."""
     check_claim(workdir, config)
-    os.makedirs(workdir.root, exist_ok=True)
+    with writing(workdir.root):
+        os.makedirs(workdir.root, exist_ok=True)
     write_json(workdir.config, _jsonable(config))
     write_json(workdir.versions, package_versions())
+
+
+@contextlib.contextmanager
+def sole_run(workdir: Workdir) -> Iterator[None]:
+    """WorkdirError where another run is at work in the folder; the lock goes with the process, however it ends."""
+    path = os.path.join(workdir.root, "lock")
+    with writing(path):
+        file = open(path, "a")  # noqa: SIM115 - closed below, where other errors are not about it
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(f"{workdir.root}: another run is at work there; wait for it or stop it") from error
+        except OSError as error:
+            logging.warning("%s: this file system has no locks (%s); start one run at a time", path, error.strerror)
+        yield
 
 
 def package_versions() -> dict[str, str]:
@@ -102,10 +123,11 @@ def read_json(path: str) -> Any:
 def write_json(path: str, values: Any) -> None:
     """Replaces the file as a whole: a killed run leaves the old one or the new one."""
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    with writing(path):
+        with open(temporary, "w") as file:
+            json.dump(values, file, indent=2)
+            file.write("\n")
+        os.replace(temporary, path)
 
 
 def differences(theirs: Any, mine: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,6 +1,9 @@
 """Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +14,7 @@ import pytest
 from hfd_jax.checkpoint import CheckpointReader, Checkpoints, DamagedError
 from hfd_jax.errors import CheckpointError
 from hfd_jax.state import TrainState
-from tests.conftest import run_python
+from tests.conftest import ROOT, python_environment, run_python
 
 # Reads of a failed restore that are still under way complain about the closed event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -179,3 +182,63 @@ def test_saved_on_two_devices_verified_on_one(tmp_path):
     run_python("-c", save, folder, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
     done = run_python("-W", "error::UserWarning", "-c", verify, folder)
     assert done.stdout == "whole\n" and "Warning" not in done.stderr
+
+
+IN_A_SMALL_PLACE = """
+import os, sys
+import numpy as np
+from hfd_jax.checkpoint import CheckpointReader, Checkpoints
+from hfd_jax.errors import CheckpointError
+
+place, rng = sys.argv[1], np.random.default_rng(0)
+state = lambda step: {"w": rng.normal(size=60000).astype(np.float32), "step": np.int32(step)}
+checkpoints = Checkpoints(place + "/student", keep=5)
+for step in (1, 2):
+    checkpoints.save(step, state(step), {})
+checkpoints.wait()
+filler = os.open(place + "/filler", os.O_WRONLY | os.O_CREAT)
+try:
+    while True:
+        os.write(filler, b"x" * 4096)
+except OSError as error:
+    print("full:", error.strerror)
+os.close(filler)
+try:
+    checkpoints.save(3, state(3), {})
+    checkpoints.close()
+except CheckpointError as error:
+    print("error:", error)
+os.remove(place + "/filler")
+checkpoints = Checkpoints(place + "/student", keep=5)
+print("there:", sorted(os.listdir(place + "/student")))
+checkpoints.save(3, state(3), {})
+checkpoints.close()
+reader = CheckpointReader(place + "/student")
+for step in reader.steps():
+    reader.verify(step)
+print("whole:", reader.steps())
+"""
+
+
+def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
+    """On a file system of one megabyte; its own name space needs no rights."""
+    enter = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*enter, "true"], check=False).returncode:
+        pytest.skip("this system allows no user name spaces")
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} - {tmp_path}"
+    done = subprocess.run(
+        [*enter, "sh", "-c", mount],
+        input=IN_A_SMALL_PLACE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=python_environment(PYTHONPATH=str(ROOT)),
+        check=False,
+    )
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert lines["full"] == "No space left on device", done.stderr
+    assert "/student/3 could not be written" in lines["error"] and "No space left on device" in lines["error"]
+    assert lines["error"].endswith("checkpoints that stay: 1, 2")
+    assert lines["there"] == "['1', '2']" and lines["whole"] == "[1, 2, 3]"
+    assert "Traceback" not in done.stderr

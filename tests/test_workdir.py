@@ -2,13 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from configs import default
 from hfd_jax import reporting
 from hfd_jax.errors import WorkdirError
-from hfd_jax.workdir import Workdir, claim, read_json, write_json
+from hfd_jax.workdir import Workdir, claim, read_json, sole_run, write_json
 from tests.conftest import ROOT
 
 
@@ -39,6 +40,22 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WorkdirError, match=r"config.json: not valid JSON"):
         read_json(Workdir(str(tmp_path)).config)
+
+
+def test_one_run_at_a_time(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    with sole_run(workdir):
+        with pytest.raises(WorkdirError, match=r"another run is at work there"), sole_run(workdir):
+            pass
+        with pytest.raises(FileNotFoundError):  # what goes wrong within is not about the lock
+            raise_within(workdir.root)
+    with sole_run(workdir):
+        pass
+
+
+def raise_within(root):
+    with sole_run(Workdir(root + "/..")):
+        Path(root, "nothing").read_text()
 
 
 def test_json_is_replaced_as_a_whole(tmp_path):
