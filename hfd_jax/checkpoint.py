@@ -1,7 +1,7 @@
 """Saving and restoring through Orbax; the only module that knows of it.
 
 A checkpoint holds the whole training state and a record (JSON): what the network is, what it was trained on, its score,
-and a digest of every array. Orbax itself loads a file with a flipped bit without a word; here every restored array is
+and digests of every array and of itself. Orbax loads a file with a flipped bit without a word; here whatever is read is
 held against its digest, and a damaged checkpoint is set aside in favour of the newest good one.
 """
 
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import logging as stdlib_logging
 import os
 import sys
@@ -65,11 +66,14 @@ class CheckpointReader:
         return sorted(checkpoint_steps(self.directory))
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record of a step; CheckpointError where it cannot be read."""
+        """The JSON record of a step; DamagedError where it cannot be read or is not what was written."""
         try:
-            return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._path(step, "record"))
+            record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._path(step, "record"))
         except Exception as error:  # Orbax raises bare exceptions for damaged files
-            raise CheckpointError(f"{self._path(step)}: its record cannot be read ({_first_line(error)})") from error
+            raise DamagedError(f"{self._path(step)}: its record cannot be read ({_first_line(error)})") from error
+        if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
+            raise DamagedError(f"{self._path(step)}: damaged, its record does not match its digest")
+        return record
 
     def scores(self) -> dict[int, float]:
         """step -> score, of the steps that have one and can be read."""
@@ -100,10 +104,7 @@ class CheckpointReader:
           CheckpointError: the checkpoint holds another network; names the parameters and shapes.
           DamagedError: it cannot be read, or an array does not match its digest.
         """
-        try:
-            arrays = self.record(step)["arrays"]
-        except CheckpointError as error:
-            raise DamagedError(str(error)) from error
+        arrays = self.record(step)["arrays"]
         self._check_shapes(step, abstract, arrays)
         args = ocp.args.PyTreeRestore(
             item=abstract,
@@ -118,10 +119,7 @@ class CheckpointReader:
 
     def verify(self, step: int) -> None:
         """Reads every array of a step and holds it against its digest; DamagedError where one does not match."""
-        try:
-            arrays = self.record(step)["arrays"]
-        except CheckpointError as error:
-            raise DamagedError(str(error)) from error
+        arrays = self.record(step)["arrays"]
         # As NumPy arrays: where they were saved from does not matter here.
         metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(self._path(step, "state"))
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree)
@@ -183,6 +181,7 @@ class Checkpoints(CheckpointReader):
         # On the host: the digests need the numbers, and Orbax takes the arrays of every kind of parallelism alike.
         state = jax.tree.map(np.asarray, state)
         record = {**record, "step": step, "score": score, "arrays": _fingerprints(state)}
+        record["blake2b"] = _record_digest(record)
         if score is not None:
             self._scores[step] = score
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
@@ -301,6 +300,12 @@ def _fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
     for path, leaf in _by_path(tree).items():
         out[path] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "blake2b": _digest(leaf)}
     return out
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    """Over everything but the digest itself, as JSON."""
+    text = json.dumps({key: value for key, value in record.items() if key != "blake2b"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _digest(array: np.ndarray) -> str:

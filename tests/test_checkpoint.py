@@ -132,6 +132,40 @@ def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplo
     assert CheckpointReader(str(folder)).steps() == [10, 20]
 
 
+def hurt(path, rng):
+    """One of four kinds of damage, at a random place; says which."""
+    kind = [truncate, empty, flip_bit, Path.unlink][rng.integers(4)]
+    if kind is flip_bit:
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+    elif kind is truncate:
+        os.truncate(path, rng.integers(path.stat().st_size))
+    else:
+        kind(path)
+    return kind.__name__
+
+
+@pytest.mark.parametrize("times", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_damage_becomes_a_result(tmp_path, times):
+    """Any file of a checkpoint, metadata too: what is restored is what was saved, of this step or the one before."""
+    rng, caught = np.random.default_rng(times), []
+    whole = save_all(tmp_path / "whole", {10: None, 20: None})
+    for number in range(times):
+        folder = tmp_path / str(number) / "student"
+        shutil.copytree(tmp_path / "whole", folder)
+        path = files(folder, 20)[rng.integers(len(files(folder, 20)))]
+        what = f"{hurt(path, rng)} {path.relative_to(folder)}"
+        checkpoints = Checkpoints(str(folder))
+        state, step = checkpoints.restore_latest(abstract(make_state()))
+        assert equal(state, make_state(step)), what
+        assert checkpoints.record(step) == whole.record(step), what
+        caught += [what] * (step == 10)
+        checkpoints.close()
+    print(f"{times} times damaged, {len(caught)} caught; the others changed nothing that is restored")
+    assert len(caught) > times / 4, "much of it matters"
+
+
 def test_damaged_record_counts_as_damage(tmp_path):
     folder = tmp_path / "student"
     save_all(folder, {10: 0.5, 20: 0.7})

@@ -214,6 +214,7 @@ def truncate(path):
         (change("split", to={"by": "columns", "train": [0, 0.5], "test": [0.5, 2]}), r"split.test is \[0.5, 2\]; expected"),
         (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is in split 'train' as well"),
         (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; .*eo/a.tif has uint8"),
+        (change("name", to="../elsewhere"), r"name is '../elsewhere'; it names a folder"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hfd_jax.checkpoint import CheckpointReader
 from tests.conftest import ROOT, run_python
 from tests.runs import digests, evaluation, log_of, main
 
@@ -25,9 +26,13 @@ def test_training_learns(scenes_dir, tmp_path):
 
 
 def test_bfloat16_run(scenes_dir, tmp_path):
+    """What is kept from step to step stays float32: parameters, statistics, the optimiser's moments."""
     flags = ("--config.dtype=bfloat16", "--config.distill.logit_weight=1.0")
     main(tmp_path / "run", scenes_dir, *flags, baselines=())
     assert all(np.isfinite(row["loss"]) for row in log_of(tmp_path / "run", "student").values())
+    reader = CheckpointReader(str(tmp_path / "run" / "checkpoints" / "student"))
+    dtypes = {entry["dtype"] for entry in reader.record(reader.choose("latest"))["arrays"].values()}
+    assert dtypes == {"float32", "int32"}, "int32: counters"
 
 
 def test_ablations_are_the_same_code(scenes_dir, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ def read_description(path: str) -> dict[str, Any]:
         for key in known:
             if key not in values and key not in _OPTIONAL:
                 raise DataError(f"{where}{key} is missing")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(text["name"])):
+        raise DataError(f"{path}: name is {text['name']!r}; it names a folder: letters, digits, '_', '-' and '.' alone")
     _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
     _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
     _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
