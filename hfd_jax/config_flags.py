@@ -29,6 +29,11 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def given() -> ConfigDict | None:
+    """The parsed config as it is, None where --config was not given."""
+    return _CONFIG.value
+
+
 def config(reference: ConfigDict) -> ConfigDict:
     """The parsed config.
 

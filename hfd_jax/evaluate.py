@@ -20,6 +20,7 @@ from hfd_jax.errors import ConfigError
 from hfd_jax.metrics import Scores, scores
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit, Pmap
+from hfd_jax.reporting import columns
 from hfd_jax.workdir import Workdir, read_json, write_json
 
 
@@ -209,8 +210,4 @@ def table(rows: dict[str, Scores]) -> str:
     for title, row in rows.items():
         numbers = [*row.iou, row.mean_iou, row.macro_f1, row.accuracy, row.kappa]
         lines.append([title, *("-" if np.isnan(x) else f"{x:.4f}" for x in numbers), str(row.ignored)])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    return columns(lines)

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,15 @@ def _keep(line: str, network: str, step: int) -> bool:
 def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The metrics of several steps as plain numbers; waits for the device."""
     return [{key: float(value) for key, value in row.items()} for row in jax.device_get(list(metrics))]
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a text table: the first column flush left, the others flush right."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
 
 
 def short(values: Mapping[str, float]) -> str:

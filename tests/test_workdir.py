@@ -128,3 +128,12 @@ def test_readme_shows_what_is_there():
     )
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+
+
+def test_readme_names_tests_that_exist():
+    file, missing = "", []
+    for path, test in re.findall(r"`(tests/\w+\.py)?::(test_\w+)`", (ROOT / "README.md").read_text()):
+        file = path or file
+        if f"def {test}(" not in (ROOT / file).read_text():
+            missing.append(f"{file}::{test}")
+    assert missing == [] and file

@@ -1,174 +1,93 @@
-"""Measures how fast data is prepared and read on this machine.
+"""Measures how fast this machine trains, predicts, reads and prepares data, and against what it could reach.
 
+  python -m tools.benchmark --what=teacher_step,sar_step,student_step,inference --batch=8 --size=128
+  python -m tools.benchmark --what=student_step --peer=torch --batch=8 --size=128 --json=benchmark.json
+  python -m tools.benchmark --what=sar_step --batch=1,2,4,8 --size=64,128 --plot=sweep.png
+  python -m tools.benchmark --what=startup
   python -m tools.benchmark --what=data --config=configs/quickstart.py --config.data.crop=256 \\
       --config.data.scenes.size=256 --config.data.scenes.train=64
   python -m tools.benchmark --what=prepare --dataset=sen12ms --raw_dir=SEN12MS --limit=2000
 
-data: random crops per second from the prepared data set of the config, with one reader, against what the training step
-of stage 1 takes from it. Both are measured in turn, in the same process, three times; the medians are printed.
-prepare: tiles per second of a plain loop (read, check, encode, write one file) and of tools.prepare_data with 1, 2, ...
---workers processes, in turn, after a first round that is not counted; the medians of three are printed. Everything is
-written to temporary folders and removed.
+teacher_step, sar_step, student_step: one training step (input, forward, backward, update) of the EO teacher, of a
+student on SAR and labels alone, of the HFD student with its frozen teacher. inference: SAR in, class map out. Networks
+and loss come from --config (configs/default.py without it), arrays are made up: no data set is needed. All of them, and
+the peer, are timed in turn, in another order each round; the table shows median and quartiles, the share of the matrix
+product's and the copy's speed that are measured in the same run, and memory as the compiler plans it.
+--peer=torch times the same networks, loss and optimiser written in PyTorch (`pip install torch`), after checking that
+both compute the same from the same weights.
+startup: from the command to the first training step, with an empty and with a filled compilation cache.
+data: random crops per second from the config's data set with one reader, against what the training step takes from it.
+prepare: tiles per second of a plain loop and of tools.prepare_data with 1, 2, ... --workers processes.
 """
 
 import argparse
-import dataclasses
-import os
-import statistics
 import tempfile
-import time
-from collections.abc import Sequence
-from typing import Any
 
-from tensorflow_datasets.core import example_serializer, writer
-
-from hfd_jax.data.builder import prepare
-from hfd_jax.data.facts import Facts
-from hfd_jax.data.shards import FORMAT, example_of, features_of
-from hfd_jax.data.tiles import Tile, TileSource, check_tile
 from hfd_jax.errors import UserError
 from tools import cli, datasets
 
-ROUNDS = 3
+STEPS = ("teacher_step", "sar_step", "student_step", "inference")
+ALONE = ("startup", "data", "prepare")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.what == "prepare":
+    what = arguments.what.split(",")
+    for name in what:
+        if name not in STEPS + ALONE:
+            raise UserError(
+                f"--what={name} is unknown; expected some of {', '.join(STEPS)}, or one of {', '.join(ALONE)}"
+            )
+    if set(what) & set(ALONE) and len(what) > 1:
+        raise UserError(f"--what={arguments.what}: {', '.join(ALONE)} are measured alone")
+    # Imported where they are needed: the processes that prepare data import this file too, and need none of it.
+    if what == ["prepare"]:
+        from tools.bench.data import preparing
+
         if not arguments.dataset or not arguments.raw_dir:
             raise UserError("--what=prepare needs --dataset and --raw_dir")
         print(preparing(arguments))
-    else:
+    elif what == ["data"]:
+        from tools.bench.data import reading
+
         with tempfile.TemporaryDirectory() as workdir:
             print(reading(workdir))
+    elif what == ["startup"]:
+        from tools.bench.startup import first_steps
+
+        print(first_steps())
+    else:
+        from tools.bench.run import measure
+
+        measure(arguments, what)
 
 
-def reading(workdir: str) -> str:
-    """Crops per second of the data path and of the training step."""
-    # Imported here: the processes that prepare data import this file too, and need none of it.
-    import jax
-
-    from configs import default
-    from hfd_jax import assembly, config_flags, context, steps, train
-    from hfd_jax.data.pipeline import training_batches
-
-    config = config_flags.config(default.get_config()).copy_and_resolve_references()
-    config.baselines, config.stage, config.data.workers = (), "teacher", 1
-    shared = context.prepare(config, workdir)
-    network = assembly.teacher_run()
-    setup = train.make_setup(shared, network, None, config.teacher.steps)
-    state = shared.parallel.init(train.initialiser(shared, network, setup, None), jax.random.key(config.seed))
-    step = shared.parallel.train_step(steps.train_step(setup))
-    batches = training_batches(
-        shared.dataset,
-        assembly.make_pools(config, shared.dataset, network),
-        assembly.make_reading(config, shared.dataset.facts),
-        crop=config.data.crop,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-    )
-    batch = shared.parallel.shard(next(batches))
-    state, _ = step(state, shared.parallel.replicate({}), batch)  # compiles
-    jax.block_until_ready(state)
-    read, trained = [], []
-    for _ in range(ROUNDS):
-        for _ in range(4):  # what was read ahead while the step ran would flatter the reader
-            next(batches)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 5:
-            next(batches)
-            count += config.data.batch_size
-        read.append(count / (time.perf_counter() - start))
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 5:
-            state, _ = step(state, shared.parallel.replicate({}), batch)
-            jax.block_until_ready(state)
-            count += config.data.batch_size
-        trained.append(count / (time.perf_counter() - start))
-    batches.close()  # ends the worker process
-    one, other = statistics.median(read), statistics.median(trained)
-    size = f"{config.data.crop} x {config.data.crop}"
-    return (
-        f"reading {size}, 1 worker process: {one:.0f} crops/s\n"
-        f"training step, ResNet-{config.model.depth} width {config.model.width} on {jax.default_backend()}: "
-        f"{other:.1f} crops/s\nratio: {one / other:.1f}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """The first `limit` tiles of each split of a source."""
-
-    whole: TileSource
-    limit: int
-
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def facts(self) -> Facts:
-        return self.whole.facts
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"limit": self.limit}
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        return self.whole.left_out
-
-    def keys(self) -> dict[str, Sequence[Any]]:
-        return {split: keys[: self.limit] for split, keys in self.whole.keys().items()}
-
-    def read(self, key: Any) -> Tile:
-        return self.whole.read(key)
-
-
-def preparing(arguments: argparse.Namespace) -> str:
-    """Tiles per second for the plain loop and for every number of processes."""
-    builder, whole = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
-    source = _Part(whole, arguments.limit)
-    tiles = sum(len(keys) for keys in source.keys().values())
-    rates: dict[int, list[float]] = {workers: [] for workers in range(arguments.workers + 1)}
-    for number in range(ROUNDS + 1):
-        for workers, found in rates.items():
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                if workers:
-                    prepare(builder, source, folder, workers=workers)
-                else:
-                    plain_loop(source, os.path.join(folder, "plain"))
-                if number:  # the first round fills the file cache for all of them
-                    found.append(tiles / (time.perf_counter() - start))
-    plain = statistics.median(rates[0])
-    names = ["plain loop", *(f"{workers} process(es)" for workers in list(rates)[1:])]
-    medians = [statistics.median(found) for found in rates.values()]
-    return "\n".join(
-        f"{name}: {rate:.1f} tiles/s ({rate / plain:.2f} x)" for name, rate in zip(names, medians, strict=True)
-    )
-
-
-def plain_loop(source: TileSource, path: str) -> None:
-    """What a script without this project's care would do."""
-    features = features_of(source.facts)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-
-    def examples():
-        for number, key in enumerate(key for keys in source.keys().values() for key in keys):
-            tile = source.read(key)
-            check_tile(tile, source.facts)
-            yield number, serializer.serialize_example(features.encode_example(example_of(tile)))
-
-    writer.ExampleWriter(FORMAT).write(path=path, examples=examples())
+def whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("benchmark", __doc__)
-    parser.add_argument("--what", required=True, choices=("data", "prepare"), help="what to measure")
-    parser.add_argument("--dataset", choices=datasets.NAMES, help="prepare: kind of the raw data set")
-    parser.add_argument("--raw_dir", help="prepare: its folder")
-    parser.add_argument("--limit", type=int, default=1000, help="prepare: tiles of each split")
-    parser.add_argument("--workers", type=int, default=2, help="prepare: most processes")
+    parser.add_argument("--what", required=True, help=f"some of {','.join(STEPS)}, or one of {', '.join(ALONE)}")
+    steps = parser.add_argument_group("steps")
+    steps.add_argument("--batch", type=whole_numbers, default=[8], help="pairs per step; several: a sweep")
+    steps.add_argument("--size", type=whole_numbers, default=[128], help="edge of the images, pixels; several: a sweep")
+    steps.add_argument("--sar_bands", type=int, default=4, help="bands of the SAR images")
+    steps.add_argument("--eo_bands", type=int, default=3, help="bands of the EO images")
+    steps.add_argument("--num_classes", type=int, default=5, help="classes of the labels")
+    steps.add_argument("--dtype", help="float32 or bfloat16; default: config.dtype")
+    steps.add_argument("--devices", type=int, help="so many of this process's devices; default: all")
+    steps.add_argument("--seconds", type=float, default=20, help="to spend on each thing that is timed")
+    steps.add_argument("--rounds", type=int, default=5, help="turns into which they are divided")
+    steps.add_argument("--peer", choices=("torch",), help="also time the same work in PyTorch")
+    steps.add_argument("--peer_compile", action="store_true", help="with torch.compile besides eager")
+    steps.add_argument("--json", help="also write all figures to this file")
+    steps.add_argument("--plot", help="also draw speed and memory against batch and size into this PNG")
+    steps.add_argument("--trace", help="also write a profiler trace of a few steps to this folder")
+    prepare = parser.add_argument_group("prepare")
+    prepare.add_argument("--dataset", choices=datasets.NAMES, help="kind of the raw data set")
+    prepare.add_argument("--raw_dir", help="its folder")
+    prepare.add_argument("--limit", type=int, default=1000, help="tiles of each split")
+    prepare.add_argument("--workers", type=int, default=2, help="most processes")
     datasets.add_options(parser)
     return parser
 

@@ -1,0 +1,73 @@
+"""The benchmark works; how fast anything is, no test says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import run_python
+from tools.bench.timing import Timing, interleaved
+
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.model.width=4",
+    "--config.model.align=none",
+    "--batch=2",
+    "--size=64",
+    "--seconds=0.01",
+    "--rounds=1",
+)
+
+
+def test_steps_are_timed_and_written(tmp_path):
+    flags = ("--what=sar_step,student_step,inference", f"--json={tmp_path / 'b.json'}", f"--plot={tmp_path / 'b.png'}")
+    text = run_python("-m", "tools.benchmark", *SMALL, *flags).stdout
+    assert "student step / SAR-only step, batch 2, 64 x 64: " in text and "matrix product" in text
+    written = json.loads((tmp_path / "b.json").read_text())
+    rows = {row["name"]: row for row in written["rows"]}
+    assert set(rows) == {"sar_step", "student_step", "inference"}
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["flops"] > 0 and row["memory"] > 0 and len(row["compile_seconds"]) == 2
+    assert rows["student_step"]["flops"] > rows["sar_step"]["flops"] > rows["inference"]["flops"]
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--what=student"],
+            "--what=student is unknown; expected some of teacher_step, sar_step, student_step",
+        ),
+        (["--what=data,sar_step"], "startup, data, prepare are measured alone"),
+        (["--what=sar_step", "--size=100"], "--size=100: expected a multiple of 32"),
+        (["--what=sar_step", "--devices=4"], "--devices=4: this process has 1"),
+    ],
+)
+def test_what_is_wrong_is_named(flags, message):
+    done = run_python("-m", "tools.benchmark", *flags, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_things_are_timed_in_turn_and_warmed_up():
+    order = []
+    found = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, rounds=3, warm_up=1)
+    assert order == list("abc" + "abc" + "bca" + "cab")
+    assert all(len(timing.seconds) == 3 for timing in found.values())
+    assert Timing([3.0, 1.0, 2.0]).median == 2.0 and Timing([3.0, 1.0, 2.0]).spread == (1.5, 2.5)
+
+
+def test_the_peer_in_pytorch_computes_the_same():
+    """Outputs, taps and training loss from the same weights; float32 sums in another order differ by some 1e-6."""
+    pytest.importorskip("torch", reason="PyTorch, which is optional, is not installed")
+    from configs import default
+    from tools.bench.cases import Shapes
+    from tools.bench.peer import Flavour, Peer
+
+    config = default.get_config()
+    config.model.width = 8
+    peer = Peer(config, Shapes(batch=2, size=64, sar_bands=4, eo_bands=3, classes=5))
+    assert max(peer.largest_difference().values()) < 1e-4
+    call = peer.training_call("student_step", Flavour(compiled=False, bf16=False))
+    losses = [call() for _ in range(8)]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0], "it learns"

@@ -1,0 +1,154 @@
+"""The steps of this project, compiled for arrays that are made up: no data set is needed to time them."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax import assembly, steps
+from hfd_jax.assembly import Run
+from hfd_jax.data.augment import Augmentation
+from hfd_jax.data.facts import BandStatistics
+from hfd_jax.data.inputs import InputSpec
+from hfd_jax.data.normalise import Normalisation
+from hfd_jax.parallel import Jit
+from hfd_jax.state import init_fn
+
+STEPS = 1000  # of the schedule; does not matter here
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Of a batch: `batch` pairs of size x size pixels."""
+
+    batch: int
+    size: int
+    sar_bands: int
+    eo_bands: int
+    classes: int
+
+
+@dataclasses.dataclass
+class Case:
+    """Something to time.
+
+    Attributes:
+      call: does it once, and waits.
+      compile_seconds: tracing and compilation, first with an empty, then with a filled compilation cache.
+      flops, bytes_accessed: as the compiler counts them, of all devices; 0 where it does not.
+      memory: of the compiled program on one device: arguments, results and temporaries, bytes.
+    """
+
+    call: Callable[[], Any]
+    compile_seconds: tuple[float, float]
+    flops: float
+    bytes_accessed: float
+    memory: int
+
+
+def make_batch(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch as `training_batches` yields it."""
+    rng = np.random.default_rng(seed)
+    place = (shapes.batch, shapes.size, shapes.size)
+    return {
+        "sar": rng.normal(-12, 4, (*place, shapes.sar_bands)).astype(np.float32),
+        "eo": rng.integers(1, 255, (*place, shapes.eo_bands)).astype(np.uint8),
+        "label": rng.integers(0, shapes.classes, place).astype(np.uint8),
+        "sar_valid": np.ones(place, bool),
+        "eo_valid": np.ones(place, bool),
+        "index": np.arange(shapes.batch, dtype=np.int32),
+        "key": rng.integers(2**31, size=shapes.batch, dtype=np.int32),
+    }
+
+
+def make_inputs(config: ConfigDict, shapes: Shapes) -> InputSpec:
+    def statistics(bands, mean, std):
+        return BandStatistics((mean,) * bands, (std,) * bands, (mean - 2 * std,) * bands, (mean + 2 * std,) * bands)
+
+    return InputSpec(
+        sar=statistics(shapes.sar_bands, -12.0, 4.0),
+        eo=statistics(shapes.eo_bands, 128.0, 60.0),
+        normalisation=Normalisation(sar_unit="db", **config.normalise.to_dict()),
+        augmentation=Augmentation(**config.augment.to_dict()),
+        look_axis="x",
+    )
+
+
+def make_setup(config: ConfigDict, shapes: Shapes, network: Run) -> steps.Setup:
+    """Of a network's training step, as `train.make_setup` builds it from a data set."""
+    return steps.Setup(
+        model=assembly.make_model(config, shapes.classes),
+        sensor=network.sensor,
+        tx=assembly.make_optimiser(config, STEPS),
+        inputs=make_inputs(config, shapes),
+        objective=assembly.make_objective(config, network, STEPS, lambda: (1000,) * shapes.classes),
+        teacher=assembly.make_model(config, shapes.classes),
+        distiller=assembly.make_distiller(config, network),
+    )
+
+
+NETWORKS = {
+    "teacher_step": lambda config: assembly.teacher_run(),
+    "sar_step": lambda config: assembly.baseline_run("sar_only"),
+    "student_step": assembly.student_run,
+}
+
+
+def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequence[jax.Device]) -> Case:
+    """One of NETWORKS: input, forward, backward, update; the student's with its frozen teacher."""
+    network = NETWORKS[what](config)
+    setup, parallel = make_setup(config, shapes, network), Jit(devices)
+    bands = shapes.eo_bands if network.sensor == "eo" else shapes.sar_bands
+    reference = (setup.teacher, shapes.eo_bands)
+    state = parallel.init(init_fn(setup.model, setup.tx, bands, setup.distiller, reference), jax.random.key(0))
+    teacher: Any = {}
+    if setup.objective.distils:
+        image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
+        teacher = parallel.init(setup.teacher.init, jax.random.key(1), image)
+    batch = parallel.shard(make_batch(shapes))
+    arguments = (state, teacher, batch)
+    compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), arguments)
+    held = [state]
+
+    def call():
+        held[0], metrics = compiled(held[0], teacher, batch)
+        jax.block_until_ready((held[0], metrics))
+        return metrics
+
+    return Case(call, seconds, *costs(compiled, len(devices)))
+
+
+def inference_case(config: ConfigDict, shapes: Shapes, devices: Sequence[jax.Device]) -> Case:
+    """SAR -> class map, as `tools.evaluate` computes it."""
+    setup, parallel = make_setup(config, shapes, assembly.baseline_run("sar_only")), Jit(devices)
+    image = np.zeros((1, 64, 64, shapes.sar_bands), np.float32)
+    variables = parallel.init(setup.model.init, jax.random.key(0), image)
+    batch = parallel.shard(make_batch(shapes))
+    function = steps.predict_step(setup.model, setup.inputs, "sar")
+    compiled, seconds = compile_twice(parallel.eval_step(function), (variables, batch))
+    return Case(lambda: jax.block_until_ready(compiled(variables, batch)), seconds, *costs(compiled, len(devices)))
+
+
+def compile_twice(function, arguments) -> tuple[Any, tuple[float, float]]:
+    """(compiled function, (seconds to trace and compile it, seconds with the compilation cache that it filled))."""
+    seconds = []
+    for _ in range(2):
+        jax.clear_caches()
+        start = time.perf_counter()
+        compiled = function.lower(*arguments).compile()
+        seconds.append(time.perf_counter() - start)
+    return compiled, (seconds[0], seconds[1])
+
+
+def costs(compiled, devices: int) -> tuple[float, float, int]:
+    """(operations, bytes accessed, bytes of memory on one device) of a compiled function; 0 for what it cannot tell."""
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    held = 0
+    if memory is not None:
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        held -= memory.alias_size_in_bytes
+    return cost.get("flops", 0.0) * devices, cost.get("bytes accessed", 0.0) * devices, int(held)

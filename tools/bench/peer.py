@@ -1,0 +1,144 @@
+"""The steps of `peer_torch.py` on the arrays and weights of ours, and a check that both compute the same."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from hfd_jax import losses
+from hfd_jax.data.inputs import network_input
+from hfd_jax.errors import UserError
+from tools.bench import cases, peer_torch
+from tools.bench.cases import Shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Flavour:
+    """How PyTorch runs: eager or compiled, in which precision."""
+
+    compiled: bool
+    bf16: bool
+
+    @property
+    def name(self) -> str:
+        return f"torch {'compile' if self.compiled else 'eager'} {'bf16' if self.bf16 else 'float32'}"
+
+
+def check_config(config: ConfigDict) -> None:
+    """UserError where the peer does not have what the config asks for."""
+    plain = {"model.context": False, "loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
+    plain |= {"distill.logit_weight": 0.0, "distill.tap_weights": (), "optim.weight_decay": 1e-2}
+    for field, value in plain.items():
+        found = config
+        for part in field.split("."):
+            found = found[part]
+        if found != value:
+            raise UserError(f"config.{field} is {found!r}: the PyTorch peer has only {value!r}")
+
+
+class Peer:
+    """Networks, weights and a batch, on PyTorch's device.
+
+    Args:
+      config, shapes: as ours.
+    """
+
+    def __init__(self, config: ConfigDict, shapes: Shapes):
+        check_config(config)
+        self._config, self._shapes = config, shapes
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._student_setup = cases.make_setup(config, shapes, cases.NETWORKS["student_step"](config))
+        self._batch = jax.device_get(network_input(cases.make_batch(shapes), self._student_setup.inputs))
+        key, model = jax.random.key(3), self._student_setup.model
+        self._ours = {
+            sensor: _with_flow(jax.device_get(jax.jit(model.init)(key, self._batch[sensor][:1])))
+            for sensor in ("sar", "eo")
+        }
+
+    def network(self, sensor: str) -> peer_torch.Segmenter:
+        """With the weights of ours."""
+        model = self._config.model
+        bands = self._shapes.sar_bands if sensor == "sar" else self._shapes.eo_bands
+        network = peer_torch.Segmenter(
+            bands, self._shapes.classes, model.depth, model.width, model.align, model.align_channels
+        )
+        peer_torch.copy_weights(network, self._ours[sensor])
+        return network.to(self._device)
+
+    def batch(self, channels_last: bool = True) -> tuple[torch.Tensor, ...]:
+        """(sar, eo, label, valid) as the steps take them."""
+        sar, eo = (peer_torch.images(self._batch[sensor], self._device, channels_last) for sensor in ("sar", "eo"))
+        label = torch.tensor(self._batch["label"].astype(np.int64)).to(self._device)
+        valid = torch.tensor(self._batch["sar_valid"] & self._batch["eo_valid"]).to(self._device)
+        return sar, eo, label, valid
+
+    def training_call(self, what: str, flavour: Flavour) -> Callable[[], Any]:
+        """Of one of cases.NETWORKS."""
+        sar, eo, label, valid = self.batch()
+        objective, clip_norm = self._student_setup.objective, self._config.optim.clip_norm
+        student = self.network("eo" if what == "teacher_step" else "sar").to(memory_format=torch.channels_last)
+        teacher = distiller = None
+        if what == "student_step" and objective.distils:
+            teacher = self.network("eo").to(memory_format=torch.channels_last)
+            taps = tuple(self._config.distill.taps)
+            distiller = peer_torch.Distiller(student.channels, taps).to(self._device)
+        trainer = peer_torch.Trainer(
+            student,
+            teacher,
+            distiller,
+            weight=objective.hfd,
+            clip_norm=clip_norm,
+            bf16=flavour.bf16,
+            compiled=flavour.compiled,
+        )
+        image = eo if what == "teacher_step" else sar
+        return lambda: trainer.step(image, eo, label, valid).item()
+
+    def inference_call(self, flavour: Flavour) -> Callable[[], Any]:
+        network = self.network("sar").to(memory_format=torch.channels_last).eval()
+        forward, sar = torch.compile(network) if flavour.compiled else network, self.batch()[0]
+
+        def call():
+            with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=flavour.bf16):
+                return forward(sar)[0].argmax(1).to(torch.uint8).cpu()
+
+        return call
+
+    def largest_difference(self) -> dict[str, float]:
+        """Between ours and theirs in float32, relative to the largest value: logits, the taps, the loss in training."""
+        model, image = self._student_setup.model, self._batch["sar"]
+        logits, features = jax.device_get(jax.jit(model.apply)(self._ours["sar"], image))
+        sar, _, label, _ = self.batch(channels_last=False)
+        network = self.network("sar").eval()
+        with torch.no_grad():
+            their_logits, their_features = network(sar)
+            loss = float(peer_torch.segmentation_loss(network.train()(sar)[0], label))
+        pairs = {"logits": (logits, their_logits)} | {name: (features[name], their_features[name]) for name in features}
+        found = {
+            name: float(np.abs(mine - theirs.permute(0, 2, 3, 1).cpu().numpy()).max() / np.abs(mine).max())
+            for name, (mine, theirs) in pairs.items()
+        }
+        (trained, _), _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
+            self._ours["sar"], image
+        )
+        ours = float(
+            losses.cross_entropy(trained, self._batch["label"]) + losses.soft_dice(trained, self._batch["label"])
+        )
+        return found | {"loss": abs(ours - loss) / abs(ours)}
+
+
+def _with_flow(variables: Any) -> Any:
+    """Flow kernels begin at zero; here they get values, so that the warp is compared and timed with a real flow."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return (
+            rng.normal(0, 0.05, leaf.shape).astype(np.float32) if "flow_" in name and name.endswith("kernel") else leaf
+        )
+
+    return jax.tree_util.tree_map_with_path(fill, variables)

@@ -1,0 +1,280 @@
+"""The same work in PyTorch: networks, loss, optimiser and step as someone from PyTorch would write them.
+
+Only `tools.benchmark --peer=torch` imports this, and only this imports torch. Modules carry the names of ours, so that
+`copy_weights` can prove that both compute the same.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - as everybody calls it
+
+from hfd_jax.distill.hfd import STD_EPS
+from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.losses import EPS
+from hfd_jax.models.alignment import LEVELS
+from hfd_jax.models.resnet import DEPTHS, STAGES
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, features: int, stride: int, bottleneck: bool):
+        super().__init__()
+        outputs = features * (4 if bottleneck else 1)
+        self.bottleneck = bottleneck
+        if bottleneck:
+            self.conv1, self.bn1 = conv(inputs, features, 1), nn.BatchNorm2d(features)
+            self.conv2, self.bn2 = conv(features, features, 3, stride), nn.BatchNorm2d(features)
+            self.conv3, self.bn3 = conv(features, outputs, 1), nn.BatchNorm2d(outputs)
+        else:
+            self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
+            self.conv2, self.bn2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.downsamples = stride != 1 or inputs != outputs
+        if self.downsamples:
+            self.downsample_conv, self.downsample_bn = conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(F.relu(y, inplace=True)))
+        if self.downsamples:
+            x = self.downsample_bn(self.downsample_conv(x))
+        return F.relu(x + y, inplace=True)
+
+
+class ResNet(nn.Module):
+    def __init__(self, bands: int, depth: int, width: int):
+        super().__init__()
+        self.conv1, self.bn1 = conv(bands, width, 7, 2), nn.BatchNorm2d(width)
+        self.stages, inputs, bottleneck = [], width, depth >= 50
+        for stage, blocks in enumerate(DEPTHS[depth]):
+            names = []
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                names.append(f"layer{stage + 1}_{block}")
+                self.add_module(names[-1], Block(inputs, width * 2**stage, stride, bottleneck))
+                inputs = width * 2**stage * (4 if bottleneck else 1)
+            self.stages.append(names)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
+        features = {}
+        for name, blocks in zip(STAGES, self.stages, strict=True):
+            for block in blocks:
+                x = getattr(self, block)(x)
+            features[name] = x
+        return features
+
+
+class Selection(nn.Module):
+    def __init__(self, inputs: int, channels: int):
+        super().__init__()
+        self.lateral, self.bn = conv(inputs, channels, 1), nn.BatchNorm2d(channels)
+        self.gate, self.select = conv(channels, channels, 1, bias=True), conv(channels, channels, 1)
+
+    def forward(self, x):
+        x = self.bn(self.lateral(x))
+        return self.select(x + torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))) * x)
+
+
+def upsample(x, shape):
+    return F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
+
+
+def warp(x, flow):
+    """x [B, C, h, w] sampled at output position + flow [B, 2, H, W] (dy, dx in output pixels)."""
+    height, width = flow.shape[2:]
+    flow = flow.float()
+    rows = torch.arange(height, device=x.device)[:, None] + 0.5 + flow[:, 0]
+    cols = torch.arange(width, device=x.device)[None, :] + 0.5 + flow[:, 1]
+    grid = torch.stack((cols * (2 / width) - 1, rows * (2 / height) - 1), -1)
+    return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class Alignment(nn.Module):
+    def __init__(self, inputs: Mapping[str, int], channels: int, align: str):
+        super().__init__()
+        self.align = align
+        for name in LEVELS:
+            self.add_module(f"selection_{name}", Selection(inputs[name], channels))
+        for name in LEVELS[:-1]:
+            if align == "flow":
+                self.add_module(f"flow_{name}", conv(2 * channels, 2, 3, bias=True))
+            self.add_module(f"merge_{name}", conv(channels, channels, 3))
+            self.add_module(f"bn_{name}", nn.BatchNorm2d(channels))
+        self.aggregate, self.bn_aggregate = conv(4 * channels, channels, 3), nn.BatchNorm2d(channels)
+
+    def forward(self, features):
+        lateral = {name: getattr(self, f"selection_{name}")(features[name]) for name in LEVELS}
+        level = lateral["C5"]
+        levels = [level]
+        for name in reversed(LEVELS[:-1]):
+            here = lateral[name]
+            coarse = upsample(level, here.shape[2:])
+            if self.align == "flow":
+                coarse = warp(level, getattr(self, f"flow_{name}")(torch.cat((here, coarse), 1)))
+            merged = getattr(self, f"merge_{name}")(here + coarse)
+            level = F.relu(getattr(self, f"bn_{name}")(merged), inplace=True)
+            levels.append(level)
+        finest = levels[-1].shape[2:]
+        aggregated = torch.cat([upsample(level, finest) for level in levels], 1)
+        return F.relu(self.bn_aggregate(self.aggregate(aggregated)), inplace=True)
+
+
+class Segmenter(nn.Module):
+    """x [B, bands, H, W] -> (logits [B, classes, H, W] float32, features)."""
+
+    def __init__(self, bands: int, classes: int, depth: int, width: int, align: str, align_channels: int = 0):
+        super().__init__()
+        channels = align_channels or width * (4 if depth >= 50 else 2)
+        sizes = {name: width * 2**k * (4 if depth >= 50 else 1) for k, name in enumerate(STAGES)}
+        self.encoder, self.alignment = ResNet(bands, depth, width), Alignment(sizes, channels, align)
+        self.classifier = conv(channels, classes, 1, bias=True)
+        self.channels = {**sizes, "A": channels}
+
+    def forward(self, x):
+        features = self.encoder(x)
+        aligned = self.alignment(features)
+        return upsample(self.classifier(aligned).float(), x.shape[2:]), {**features, "A": aligned}
+
+
+class Adapter(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.Conv_0, self.BatchNorm_0 = conv(inputs, outputs, 1), nn.BatchNorm2d(outputs)
+        self.Conv_1 = conv(outputs, outputs, 1)
+
+    def forward(self, x):
+        return self.Conv_1(F.relu(self.BatchNorm_0(self.Conv_0(x)), inplace=True))
+
+
+class Distiller(nn.Module):
+    def __init__(self, channels: Mapping[str, int], taps: tuple[str, ...]):
+        super().__init__()
+        self.taps = taps
+        for tap in taps:
+            self.add_module(f"adapter_{tap}", Adapter(channels[tap], channels[tap]))
+
+    def forward(self, student, teacher, valid):
+        losses = []
+        for tap in self.taps:
+            with torch.autocast(valid.device.type, enabled=False):
+                target = teacher[tap].float()
+                mask = F.adaptive_avg_pool2d(valid[:, None].float(), target.shape[2:]) >= 0.5
+                adapted = getattr(self, f"adapter_{tap}")(student[tap].float())
+                squared = (standardise(adapted, mask) - standardise(target, mask)) ** 2
+                count = (mask.sum() * target.shape[1]).clamp(min=1)
+                losses.append((squared * mask).sum() / count)
+        return sum(losses) / len(losses)
+
+
+def standardise(x, mask):
+    count = mask.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = (x * mask).sum((2, 3), keepdim=True) / count
+    centred = (x - mean) * mask
+    return centred * torch.rsqrt((centred**2).sum((2, 3), keepdim=True) / count + STD_EPS)
+
+
+def segmentation_loss(logits, label):
+    """Cross-entropy + soft Dice over the classes that occur."""
+    entropy = F.cross_entropy(logits, label, ignore_index=IGNORE_LABEL)
+    valid = (label != IGNORE_LABEL)[:, None]
+    probability = torch.softmax(logits, 1) * valid
+    truth = F.one_hot(torch.where(valid[:, 0], label, 0), logits.shape[1]).permute(0, 3, 1, 2) * valid
+    count = valid.sum().clamp(min=1)
+    overlap, predicted, present = (x.sum((0, 2, 3)) / count for x in (probability * truth, probability, truth))
+    dice = (2 * overlap + EPS) / (predicted + present + EPS)
+    occurs = present > 0
+    return entropy + ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+class Trainer:
+    """One step after another on the same batch.
+
+    Args:
+      student, teacher, distiller: networks; without teacher the student alone learns, from labels.
+      weight: of the feature distillation.
+      clip_norm: of the gradient.
+      bf16: autocast; else float32.
+      compiled: through torch.compile.
+    """
+
+    def __init__(
+        self,
+        student: Segmenter,
+        teacher: Segmenter | None = None,
+        distiller: Distiller | None = None,
+        *,
+        weight: float,
+        clip_norm: float,
+        bf16: bool = False,
+        compiled: bool = False,
+    ):
+        self.student, self.teacher, self.distiller = student, teacher, distiller
+        self.weight, self.clip_norm, self.bf16 = weight, clip_norm, bf16
+        modules = [module for module in (student, distiller) if module is not None]
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        kernels = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        groups = [{"params": kernels, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+        for module in modules:
+            module.train()
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        self._loss = torch.compile(self.loss) if compiled else self.loss
+
+    def loss(self, sar, eo, label, valid):
+        with torch.autocast(sar.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    _, targets = self.teacher(eo)
+            logits, features = self.student(sar)
+            loss = segmentation_loss(logits, label)
+            if self.teacher is not None:
+                loss = loss + self.weight * self.distiller(features, targets, valid)
+        return loss
+
+    def step(self, *batch):
+        """Returns the loss before the update."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._loss(*batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimiser.step()
+        return loss.detach()
+
+
+def copy_weights(module: nn.Module, variables: Mapping[str, Any]) -> None:
+    """Fills a module from our variables of the same names; ValueError where a name is left over or missing."""
+    names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    arrays = {}
+
+    def collect(tree, path):
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                collect(value, (*path, key))
+            else:
+                array = np.asarray(value)
+                array = array.transpose(3, 2, 0, 1) if key == "kernel" else array
+                arrays[".".join((*path, names[key]))] = torch.tensor(array)
+
+    collect(variables["params"], ())
+    collect(variables["batch_stats"], ())
+    found = module.load_state_dict(arrays, strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or found.unexpected_keys:
+        raise ValueError(f"weights do not fit: missing {missing[:3]}, left over {found.unexpected_keys[:3]}")
+
+
+def images(array: np.ndarray, device: str, channels_last: bool) -> torch.Tensor:
+    """[B, H, W, C] -> float32 [B, C, H, W] on a device."""
+    tensor = torch.tensor(array).permute(0, 3, 1, 2).to(device)
+    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,0 +1,53 @@
+"""Times several things in turn, so that whatever else the machine does meets all of them alike."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Durations of single calls, seconds."""
+
+    seconds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """First and third quartile."""
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        quarters = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return quarters[0], quarters[2]
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 10.0, rounds: int = 5, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Times each call for about `seconds` in all, in `rounds` turns, each turn in another order.
+
+    Args:
+      calls: name -> function that returns when its work is done.
+      seconds: for each of them.
+      rounds: turns.
+      warm_up: calls of each that are not counted.
+    """
+    for call in calls.values():
+        for _ in range(warm_up):
+            call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            end = time.perf_counter() + seconds / rounds
+            while True:
+                start = time.perf_counter()
+                calls[name]()
+                found[name].append(time.perf_counter() - start)
+                if time.perf_counter() >= end:
+                    break
+    return {name: Timing(durations) for name, durations in found.items()}
