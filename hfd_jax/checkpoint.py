@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.utils import checkpoint_steps
 
 from hfd_jax.errors import CheckpointError
-from hfd_jax.parallel import wait_for_all
+from hfd_jax.parallel import same_everywhere, wait_for_all
 from hfd_jax.state import shape_differences
 
 
@@ -204,17 +204,20 @@ class Checkpoints(CheckpointReader):
           CheckpointError: every checkpoint is damaged (nothing is moved), or they hold another network.
         """
         problems: dict[int, str] = {}
+        found = None
         for step in reversed(self.steps()):
             try:
-                state = self.restore(step, abstract)
+                found = self.restore(step, abstract), step
+                break
             except DamagedError as error:
                 problems[step] = str(error)
-                continue
-            self._set_aside(problems)
-            return state, step
-        if problems:
+        # Only now that every process has read what it wanted may anything be moved.
+        if not same_everywhere(found[1] if found else -1):
+            raise CheckpointError(f"{self.directory}: not all processes find the same checkpoint in it; is it shared?")
+        if problems and not found:
             raise CheckpointError("no good checkpoint is left, nothing was changed: " + "; ".join(problems.values()))
-        return None
+        self._set_aside(problems)
+        return found
 
     def whereabouts(self) -> str:
         """Says where the newest checkpoint is, after the save in progress."""
@@ -248,8 +251,6 @@ class Checkpoints(CheckpointReader):
             ) from error
 
     def _set_aside(self, problems: dict[int, str]) -> None:
-        if not problems:
-            return
         folder = os.path.join(os.path.dirname(self.directory), "damaged")
         for step, problem in problems.items():
             place = os.path.join(folder, f"{os.path.basename(self.directory)}-{step}-{time.time_ns()}")
@@ -259,7 +260,8 @@ class Checkpoints(CheckpointReader):
                 os.rename(self._path(step), place)
             self._scores.pop(step, None)
         wait_for_all("damaged checkpoints moved")
-        self._manager.reload()
+        if problems:
+            self._manager.reload()
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What all networks of a run share, checked before anything is computed or written."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from hfd_jax import assembly, reporting
 from hfd_jax.config_check import check_against_data, check_fields
 from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
+from hfd_jax.errors import WorkdirError
 from hfd_jax.evaluate import Evaluator
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
@@ -67,6 +69,11 @@ def prepare(config: ConfigDict, root: str) -> Context:
     if jax.process_index() == 0:
         claim(workdir, config)
     wait_for_all("workdir claimed")
+    if not os.path.exists(workdir.config):
+        raise WorkdirError(
+            f"{workdir.root}: process {jax.process_index()} does not see what process 0 wrote there; the workdir must "
+            "be on a file system that all processes share"
+        )
     context = open_run(config, workdir)
     sizes = ", ".join(f"{count} {split}" for split, count in context.dataset.sizes.items())
     say(f"data: {context.dataset.directory}, {sizes}")

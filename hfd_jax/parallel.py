@@ -176,6 +176,11 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def same_everywhere(number: int) -> bool:
+    """Whether all processes call this with the same number."""
+    return bool(np.all(multihost_utils.process_allgather(np.int32(number)) == number))
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
 

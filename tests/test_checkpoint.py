@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -218,7 +219,7 @@ def test_saved_on_two_devices_verified_on_one(tmp_path):
     assert done.stdout == "whole\n" and "Warning" not in done.stderr
 
 
-IN_A_SMALL_PLACE = """
+FILL_UP = """
 import os, sys
 import numpy as np
 from hfd_jax.checkpoint import CheckpointReader, Checkpoints
@@ -243,14 +244,22 @@ try:
 except CheckpointError as error:
     print("error:", error)
 os.remove(place + "/filler")
+"""
+
+GO_ON = """
+import os, sys
+import numpy as np
+from hfd_jax.checkpoint import CheckpointReader, Checkpoints
+
+place, rng = sys.argv[1], np.random.default_rng(1)
 checkpoints = Checkpoints(place + "/student", keep=5)
-print("there:", sorted(os.listdir(place + "/student")))
-checkpoints.save(3, state(3), {})
+checkpoints.save(3, {"w": rng.normal(size=60000).astype(np.float32), "step": np.int32(3)}, {})
 checkpoints.close()
 reader = CheckpointReader(place + "/student")
 for step in reader.steps():
     reader.verify(step)
 print("whole:", reader.steps())
+print("there:", sorted(os.listdir(place + "/student")))
 """
 
 
@@ -259,10 +268,9 @@ def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
     enter = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"], check=False).returncode:
         pytest.skip("this system allows no user name spaces")
-    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} - {tmp_path}"
+    python = [f"{sys.executable} -c {shlex.quote(script)} {tmp_path}" for script in (FILL_UP, GO_ON)]
     done = subprocess.run(
-        [*enter, "sh", "-c", mount],
-        input=IN_A_SMALL_PLACE,
+        [*enter, "sh", "-c", " && ".join([f"mount -t tmpfs -o size=1m tmpfs {tmp_path}", *python])],
         capture_output=True,
         text=True,
         timeout=300,
@@ -274,5 +282,5 @@ def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
     assert lines["full"] == "No space left on device", done.stderr
     assert "/student/3 could not be written" in lines["error"] and "No space left on device" in lines["error"]
     assert lines["error"].endswith("checkpoints that stay: 1, 2")
-    assert lines["there"] == "['1', '2']" and lines["whole"] == "[1, 2, 3]"
+    assert lines["whole"] == "[1, 2, 3]" and lines["there"] == "['1', '2', '3']", "nothing half-written is left"
     assert "Traceback" not in done.stderr
