@@ -1,6 +1,8 @@
 """Launches a run: python main.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.field=value]."""
 
+import os
 import sys
+import traceback
 
 from absl import app, flags
 
@@ -31,13 +33,24 @@ def main(argv: list[str]) -> None:
         parallel.join_processes(config.distributed)
         train.run(config, _WORKDIR.value)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        leave(f"error: {error}", 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        leave("interrupted", 130)
     except StoppedError as message:
         print(message, file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
+    except Exception:  # noqa: BLE001 - whatever it is, the other processes must not wait for this one
+        leave(traceback.format_exc(), 1)
+
+
+def leave(message: str, code: int) -> None:
+    """Ends the process. One of several does not wait for the others, which wait for it: they notice that it is gone."""
+    import jax
+
+    print(message, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -35,14 +35,15 @@ class DamagedError(CheckpointError):
 
 @dataclasses.dataclass
 class _BestStep(policies.PreservationPolicy):
-    """Keeps the step with the highest score; ties go to the later one."""
+    """Keeps the step with the highest score, ties go to the later one; and those whose score a damaged record hides."""
 
     scores: dict[int, float]
+    unreadable: set[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         known = [info.step for info in checkpoints if info.step in self.scores]
         best = max(known, key=lambda step: (self.scores[step], step), default=None)
-        return [info.step == best for info in checkpoints]
+        return [info.step == best or info.step in self.unreadable for info in checkpoints]
 
 
 class CheckpointReader:
@@ -67,26 +68,19 @@ class CheckpointReader:
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON record of a step; DamagedError where it cannot be read or is not what was written."""
-        try:
+        with self._damage(step, "its record cannot be read"):
             record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._path(step, "record"))
-        except Exception as error:  # Orbax raises bare exceptions for damaged files
-            raise DamagedError(f"{self._path(step)}: its record cannot be read ({_first_line(error)})") from error
         if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
             raise DamagedError(f"{self._path(step)}: damaged, its record does not match its digest")
         return record
 
     def scores(self) -> dict[int, float]:
-        """step -> score, of the steps that have one and can be read."""
-        found = {}
-        for step in self.steps():
-            with contextlib.suppress(CheckpointError):
-                score = self.record(step).get("score")
-                if score is not None:
-                    found[step] = score
-        return found
+        """step -> score, of the steps that have one; DamagedError where a record cannot be read."""
+        found = {step: self.record(step).get("score") for step in self.steps()}
+        return {step: score for step, score in found.items() if score is not None}
 
     def choose(self, which: str) -> int:
-        """The "latest" or the "best" (highest score) step; CheckpointError where there is none."""
+        """The "latest" or the "best" (highest score) step; CheckpointError where there is none, or none can be told."""
         scores = self.scores() if which == "best" else {step: step for step in self.steps()}
         if not scores:
             raise CheckpointError(f"{self.directory}: no {'scored ' if which == 'best' else ''}checkpoint in it")
@@ -120,10 +114,7 @@ class CheckpointReader:
     def verify(self, step: int) -> None:
         """Reads every array of a step and holds it against its digest; DamagedError where one does not match."""
         arrays = self.record(step)["arrays"]
-        # As NumPy arrays: where they were saved from does not matter here.
-        metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(self._path(step, "state"))
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree)
-        state = self._read(step, ocp.args.PyTreeRestore(restore_args=plain))
+        state = self._read(step, None)
         digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
         if digests != sorted(entry["blake2b"] for entry in arrays.values()):
             raise DamagedError(f"{self._path(step)}: damaged, an array does not match its digest")
@@ -131,11 +122,24 @@ class CheckpointReader:
     def _path(self, step: int, *parts: str) -> str:
         return os.path.join(self.directory, str(step), *parts)
 
-    def _read(self, step: int, *args: Any) -> Any:
+    def _read(self, step: int, args: Any) -> Any:
+        """Through Orbax; without `args` everything, as NumPy arrays: saved on which devices does not matter then."""
+        path, reader = self._path(step, "state"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        with self._damage(step, "cannot be read"):
+            if args is None:
+                tree = reader.metadata(path).item_metadata.tree
+                plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                args = ocp.args.PyTreeRestore(restore_args=plain)
+            return reader.restore(path, args)
+
+    @contextlib.contextmanager
+    def _damage(self, step: int, what: str) -> Iterator[None]:
+        """Orbax raises bare exceptions for damaged files: DamagedError, unless it is the machine that failed."""
         try:
-            return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(self._path(step, "state"), *args)
-        except Exception as error:  # as above
-            raise DamagedError(f"{self._path(step)}: cannot be read ({_first_line(error)})") from error
+            yield
+        except Exception as error:
+            message = f"{self._path(step)}: {what} ({_first_line(error)})"
+            raise (CheckpointError if _is_no_damage(error) else DamagedError)(message) from error
 
     def _check_shapes(self, step: int, abstract: Any, arrays: dict[str, Any]) -> None:
         wanted = _by_path(abstract)
@@ -157,12 +161,27 @@ class Checkpoints(CheckpointReader):
     def __init__(self, directory: str, keep: int = 2):
         os.makedirs(directory, exist_ok=True)
         super().__init__(directory)
-        self._scores = self.scores()
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestStep(self._scores)])
+        self._scores, unreadable = {}, set()
+        for step in self.steps():
+            try:
+                score = self.record(step).get("score")
+            except DamagedError as error:
+                logging.warning("damaged checkpoint: %s", error)
+                unreadable.add(step)
+            else:
+                self._scores |= {step: score} if score is not None else {}
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestStep(self._scores, unreadable)])
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(timeout_secs=600),
+            ),
         )
+        # It would ask JAX whether a preemption is due with step numbers of its own, from a thread of one process:
+        # `interruption` asks, once per step and in all processes alike.
+        self._manager.reached_preemption = lambda step: False
         self._saving: int | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
@@ -284,6 +303,15 @@ def _calm_orbax() -> None:
 
     sys.unraisablehook = show_others
     logging.get_absl_logger().addFilter(without_traceback)
+
+
+def _is_no_damage(error: Exception) -> bool:
+    """Memory, permissions, a file server that is away: trying again later may do."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+        return True
+    return any(
+        status in str(error) for status in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "PERMISSION_DENIED", "sync_global")
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """What all networks of a run share, checked before anything is computed or written."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
 from hfd_jax.reporting import say
 from hfd_jax.teacher import check_teacher
-from hfd_jax.workdir import Workdir, check_claim, claim
+from hfd_jax.workdir import Workdir, check_claim, claim, sole_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,13 @@ class Context:
         return tuple(int(n) for n in counts)
 
 
-def prepare(config: ConfigDict, root: str) -> Context:
-    """Checks everything, claims the workdir, opens (or simulates) the data; UserError where something does not fit."""
+@contextlib.contextmanager
+def prepared(config: ConfigDict, root: str) -> Iterator[Context]:
+    """Checks everything, locks and claims the workdir, opens (or simulates) the data.
+
+    Raises:
+      UserError: something does not fit, or another run is at work in the folder; nothing has been written then.
+    """
     enable_compilation_cache()
     check_fields(config, jax.device_count())
     workdir = Workdir(root)
@@ -66,19 +73,25 @@ def prepare(config: ConfigDict, root: str) -> Context:
     runs = assembly.stages(config)
     if any(run.needs_teacher for run in runs) and not any(run.name == "teacher" for run in runs):
         check_teacher(config, workdir, facts, runs)
-    if jax.process_index() == 0:
-        claim(workdir, config)
-    wait_for_all("workdir claimed")
+    with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_index() == 0:
+            claim(workdir, config)
+        wait_for_all("workdir claimed")
+        check_shared(workdir)
+        context = open_run(config, workdir)
+        sizes = ", ".join(f"{count} {split}" for split, count in context.dataset.sizes.items())
+        say(f"data: {context.dataset.directory}, {sizes}")
+        say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
+        yield context
+
+
+def check_shared(workdir: Workdir) -> None:
+    """WorkdirError where this process does not see what the first one has written."""
     if not os.path.exists(workdir.config):
         raise WorkdirError(
             f"{workdir.root}: process {jax.process_index()} does not see what process 0 wrote there; the workdir must "
             "be on a file system that all processes share"
         )
-    context = open_run(config, workdir)
-    sizes = ", ".join(f"{count} {split}" for split, count in context.dataset.sizes.items())
-    say(f"data: {context.dataset.directory}, {sizes}")
-    say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
-    return context
 
 
 def describe_data(config: ConfigDict):

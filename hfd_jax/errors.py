@@ -32,8 +32,11 @@ class DivergedError(UserError, ArithmeticError):
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
-class StoppedError(Exception):
-    """Training was asked to stop and has saved; the message says what to do."""
+class StoppedError(BaseException):
+    """A run was asked to stop and has saved; the message says what to do.
+
+    Like KeyboardInterrupt it may come at any place, and must not be taken for a fault of what it interrupts.
+    """
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end training after the current step, with a checkpoint."""
+"""SIGTERM and SIGINT end a run: training after the current step, with a checkpoint; everything else at once."""
 
 import contextlib
 import os
@@ -9,40 +9,57 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from hfd_jax.errors import StoppedError
+
 
 class Interruption:
     """Whether a signal has come."""
 
     def __init__(self) -> None:
-        self._signalled = False
+        self._signalled, self._deferred, self._asked = False, False, 0
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; with several processes the answer is the same in all of them."""
+    def requested(self) -> bool:
+        """Whether to stop, to be asked once per step; with several processes the answer is the same in all of them.
+
+        JAX has them agree on the number of a question: it counts up over the whole run, whatever step is trained.
+        """
+        self._asked += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._signalled
 
-    def _note(self, number: int, frame: object) -> None:
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, a signal is only noted: whoever asks `requested` has something to save first."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def note(self, number: int, frame: object) -> None:
+        """The handler of the signals."""
         if self._signalled:
             raise KeyboardInterrupt
-        self._signalled = True
-        name = signal.Signals(number).name
+        self._signalled, name = True, signal.Signals(number).name
+        if not self._deferred and jax.process_count() == 1:
+            raise StoppedError(f"{name}: stopped; the same command continues")
         print(
             f"{name}: stops after this step, with a checkpoint (once more: stops at once)", file=sys.stderr, flush=True
         )
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX watches for in all processes
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
-    """Turns the signals into `Interruption.requested`; the former handlers return afterwards.
+    """Handles the signals; the former handlers return afterwards.
 
-    With several processes JAX itself watches for SIGTERM and makes them agree on a step; SIGINT is passed on as one.
+    With several processes JAX itself watches for SIGTERM; SIGINT is passed on as one.
     """
     interruption = Interruption()
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, interruption._note) for number in numbers}
+    former = {number: signal.signal(number, interruption.note) for number in numbers}
     try:
         yield interruption
     finally:

@@ -45,11 +45,17 @@ class Journal:
         self._network, self._log, self._summaries, self._progress = network, log, summaries, progress
         self._schedule, self._tiles, self._max_bad_steps, self._saved = schedule, tiles, max_bad_steps, saved
         self._unlogged = list(unlogged)
+        self._latest: Mapping[str, Any] = unlogged[-1] if unlogged else {"bad_steps": 0}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step as they come from the device; waits for nothing."""
         self._unlogged.append(metrics)
+        self._latest = metrics
         self._progress.tick(step)
+
+    def skipped_last(self) -> bool:
+        """Whether the last step's update was skipped; waits for the device."""
+        return bool(self._latest["bad_steps"])
 
     def unlogged(self) -> list[Row]:
         """Metrics since the last line as plain numbers, for a checkpoint; waits for the device."""

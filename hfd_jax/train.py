@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ from hfd_jax.context import Context
 from hfd_jax.data.pipeline import Ref, batch_refs, training_batches
 from hfd_jax.errors import CheckpointError, StoppedError
 from hfd_jax.evaluate import Evaluator, Network, check_fits, evaluate_workdir, load_network, table
-from hfd_jax.interruption import watch
+from hfd_jax.interruption import Interruption, watch
 from hfd_jax.journal import Journal
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
 from hfd_jax.state import TrainState, init_fn, student_from_teacher
-from hfd_jax.workdir import differences, package_versions, sole_run
+from hfd_jax.workdir import differences, package_versions
 
 
 def run(config: ConfigDict, root: str) -> dict[str, Scores]:
@@ -33,19 +34,18 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
       UserError: before anything is computed or overwritten.
       StoppedError: a signal came; all is saved, and the same call continues.
     """
-    shared = context.prepare(config, root)
-    with sole_run(shared.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return run_stages(shared)
+    with watch() as interruption, context.prepared(config, root) as shared:
+        return run_stages(shared, interruption)
 
 
-def run_stages(shared: Context) -> dict[str, Scores]:
+def run_stages(shared: Context, interruption: Interruption) -> dict[str, Scores]:
     """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
     config = shared.config
     runs, known = assembly.stages(config), {}
     for network in runs:
         if network.needs_teacher and not known:
             known["teacher"] = score_teacher(shared)
-        train_network(shared, network, known.get("teacher"))
+        train_network(shared, network, interruption, known.get("teacher"))
     names = [network.name for network in runs]
     if "teacher" not in names and any(network.needs_teacher for network in runs):
         names.insert(0, "teacher")
@@ -95,11 +95,14 @@ def score_teacher(shared: Context) -> Scores:
     return scores
 
 
-def train_network(shared: Context, network: Run, teacher_scores: Scores | None = None) -> None:
+def train_network(
+    shared: Context, network: Run, interruption: Interruption, teacher_scores: Scores | None = None
+) -> None:
     """Trains one network to its last step, from its latest good checkpoint if there is one.
 
     Args:
       shared, network: the run and which network.
+      interruption: whether to stop early.
       teacher_scores: of its teacher, if it has one; stands in its checkpoints' records.
     """
     config = shared.config
@@ -134,14 +137,24 @@ def train_network(shared: Context, network: Run, teacher_scores: Scores | None =
     )
     variables = frozen.variables if setup.objective.distils else shared.parallel.replicate({})
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
-        loop(shared, training, state, variables, batches, start, unlogged)
+        loop(shared, training, interruption, state, variables, batches, start, unlogged)
 
 
-def loop(shared: Context, training: Training, state: TrainState, frozen: Any, batches, start: int, unlogged: list):
+def loop(
+    shared: Context,
+    training: Training,
+    interruption: Interruption,
+    state: TrainState,
+    frozen: Any,
+    batches: Iterator[dict],
+    start: int,
+    unlogged: list[dict[str, float]],
+) -> None:
     """step, log, evaluate, save.
 
     Args:
       shared, training: the run and the network.
+      interruption: whether to stop early.
       state: to begin with.
       frozen: the teacher's variables; empty where nothing is distilled.
       batches: of the steps from start + 1.
@@ -157,23 +170,24 @@ def loop(shared: Context, training: Training, state: TrainState, frozen: Any, ba
     evaluator = shared.evaluator("validation") if settings.eval_every else None
     stop = False
     journal = make_journal(shared, training, start, unlogged)
-    with watch() as interruption, contextlib.closing(training.checkpoints), contextlib.closing(journal):
+    with interruption.deferred(), contextlib.closing(training.checkpoints), contextlib.closing(journal):
         for step in range(start + 1, training.total + 1):
             state, metrics = train_step(state, frozen, next(batches))
             journal.add(step, metrics)
-            last, stop, score = step == training.total, interruption.requested(step), None
+            last, stop, score = step == training.total, interruption.requested(), None
             if last or step % settings.log_every == 0 or step == 1:
                 journal.write(step)
             if evaluator and (last or step % settings.eval_every == 0):
                 scores = evaluate(training.setup, state, evaluator)
                 score = scores.mean_iou
                 journal.validated(step, scores.mean_iou, scores.accuracy)
-            if last or stop or step % settings.checkpoint_every == 0:
+            # A checkpoint among skipped steps would push out one that is surely good.
+            if last or stop or (step % settings.checkpoint_every == 0 and not journal.skipped_last()):
                 record = training.record | {"unlogged": journal.unlogged()}
                 training.checkpoints.save(step, parallel.single(state), record, score)
             if stop:
                 break
-    if stop:
+    if stop or interruption.requested():
         raise StoppedError(
             f"stopped after step {step} of {training.network.name}, which is saved; the same command continues"
         )

@@ -84,9 +84,10 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def sole_run(workdir: Workdir) -> Iterator[None]:
-    """WorkdirError where another run is at work in the folder; the lock goes with the process, however it ends."""
+    """Makes the folder; WorkdirError where another run is at work in it. The lock goes with the process, however."""
     path = os.path.join(workdir.root, "lock")
     with writing(path):
+        os.makedirs(workdir.root, exist_ok=True)
         file = open(path, "a")  # noqa: SIM115 - closed below, where other errors are not about it
     with file:
         try:
@@ -127,6 +128,8 @@ def write_json(path: str, values: Any) -> None:
         with open(temporary, "w") as file:
             json.dump(values, file, indent=2)
             file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
 

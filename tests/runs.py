@@ -54,6 +54,12 @@ def damage(checkpoint):
         path.write_bytes(content)
 
 
-def log_of(workdir, network):
+def rows_of(workdir, network):
+    """Every line of the log about a network, in order."""
     rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row for row in rows if row["network"] == network and "loss" in row}
+    return [row for row in rows if row["network"] == network]
+
+
+def log_of(workdir, network):
+    """step -> what was logged of the training steps up to it."""
+    return {row["step"]: row for row in rows_of(workdir, network) if "loss" in row}

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -157,10 +158,13 @@ def test_no_damage_becomes_a_result(tmp_path, times):
         shutil.copytree(tmp_path / "whole", folder)
         path = files(folder, 20)[rng.integers(len(files(folder, 20)))]
         what = f"{hurt(path, rng)} {path.relative_to(folder)}"
+        with contextlib.suppress(DamagedError):  # and nothing else
+            CheckpointReader(str(folder)).verify(20)
         checkpoints = Checkpoints(str(folder))
         state, step = checkpoints.restore_latest(abstract(make_state()))
         assert equal(state, make_state(step)), what
         assert checkpoints.record(step) == whole.record(step), what
+        checkpoints.verify(step)
         caught += [what] * (step == 10)
         checkpoints.close()
     print(f"{times} times damaged, {len(caught)} caught; the others changed nothing that is restored")
@@ -174,6 +178,35 @@ def test_damaged_record_counts_as_damage(tmp_path):
         truncate(path)
     checkpoints = Checkpoints(str(folder))
     assert checkpoints.restore_latest(abstract(make_state()))[1] == 10
+    checkpoints.close()
+
+
+def test_a_best_checkpoint_whose_score_is_damaged_is_neither_passed_over_nor_removed(tmp_path):
+    folder = tmp_path / "student"
+    reader = save_all(folder, {10: 0.9, 20: 0.2, 30: 0.3})
+    for path in files(folder / "10", "record"):
+        flip_bit(path)
+    with pytest.raises(DamagedError, match="/10: "):
+        reader.choose("best")
+    save_all(folder, {40: 0.4, 50: 0.1})
+    assert reader.steps() == [10, 40, 50], "somebody may mend it"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(13, "no"), ValueError("RESOURCE_EXHAUSTED: too many open files")]
+)
+def test_trouble_of_the_machine_is_no_damage(tmp_path, monkeypatch, error):
+    """A good checkpoint is not moved away because memory is short or a file server rests."""
+    save_all(tmp_path / "student", {10: None, 20: None})
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fail)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore_latest(abstract(make_state()))
+    assert not isinstance(caught.value, DamagedError) and checkpoints.steps() == [10, 20]
     checkpoints.close()
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from hfd_jax.errors import STOPPED_EXIT_CODE
 from tests.conftest import ROOT, python_environment, run_python
-from tests.runs import arguments, digests, log_of
+from tests.runs import arguments, digests, rows_of
 
 STEPS = 40
 # One line of the log and one checkpoint every few steps, and neither divides the other.
@@ -23,7 +24,7 @@ FLAGS = (
     f"--config.student.steps={STEPS}",
     "--config.train.checkpoint_every=7",
     "--config.train.log_every=5",
-    "--config.train.eval_every=0",
+    "--config.train.eval_every=14",
     "--config.data.crop=32",
     "--config.distill.taps=('C3','A')",
     "--config.data.batch_size=4",
@@ -71,7 +72,7 @@ def wait_for(process, wanted):
 def same(one, other):
     for network in ("teacher", "student"):
         assert digests(one, network, STEPS) == digests(other, network, STEPS)
-        assert log_of(one, network) == log_of(other, network)
+        assert rows_of(one, network) == rows_of(other, network)
     scores = [json.loads(Path(workdir, "evaluation.json").read_text()) for workdir in (one, other)]
     assert scores[0] == scores[1]
 
@@ -92,13 +93,39 @@ def test_signal_saves_and_the_same_command_ends_alike(undisturbed, scenes_dir, t
     same(workdir, undisturbed)
 
 
+def test_signal_outside_training_ends_at_once_with_the_same_code(undisturbed, scenes_dir, tmp_path):
+    """While the networks are evaluated there is nothing to save."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    process = start(workdir, scenes_dir)
+    for line in process.stdout:
+        if line.startswith("student") or "before it teaches" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=300)[0]
+    assert process.returncode == STOPPED_EXIT_CODE and "SIGTERM: stopped; the same command continues" in rest
+    same(workdir, undisturbed)
+
+
+def kill_while_saving(process, workdir):
+    """As soon as a half-written checkpoint is there."""
+    while not list(Path(workdir).glob("checkpoints/*/*-tmp")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 def kill_and_resume(undisturbed, data_dir, workdir, kills, seed):
-    """Kills one run `kills` times at random moments, later and later; compares its end with `undisturbed`."""
+    """Kills a run while it saves, then at random moments, later and later; compares its end with `undisturbed`."""
     rng = random.Random(seed)
-    for wanted in sorted(rng.randrange(1, 2 * STEPS - 15) for _ in range(kills)):
+    process = start(workdir, data_dir)
+    kill_while_saving(process, workdir)
+    for wanted in sorted(rng.randrange(1, 2 * STEPS - 25) for _ in range(kills - 1)):
         process = start(workdir, data_dir)
         wait_for(process, wanted)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.choice((0.1, 0.3, 3.0)) * rng.random())  # also in validation, and between the stages
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was alive"

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from hfd_jax.errors import STOPPED_EXIT_CODE
+from hfd_jax.workdir import Workdir, sole_run
 from tests.conftest import FAST_COMPILE, ROOT, python_environment, run_python
-from tests.runs import arguments, digests, evaluation, log_of
+from tests.runs import arguments, digests, evaluation, rows_of
 
 STEPS = 30
 FLAGS = (
@@ -97,12 +99,12 @@ def undisturbed(tmp_path_factory, scenes, scenes_dir):
 def same(one, other):
     for network in ("teacher", "student"):
         assert digests(one, network, STEPS) == digests(other, network, STEPS)
-        assert log_of(one, network) == log_of(other, network)
+        assert rows_of(one, network) == rows_of(other, network)
     assert evaluation(one) == evaluation(other)
 
 
 def test_killed_stopped_and_resumed_on_one_process(undisturbed, scenes_dir, tmp_path):
-    """Two processes, one of them killed; two again, one of them asked to stop; the rest on one. Not a bit differs."""
+    """Two processes, one of them killed; two again, asked to stop between the stages; the rest on one. Bit-equal."""
     workdir = tmp_path / "run"
     command = arguments(workdir, scenes_dir, *FLAGS, baselines=())
     first = Pair(*command)
@@ -112,34 +114,51 @@ def test_killed_stopped_and_resumed_on_one_process(undisturbed, scenes_dir, tmp_
     assert first.end() == [-signal.SIGKILL] * 2
 
     second = Pair(*command)
-    second.wait_for("student", 5)
+    second.wait_for("teacher", STEPS)  # what follows: its last save, its evaluation, the student's compilation
     second.processes[1].send_signal(signal.SIGTERM)
     assert second.end() == [STOPPED_EXIT_CODE] * 2, second.output[0]
     assert "teacher (EO): 6 labelled tiles, steps 7 to 30" in second.output[0]
-    stopped = int(second.output[0].split("stopped after step ")[1].split()[0])
-    assert "of student, which is saved" in second.output[1]
+    stopped = re.search(r"stopped after step (\d+) of (\w+), which is saved", second.output[0])
+    assert stopped[0] in second.output[1], "both agree"
 
-    assert f"steps {stopped} to {STEPS}" in on_one_process(command)
+    first_step = stopped[1] if stopped[2] == "student" else "0"
+    assert f"HFD student (SAR): 6 labelled + 18 unlabelled tiles, steps {first_step} to" in on_one_process(command)
     same(workdir, undisturbed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
-def test_two_processes_to_the_end(scenes_dir, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "victim"), [("jit", 1), ("pmap", 0)])
+def test_two_processes_to_the_end(scenes_dir, tmp_path, kind, victim):
     """A process that is left alone notices within two minutes; two resume; and one process has the same numbers."""
     workdir, alone = tmp_path / "two", tmp_path / "one"
     flags = (*FLAGS, f"--config.parallel={kind}")
     command = arguments(workdir, scenes_dir, *flags, baselines=())
     first = Pair(*command)
     first.wait_for("teacher", 10)
-    first.kill(1)
+    first.kill(victim)
+    start = time.monotonic()
     codes = first.end()
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, STOPPED_EXIT_CODE)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] not in (0, STOPPED_EXIT_CODE)
+    assert time.monotonic() - start < 120
     second = Pair(*command)
-    assert second.end() == [0, 0], second.output[0]
-    assert "steps 7 to 30" in second.output[0]
+    second.wait_for("student", 5)
+    second.processes[victim].send_signal(signal.SIGINT)
+    assert second.end() == [STOPPED_EXIT_CODE] * 2, second.output[0]
+    assert "steps 7 to 30" in second.output[0] and "of student, which is saved" in second.output[0]
+    third = Pair(*command)
+    assert third.end() == [0, 0], third.output[0]
     on_one_process(arguments(alone, scenes_dir, *flags, baselines=()))
     same(workdir, alone)
+
+
+def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
+    """The folder is in use: the first process says so and leaves; the second one does not wait for it for ever."""
+    workdir = tmp_path / "run"
+    with sole_run(Workdir(str(workdir))):
+        pair = Pair(*arguments(workdir, scenes_dir, *FLAGS, baselines=()))
+        codes = pair.end()
+    assert codes[0] == 1 and codes[1] != 0
+    assert "error: " in pair.output[0] and "another run is at work there" in pair.output[0]
 
 
 def test_distributed_alone_is_an_error_that_says_what_is_missing(tmp_path):

@@ -13,7 +13,9 @@ from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
+from hfd_jax.data.pipeline import Reading
 from hfd_jax.distill.hfd import HFD
+from hfd_jax.evaluate import Evaluator
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import make_parallel
@@ -244,3 +246,17 @@ def test_a_step_that_is_not_finite_is_skipped_on_every_device_and_counted(kind, 
     skipped, plain = run([make_batch(0), bad, make_batch(2)])[0][0], run([make_batch(0), make_batch(2)])[0][0]
     for name in ("params", "batch_stats", "opt_state"):
         assert all(map(np.array_equal, *(jax.tree.leaves(getattr(s, name)) for s in (skipped, plain))))
+
+
+def test_every_tile_is_evaluated_once_on_any_number_of_devices(scenes):
+    """Ten tiles, eight a batch: six places of the second batch are padding."""
+    model = Segmenter(5, width=4)
+    variables = jax.device_get(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 2))))
+    found = []
+    for devices in (1, 8):
+        parallel = make_parallel("jit", jax.devices()[:devices])
+        evaluator = Evaluator(scenes, "test", Reading((0, 1), (0, 1, 2), threads=1), parallel, batch_size=8)
+        found.append(evaluator(model, INPUTS, "sar", parallel.replicate(variables)))
+    for scores in found:
+        assert scores.matrix.sum() == 10 * 64 * 64 and scores.ignored == 0
+    assert np.abs(found[0].matrix - found[1].matrix).sum() <= 0.002 * 10 * 64 * 64, "near-ties"

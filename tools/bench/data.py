@@ -23,15 +23,23 @@ ROUNDS = 3
 def reading(workdir: str) -> str:
     """Crops per second of the data path and of the training step."""
     # Imported here: the processes that prepare data import this file too, and need none of it.
-    import jax
-
     from configs import default
-    from hfd_jax import assembly, config_flags, context, steps, train
-    from hfd_jax.data.pipeline import training_batches
+    from hfd_jax import config_flags, context
 
     config = config_flags.config(default.get_config()).copy_and_resolve_references()
     config.baselines, config.stage, config.data.workers = (), "teacher", 1
-    shared = context.prepare(config, workdir)
+    with context.prepared(config, workdir) as shared:
+        return race(shared)
+
+
+def race(shared: Any) -> str:
+    """Reads and trains in turn."""
+    import jax
+
+    from hfd_jax import assembly, steps, train
+    from hfd_jax.data.pipeline import training_batches
+
+    config = shared.config
     network = assembly.teacher_run()
     setup = train.make_setup(shared, network, None, config.teacher.steps)
     state = shared.parallel.init(train.initialiser(shared, network, setup, None), jax.random.key(config.seed))
