@@ -33,7 +33,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+# The longest first: a long file that begins last keeps one process busy and the other one idle.
+LONG = ("test_main", "test_processes", "test_interruption", "test_variants", "test_public_data", "test_steps")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     if config.getoption("--slow"):
         return
     for item in items:

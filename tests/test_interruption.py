@@ -28,6 +28,7 @@ FLAGS = (
     "--config.data.crop=32",
     "--config.distill.taps=('C3','A')",
     "--config.data.batch_size=4",
+    "--config.model.align=none",  # compiles sooner
 )
 
 
