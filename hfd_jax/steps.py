@@ -185,22 +185,26 @@ def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Te
     (loss, (terms, batch_stats, extra)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
     if setup.axis_name:
         grads = jax.lax.pmean(grads, setup.axis_name)
-    updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
-    params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(grads)
-    updated = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-    state = _keep_finite(state, updated, _all_finite((loss, grad_norm, batch_stats)))
+    grad_norm = optax.tree.norm(grads)
+
+    def update():
+        updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+
+    good = _all_finite((loss, grad_norm, batch_stats))
+    new_state = _counted(jax.lax.cond(good, update, lambda: state), good)
     shares = {f"share_{name}": value / jnp.maximum(loss, losses.EPS) for name, value in terms.items()}
-    counts = {"skipped": state.skipped, "bad_steps": state.bad_steps}
-    return state, {"loss": loss, "grad_norm": grad_norm, **terms, **shares, **extra, **counts}
+    counts = {"skipped": new_state.skipped, "bad_steps": new_state.bad_steps}
+    return new_state, {"loss": loss, "grad_norm": grad_norm, **terms, **shares, **extra, **counts}
 
 
-def _keep_finite(old: TrainState, updated: TrainState, good) -> TrainState:
-    """The updated state where `good`, else the old one; counts. Every device decides alike: `good` is global."""
-    state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, old)
+def _counted(state: TrainState, good) -> TrainState:
+    """One step more, which `good` tells to have been an update or to be skipped."""
     return state.replace(
-        step=old.step + 1,
-        skipped=old.skipped + jnp.where(good, 0, 1),
-        bad_steps=jnp.where(good, 0, old.bad_steps + 1),
+        step=state.step + 1,
+        skipped=state.skipped + jnp.where(good, 0, 1),
+        bad_steps=jnp.where(good, 0, state.bad_steps + 1),
     )
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hfd_jax.models.alignment import FeatureAlignment, bin_means, upsample, warp
+from hfd_jax.models.alignment import FeatureAlignment, bin_means, warp
+from hfd_jax.models.layers import upsample
 from hfd_jax.models.resnet import ResNet
 from hfd_jax.models.segmenter import TAP_STRIDES, Segmenter
 

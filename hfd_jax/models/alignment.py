@@ -8,19 +8,13 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hfd_jax.models.resnet import batch_norm, convolution
+from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolution, upsample
 
 LEVELS = ("C2", "C3", "C4", "C5")
 ALIGNMENTS = ("flow", "none")
-
-
-def upsample(x, shape):
-    """Bilinear resize of x [B, h, w, C] to `shape` (H, W); half-pixel centres, border values repeated."""
-    return jax.image.resize(x, (x.shape[0], *shape, x.shape[-1]), "bilinear")
 
 
 def warp(x, flow):
@@ -65,7 +59,7 @@ class Selection(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         conv = partial(convolution, self.channels, 1, dtype=self.dtype)
-        x = batch_norm(train, self.dtype, self.axis_name, name="bn")(conv(name="lateral")(x))
+        x = BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(name="lateral")(x))
         gate = nn.sigmoid(conv(name="gate", use_bias=True)(x.mean((1, 2), keepdims=True)))
         return conv(name="select")(x + gate * x)
 
@@ -98,7 +92,7 @@ class PyramidPooling(nn.Module):
             reduced = convolution(self.channels // 4, 1, dtype=self.dtype, name=f"bin{bins}")(bin_means(x, bins))
             parts.append(upsample(nn.relu(reduced), x.shape[1:3]))
         y = convolution(self.channels, 1, dtype=self.dtype, name="project")(jnp.concatenate(parts, -1))
-        return nn.relu(batch_norm(train, self.dtype, self.axis_name, name="bn")(y))
+        return nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn")(y))
 
 
 class FeatureAlignment(nn.Module):
@@ -119,7 +113,7 @@ class FeatureAlignment(nn.Module):
     @nn.compact
     def __call__(self, features, train: bool):
         options = {"dtype": self.dtype, "axis_name": self.axis_name}
-        norm = partial(batch_norm, train, self.dtype, self.axis_name)
+        norm = partial(BatchNorm, train, self.dtype, self.axis_name)
         conv = partial(convolution, self.channels, 3, dtype=self.dtype)
         lateral = {
             name: Selection(self.channels, name=f"selection_{name}", **options)(features[name], train)
@@ -132,15 +126,13 @@ class FeatureAlignment(nn.Module):
         levels = [level]
         for name in reversed(LEVELS[:-1]):
             here = lateral[name]
-            coarse = upsample(level, here.shape[1:3])
             if self.align == "flow":
                 # Zero at the start: training begins as a plain FPN.
-                flow = convolution(
-                    2, 3, dtype=self.dtype, use_bias=True, kernel_init=nn.initializers.zeros, name=f"flow_{name}"
-                )(jnp.concatenate([here, coarse], -1))
-                coarse = warp(level, flow)
+                flow = JoinedConvolution(2, True, self.dtype, nn.initializers.zeros, name=f"flow_{name}")
+                coarse = warp(level, flow([here, level]))
+            else:
+                coarse = upsample(level, here.shape[1:3])
             level = nn.relu(norm(name=f"bn_{name}")(conv(name=f"merge_{name}")(here + coarse)))
             levels.append(level)
-        finest = levels[-1].shape[1:3]
-        aggregated = jnp.concatenate([upsample(level, finest) for level in levels], -1)
-        return nn.relu(norm(name="bn_aggregate")(conv(name="aggregate")(aggregated)))
+        aggregate = JoinedConvolution(self.channels, dtype=self.dtype, name="aggregate")
+        return nn.relu(norm(name="bn_aggregate")(aggregate(levels)))

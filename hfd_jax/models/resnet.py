@@ -10,38 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.layers import BatchNorm, convolution, max_pool
+
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STAGES = ("C2", "C3", "C4", "C5")
 STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-
-
-def convolution(
-    features: int, kernel: int, stride: int = 1, *, dtype: Any = jnp.float32, use_bias: bool = False, **kwargs
-):
-    """A square convolution, `kernel // 2` zeros of padding on every side (SAME would shift strided maps)."""
-    pad = kernel // 2
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=((pad, pad), (pad, pad)),
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kwargs.pop("kernel_init", nn.initializers.variance_scaling(2.0, "fan_out", "normal")),
-        **kwargs,
-    )
-
-
-def batch_norm(train: bool, dtype: Any, axis_name: str | None, **kwargs):
-    """BatchNorm with the standard epsilon and momentum; statistics and parameters stay float32."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        axis_name=axis_name if train else None,
-        **kwargs,
-    )
 
 
 class Block(nn.Module):
@@ -56,7 +29,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         conv = partial(convolution, dtype=self.dtype)
-        norm = partial(batch_norm, train, self.dtype, self.axis_name)
+        norm = partial(BatchNorm, train, self.dtype, self.axis_name)
         out = self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             y = nn.relu(norm(name="bn1")(conv(self.features, 1, name="conv1")(x)))
@@ -78,28 +51,31 @@ class ResNet(nn.Module):
       width: channels of the first stage (64 is the standard network).
       dtype: of the computation; parameters are float32.
       axis_name: pmap axis over which the batch statistics are averaged; None under jit.
+      remat: keep only what goes from block to block for the backward pass and compute the rest again.
     """
 
     depth: int = 18
     width: int = 64
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(batch_norm(train, self.dtype, self.axis_name, name="bn1")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn1")(x))
+        x = max_pool(x)
         features = {}
         for stage, (name, blocks) in enumerate(zip(STAGES, DEPTHS[self.depth], strict=True)):
-            for block in range(blocks):
-                x = Block(
+            for index in range(blocks):
+                x = block(
                     features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
+                    stride=2 if stage > 0 and index == 0 else 1,
                     bottleneck=self.depth >= 50,
                     dtype=self.dtype,
                     axis_name=self.axis_name,
-                    name=f"layer{stage + 1}_{block}",
+                    name=f"layer{stage + 1}_{index}",
                 )(x, train)
             features[name] = x
         return features

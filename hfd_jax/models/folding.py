@@ -1,0 +1,46 @@
+"""Folds batch statistics into the convolutions before them: a frozen network computes the same with less."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from hfd_jax.models.layers import BatchNorm
+
+
+def convolution_before(norm: str) -> tuple[str, ...]:
+    """Names, one of which the convolution before a BatchNorm of this name has (in the same module)."""
+    plain = {"bn": ("lateral", "project"), "downsample_bn": ("downsample_conv",), "bn_aggregate": ("aggregate",)}
+    return plain.get(norm, (norm.replace("bn_", "merge_"), norm.replace("bn", "conv")))
+
+
+def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a Segmenter -> variables without batch statistics, with which it gives the same in inference.
+
+    kernel' = kernel * scale / sqrt(var + epsilon), bias' = bias - mean * scale / sqrt(var + epsilon); float32.
+
+    Args:
+      variables: {"params", "batch_stats"}.
+
+    Raises:
+      ValueError: a BatchNorm whose convolution is not known.
+    """
+
+    def folded(params, statistics, path):
+        result = dict(params)
+        for name in params:
+            if name not in statistics:
+                continue
+            if "mean" not in statistics[name]:
+                result[name] = folded(params[name], statistics[name], f"{path}{name}/")
+                continue
+            before = [conv for conv in convolution_before(name) if conv in params]
+            if len(before) != 1:
+                raise ValueError(f"{path}{name}: no convolution is known before it among {', '.join(params)}")
+            norm, stats = params[name], statistics[name]
+            factor = norm["scale"] * jax.lax.rsqrt(stats["var"] + BatchNorm.epsilon)
+            result[before[0]] = {**params[before[0]], "kernel": params[before[0]]["kernel"] * factor}
+            result[name] = {"bias": norm["bias"] - stats["mean"] * factor}
+        return result
+
+    return {"params": folded(variables["params"], variables["batch_stats"], "")}
