@@ -96,6 +96,8 @@ def get_config() -> ConfigDict:
     teacher.checkpoint = ""
     # Which of its checkpoints teaches: "latest", or "best" (mIoU on the validation split, which costs its labels).
     teacher.which = "latest"
+    # Computation of the frozen teacher in stage 2; "": as it was trained. "bfloat16" is cheaper on GPU and TPU.
+    teacher.dtype = ""
 
     config.student = student = ConfigDict()
     student.steps = 400  # of stage 2, and of every baseline
@@ -117,6 +119,7 @@ def get_config() -> ConfigDict:
     train.keep_checkpoints = 2  # latest ones; the best one stays beside them
     # A step with a loss or gradient that is not finite is skipped and logged; so many in a row end the run.
     train.max_bad_steps = 10
+    train.remat = False  # compute blocks again in the backward pass instead of keeping them: less memory, more time
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"  # evaluated when training ends

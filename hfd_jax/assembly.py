@@ -80,7 +80,13 @@ def scene_source(scenes: ConfigDict) -> SceneSource:
 
 
 def make_model(config: ConfigDict, classes: int, axis_name: str | None = None) -> Segmenter:
-    return Segmenter(classes=classes, dtype=DTYPES[config.dtype], axis_name=axis_name, **config.model.to_dict())
+    options = {"dtype": DTYPES[config.dtype], "axis_name": axis_name, "remat": config.train.remat}
+    return Segmenter(classes=classes, **options, **config.model.to_dict())
+
+
+def teacher_dtype(config: ConfigDict, teacher: Segmenter) -> Any:
+    """In which the frozen teacher computes."""
+    return DTYPES[config.teacher.dtype] if config.teacher.dtype else teacher.dtype
 
 
 def chosen_bands(config: ConfigDict, facts: Facts, sensor: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ _CHOICES = {
     "optim.schedule": SCHEDULES,
     "student.init": ("random", "teacher"),
     "teacher.which": ("latest", "best"),
+    "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
 _MEMBERS = {"baselines": tuple(BASELINES), "distill.taps": TAPS}

@@ -1,7 +1,9 @@
-"""The frozen teacher: where it lies, whether it fits, and its restored variables."""
+"""The frozen teacher: where it lies, whether it fits, its restored variables, and the form in which it teaches."""
 
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from hfd_jax import assembly
@@ -10,6 +12,7 @@ from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.data.facts import Facts
 from hfd_jax.errors import CheckpointError, ConfigError
 from hfd_jax.evaluate import Network, load_network
+from hfd_jax.models.folding import fold
 from hfd_jax.parallel import Jit, Pmap
 from hfd_jax.workdir import Workdir
 
@@ -57,6 +60,12 @@ def load_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, run: Run, p
     """Restores the teacher after `check_teacher`."""
     check_teacher(config, workdir, facts, [run])
     return load_network(assembly.teacher_folder(config, workdir), config.teacher.which, parallel)
+
+
+def frozen_variables(teacher: Network, dtype: Any, parallel: Jit | Pmap) -> Any:
+    """The teacher's variables as stage 2 runs them: statistics folded into the kernels, stored in `dtype`."""
+    host = jax.device_get(parallel.local(teacher.variables))
+    return parallel.replicate(jax.tree.map(lambda x: np.asarray(x, dtype), fold(host)))
 
 
 def identity(teacher: Network | None) -> dict[str, Any] | None:

@@ -135,7 +135,9 @@ def train_network(
         start_step=start,
         process=(jax.process_index(), jax.process_count()),
     )
-    variables = frozen.variables if setup.objective.distils else shared.parallel.replicate({})
+    variables = shared.parallel.replicate({})
+    if setup.objective.distils:
+        variables = teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel)
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
         loop(shared, training, interruption, state, variables, batches, start, unlogged)
 
@@ -250,7 +252,7 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
         tx=assembly.make_optimiser(config, total),
         inputs=inputs,
         objective=assembly.make_objective(config, network, total, shared.class_pixels),
-        teacher=frozen.model if frozen else None,
+        teacher=frozen.model.clone(dtype=assembly.teacher_dtype(config, frozen.model)) if frozen else None,
         distiller=assembly.make_distiller(config, network, axis_name),
         axis_name=axis_name,
     )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hfd_jax.losses import masked_mean
+from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
 
@@ -67,7 +68,7 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
-        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name if train else None)(x)
+        x = BatchNorm(train, axis_name=self.axis_name)(x)
         # No bias: the standardisation that follows would take it away.
         return nn.Conv(self.channels, (1, 1), use_bias=False)(nn.relu(x))
 

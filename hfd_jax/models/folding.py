@@ -1,5 +1,6 @@
 """Folds batch statistics into the convolutions before them: a frozen network computes the same with less."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,15 @@ import jax
 
 from hfd_jax.models.layers import BatchNorm
 
-
-def convolution_before(norm: str) -> tuple[str, ...]:
-    """Names, one of which the convolution before a BatchNorm of this name has (in the same module)."""
-    plain = {"bn": ("lateral", "project"), "downsample_bn": ("downsample_conv",), "bn_aggregate": ("aggregate",)}
-    return plain.get(norm, (norm.replace("bn_", "merge_"), norm.replace("bn", "conv")))
+# The convolution before a BatchNorm, in the same module: pattern of the norm's name -> the convolution's.
+_BEFORE = (
+    (r"bn(\d)", r"conv\1"),
+    (r"downsample_bn", r"downsample_conv"),
+    (r"bn_(C\d)", r"merge_\1"),
+    (r"bn_aggregate", r"aggregate"),
+    (r"bn", r"lateral"),
+    (r"bn", r"project"),
+)
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +39,8 @@ def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
             if "mean" not in statistics[name]:
                 result[name] = folded(params[name], statistics[name], f"{path}{name}/")
                 continue
-            before = [conv for conv in convolution_before(name) if conv in params]
+            before = [re.sub(norm, conv, name) for norm, conv in _BEFORE if re.fullmatch(norm, name)]
+            before = [conv for conv in before if conv in params]
             if len(before) != 1:
                 raise ValueError(f"{path}{name}: no convolution is known before it among {', '.join(params)}")
             norm, stats = params[name], statistics[name]

@@ -15,6 +15,8 @@ from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
+from hfd_jax.models.folding import fold
+from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit
 from hfd_jax.state import init_fn
 
@@ -86,9 +88,14 @@ def make_setup(config: ConfigDict, shapes: Shapes, network: Run) -> steps.Setup:
         tx=assembly.make_optimiser(config, STEPS),
         inputs=make_inputs(config, shapes),
         objective=assembly.make_objective(config, network, STEPS, lambda: (1000,) * shapes.classes),
-        teacher=assembly.make_model(config, shapes.classes),
+        teacher=frozen_model(config, shapes.classes),
         distiller=assembly.make_distiller(config, network),
     )
+
+
+def frozen_model(config: ConfigDict, classes: int) -> Segmenter:
+    model = assembly.make_model(config, classes)
+    return model.clone(dtype=assembly.teacher_dtype(config, model))
 
 
 NETWORKS = {
@@ -108,7 +115,8 @@ def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequen
     teacher: Any = {}
     if setup.objective.distils:
         image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
-        teacher = parallel.init(setup.teacher.init, jax.random.key(1), image)
+        variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
+        teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(variables))
     batch = parallel.shard(make_batch(shapes))
     arguments = (state, teacher, batch)
     compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), arguments)
