@@ -110,6 +110,9 @@ def get_config() -> ConfigDict:
     distill.tap_weights = ()  # one per tap; () for equal weights
     distill.logit_weight = 0.0  # of the logit distillation
     distill.temperature = 1.0  # of the logit distillation
+    # Compute the teacher's features of every training tile once (below the workdir, float16) and read them in stage 2
+    # instead of optical images. For crops that hold whole tiles, without augment.eo_gain and logit distillation.
+    distill.cache = False
     distill.warmup = 0.1  # share of the steps over which both weights grow from 0
 
     config.train = train = ConfigDict()

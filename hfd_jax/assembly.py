@@ -19,7 +19,7 @@ from hfd_jax.data.pipeline import Reading, Ref, training_pools
 from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.distill.hfd import HFD
 from hfd_jax.models.segmenter import Segmenter
-from hfd_jax.steps import Objective
+from hfd_jax.steps import Objective, Setup
 from hfd_jax.workdir import Workdir
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -195,6 +195,21 @@ def make_record(
         "inputs": dataclasses.asdict(inputs),
         "config": config.to_dict(),
         "versions": versions,
+    }
+
+
+def cache_identity(config: ConfigDict, setup: Setup, record: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the teacher's stored features, of a student whose checkpoints carry this record."""
+    return {
+        "teacher": record["teacher"],
+        "dtype": jnp.dtype(setup.teacher.dtype).name,
+        "facts": jsonable(record["facts"]),
+        "tiles": record["tiles"],
+        "eo": jsonable(dataclasses.asdict(setup.inputs.eo)),
+        "clip": setup.inputs.normalisation.clip,
+        "crop": config.data.crop,
+        "flips": config.augment.flips,
+        "taps": list(setup.distiller.taps),
     }
 
 

@@ -125,6 +125,8 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             _fail(
                 config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
             )
+    if config.distill.cache:
+        _check_cache(config)
     weights = config.distill.tap_weights
     if not all(isinstance(weight, int | float) for weight in weights):
         _fail(config, "distill.tap_weights", "expected numbers")
@@ -160,6 +162,15 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             raise ConfigError(f"config.data.{error}") from error
 
 
+def _check_cache(config: ConfigDict) -> None:
+    if not config.distill.weight:
+        _fail(config, "distill.cache", "distill.weight is 0, so there are no features to store")
+    if config.distill.logit_weight:
+        _fail(config, "distill.cache", "features are stored, logits are not; expected distill.logit_weight 0")
+    if config.augment.eo_gain:
+        _fail(config, "distill.cache", "stored features know no gain of the optical image; expected augment.eo_gain 0")
+
+
 def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str], largest: tuple[int, int]) -> None:
     """Checks what depends on the data set; ConfigError as above.
 
@@ -176,6 +187,13 @@ def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str]
             config,
             "data.crop",
             f"the largest training tile has {largest[0]} x {largest[1]} pixels; the rest is padding",
+        )
+    if config.distill.cache and config.data.crop < max(largest):
+        _fail(
+            config,
+            "distill.cache",
+            f"needs crops that hold whole tiles; data.crop is {config.data.crop}, the largest training tile has "
+            f"{largest[0]} x {largest[1]} pixels",
         )
     for sensor in ("sar", "eo"):
         field, stored = f"data.{sensor}_bands", getattr(facts, f"{sensor}_bands")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from hfd_jax import losses
-from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input
-from hfd_jax.distill.hfd import HFD
+from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input, variant_input
+from hfd_jax.distill.hfd import HFD, TAUGHT
 from hfd_jax.distill.logits import logit_loss
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.metrics import confusion_matrix
@@ -61,6 +61,7 @@ class Setup:
       objective: loss weights.
       teacher: the frozen network, if the objective distils.
       distiller: adapters and feature loss, if objective.hfd > 0.
+      cached: batches bring the teacher's features instead of optical images (`distill.cache`).
       axis_name: pmap axis; None under jit.
     """
 
@@ -71,6 +72,7 @@ class Setup:
     objective: Objective
     teacher: Segmenter | None = None
     distiller: HFD | None = None
+    cached: bool = False
     axis_name: str | None = None
 
 
@@ -102,7 +104,7 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
     """
     batch = training_input(batch, setup.inputs)
     both_valid = batch["sar_valid"] & batch["eo_valid"]
-    teacher_logits, teacher_features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
+    teacher_logits, teacher_features = teach(setup, teacher, batch)
     objective, ramp = setup.objective, _ramp(state.step, setup.objective.warmup_steps)
 
     def loss_terms(params):
@@ -122,6 +124,20 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
         return terms, batch_stats, {f"hfd_{tap}": value for tap, value in taps.items()}
 
     return _update(setup, state, loss_terms)
+
+
+def teach(setup: Setup, teacher: Any, batch: dict) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+    """The frozen teacher's logits and features; features alone where the batch brings them from the cache."""
+    if setup.cached:
+        return None, {tap: batch[f"{TAUGHT}{tap}"] for tap in setup.distiller.taps}
+    return setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
+
+
+def variant_features(setup: Setup, variant: jax.Array, teacher: Any, batch: dict) -> dict[str, jax.Array]:
+    """What the cache holds of a batch of whole tiles, mirrored and turned as the variant is."""
+    batch = variant_input(batch, variant, setup.inputs)
+    _, features = setup.teacher.apply(teacher, batch["eo"], train=False)
+    return {tap: features[tap] for tap in setup.distiller.taps}
 
 
 def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainState, Terms]]:

@@ -63,9 +63,9 @@ def load_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, run: Run, p
 
 
 def frozen_variables(teacher: Network, dtype: Any, parallel: Jit | Pmap) -> Any:
-    """The teacher's variables as stage 2 runs them: statistics folded into the kernels, stored in `dtype`."""
+    """The teacher's variables as stage 2 runs them, on the host: statistics folded into the kernels, in `dtype`."""
     host = jax.device_get(parallel.local(teacher.variables))
-    return parallel.replicate(jax.tree.map(lambda x: np.asarray(x, dtype), fold(host)))
+    return jax.tree.map(lambda x: np.asarray(x, dtype), fold(host))
 
 
 def identity(teacher: Network | None) -> dict[str, Any] | None:

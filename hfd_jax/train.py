@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,9 @@ from hfd_jax import assembly, context, reporting, steps, teacher
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
+from hfd_jax.data import inputs
 from hfd_jax.data.pipeline import Ref, batch_refs, training_batches
+from hfd_jax.distill import cache
 from hfd_jax.errors import CheckpointError, StoppedError
 from hfd_jax.evaluate import Evaluator, Network, check_fits, evaluate_workdir, load_network, table
 from hfd_jax.interruption import Interruption, watch
@@ -136,10 +140,40 @@ def train_network(
         process=(jax.process_index(), jax.process_count()),
     )
     variables = shared.parallel.replicate({})
-    if setup.objective.distils:
-        variables = teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel)
+    if setup.cached:
+        batches = with_cached_features(shared, training, frozen, batches, start)
+    elif setup.objective.distils:
+        variables = shared.parallel.replicate(teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel))
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
         loop(shared, training, interruption, state, variables, batches, start, unlogged)
+
+
+def with_cached_features(
+    shared: Context, training: Training, frozen: Network, batches: Iterator[dict], start: int
+) -> Iterator[dict]:
+    """The batches with the teacher's stored features, which are computed before if they are not there."""
+    config, setup, dataset = shared.config, training.setup, shared.dataset
+    splits = sorted({ref.split for refs, _ in training.pools for ref in refs})
+    variables = jax.device_put(teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel))
+    compiled = jax.jit(functools.partial(steps.variant_features, setup))
+    features = cache.prepare(
+        shared.workdir.teacher_features,
+        assembly.cache_identity(config, setup, training.record),
+        dataset,
+        splits,
+        assembly.make_reading(config, dataset.facts),
+        config.data.crop,
+        lambda variant, batch: compiled(variant, variables, batch),
+        inputs.variants(setup.inputs),
+    )
+    share = config.data.batch_size // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    refs = (
+        batch_refs(training.pools, batch_size=config.data.batch_size, seed=config.seed, step=step)[mine]
+        for step in itertools.count(start)
+    )
+    drawn = jax.jit(functools.partial(inputs.drawn_variant, spec=setup.inputs))
+    return cache.joined(batches, refs, features, drawn)
 
 
 def loop(
@@ -242,18 +276,19 @@ def is_complete(training: Training) -> bool:
 
 def make_setup(shared: Context, network: Run, frozen: Network | None, total: int) -> steps.Setup:
     config, dataset, axis_name = shared.config, shared.dataset, shared.parallel.axis_name
-    inputs = assembly.make_inputs(config, dataset.facts, dataset.statistics)
+    spec = assembly.make_inputs(config, dataset.facts, dataset.statistics)
     if frozen:
         # The teacher must see what it was trained on, also where it comes from another data set.
-        inputs = dataclasses.replace(inputs, eo=frozen.inputs.eo)
+        spec = dataclasses.replace(spec, eo=frozen.inputs.eo)
     return steps.Setup(
         model=assembly.make_model(config, len(dataset.facts.class_names), axis_name),
         sensor=network.sensor,
         tx=assembly.make_optimiser(config, total),
-        inputs=inputs,
+        inputs=spec,
         objective=assembly.make_objective(config, network, total, shared.class_pixels),
         teacher=frozen.model.clone(dtype=assembly.teacher_dtype(config, frozen.model)) if frozen else None,
         distiller=assembly.make_distiller(config, network, axis_name),
+        cached=config.distill.cache and network.distils,
         axis_name=axis_name,
     )
 

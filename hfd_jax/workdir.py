@@ -49,6 +49,10 @@ class Workdir:
     def summaries(self) -> str:
         return os.path.join(self.root, "tensorboard")
 
+    @property
+    def teacher_features(self) -> str:
+        return os.path.join(self.root, "teacher_features")
+
     def checkpoints(self, network: str) -> str:
         return os.path.join(self.root, "checkpoints", network)
 

@@ -1,12 +1,14 @@
 """The architecture: shapes, parameter counts, and the alignment module's contracts."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hfd_jax.models.alignment import FeatureAlignment, bin_means, warp
-from hfd_jax.models.layers import upsample
+from hfd_jax.models.folding import fold
+from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
 from hfd_jax.models.resnet import ResNet
 from hfd_jax.models.segmenter import TAP_STRIDES, Segmenter
 
@@ -123,3 +125,96 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(rng):
     rough, _ = model.apply(variables, x, train=False)
     # 8 bits of mantissa through some 25 layers.
     assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+def direct(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+
+
+@pytest.mark.parametrize("scale", [(1, 2), (2, 2), (8, 4)])
+def test_convolving_before_upsampling_is_convolving_after(rng, scale):
+    """Both are linear; the borders, where the kernel meets zeros, are alike too."""
+    x, kernel = rng.normal(size=(2, 3, 5, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
+    shape = (3 * scale[0], 5 * scale[1])
+    np.testing.assert_allclose(convolve_upsampled(x, kernel, shape), direct(upsample(x, shape), kernel), atol=1e-5)
+
+
+def test_joined_convolution_is_a_convolution_of_the_concatenated_maps(rng):
+    maps = [rng.normal(size=(2, 8 // s, 8 // s, c)).astype(np.float32) for s, c in ((4, 3), (1, 5), (2, 2))]
+    module = JoinedConvolution(6, use_bias=True)
+    variables = module.init(jax.random.key(0), maps)
+    variables["params"]["bias"] += 0.5
+    whole = jnp.concatenate([upsample(x, (8, 8)) for x in maps], -1)
+    expected = direct(whole, variables["params"]["kernel"]) + 0.5
+    np.testing.assert_allclose(module.apply(variables, maps), expected, atol=1e-5)
+
+
+def test_max_pool_is_the_library_s_in_value_and_gradient(rng):
+    x = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
+
+    def library(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(max_pool(x), library(x))
+    one, other = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weight))(x) for f in (max_pool, library))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_the_library_s_in_value_gradient_and_statistics(rng, train):
+    x = (3 + 2 * rng.normal(size=(4, 5, 6, 7))).astype(np.float32)
+    ours, library = BatchNorm(train), nn.BatchNorm(not train, momentum=0.9)
+    variables = library.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda v: v + rng.uniform(0.1, 1, v.shape).astype(np.float32), variables)
+
+    def outcome(module, params, x):
+        y, changed = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(y**3), (y, changed)
+
+    found = [
+        jax.value_and_grad(lambda p, x, m=m: outcome(m, p, x), argnums=(0, 1), has_aux=True)(variables["params"], x)
+        for m in (ours, library)
+    ]
+    # Sums of 840 cubes in float32, in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *found)
+
+
+@pytest.mark.parametrize("options", [{"depth": 18}, {"depth": 50, "context": True, "align": "none"}])
+def test_folded_variables_compute_the_same(rng, options):
+    x = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    model = Segmenter(classes=4, width=4, **options)
+    variables = jax.tree.map(
+        lambda v: v + 0.1 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
+    )
+    folded = fold(variables)
+    assert set(folded) == {"params"} and count(folded) < count(variables)
+    one, other = (jax.jit(model.apply)(v, x) for v in (variables, folded))
+    scale = float(jnp.abs(one[0]).max())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), one, other)
+
+
+def test_folding_names_a_norm_it_does_not_know():
+    norm = {"scale": np.ones(2), "bias": np.ones(2)}
+    variables = {"params": {"a": {"bn_x": norm}}, "batch_stats": {"a": {"bn_x": {"mean": norm["bias"], "var": 1.0}}}}
+    with pytest.raises(ValueError, match="a/bn_x: no convolution is known before it"):
+        fold(variables)
+
+
+def test_remat_changes_memory_and_nothing_else(rng):
+    x = rng.normal(size=(8, 64, 64, 2)).astype(np.float32)
+    plain = ResNet(18, 8)
+    variables = plain.init(jax.random.key(0), x, False)
+
+    def compiled(model):
+        def loss(params):
+            features, _ = model.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+            return sum(jnp.mean(f**2) for f in features.values())
+
+        return jax.jit(jax.value_and_grad(loss)).lower(variables["params"]).compile()
+
+    ours, less = compiled(plain), compiled(ResNet(18, 8, remat=True))
+    one, other = ours(variables["params"]), less(variables["params"])
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(one))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), one, other)

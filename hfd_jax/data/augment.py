@@ -41,20 +41,38 @@ def sample_keys(seeds):
     return jax.vmap(jax.random.key)(seeds)
 
 
-def flip(keys, batch: dict, look_axis: str) -> dict:
-    """Mirrors (and for "any" turns) every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
+def flip_kinds(look_axis: str, square: bool) -> tuple[int, ...]:
+    """What `flip` decides about each sample: 0 and 1 mirror this axis, 2 is a quarter turn."""
+    return (*legal_flips(look_axis), 2) if look_axis == "any" and square else legal_flips(look_axis)
 
-    def one(key, sample):
-        for axis in legal_flips(look_axis):
-            swap = jax.random.bernoulli(jax.random.fold_in(key, axis))
-            sample = {k: jnp.where(swap, jnp.flip(x, axis), x) for k, x in sample.items()}
-        first = next(iter(sample.values()))
-        if look_axis == "any" and first.shape[0] == first.shape[1]:
-            turn = jax.random.bernoulli(jax.random.fold_in(key, 2))
-            sample = {k: jnp.where(turn, jnp.rot90(x), x) for k, x in sample.items()}
+
+def draw_flips(keys, look_axis: str, square: bool):
+    """Which of the n `flip_kinds` each sample gets: [B, n] bool."""
+
+    def one(key):
+        draws = [jax.random.bernoulli(jax.random.fold_in(key, kind)) for kind in flip_kinds(look_axis, square)]
+        return jnp.stack(draws)
+
+    return jax.vmap(one)(keys)
+
+
+def apply_flips(drawn, batch: dict, look_axis: str) -> dict:
+    """Mirrors (and turns) the samples of [B, H, W, ...] arrays as `draw_flips` said, all arrays of a sample alike."""
+
+    def one(drawn, sample):
+        for number, axis in enumerate(legal_flips(look_axis)):
+            sample = {k: jnp.where(drawn[number], jnp.flip(x, axis), x) for k, x in sample.items()}
+        if drawn.shape[0] > len(legal_flips(look_axis)):
+            sample = {k: jnp.where(drawn[-1], jnp.rot90(x), x) for k, x in sample.items()}
         return sample
 
-    return batch | jax.vmap(one)(keys, {k: batch[k] for k in SPATIAL if k in batch})
+    return batch | jax.vmap(one)(drawn, {k: batch[k] for k in SPATIAL if k in batch})
+
+
+def flip(keys, batch: dict, look_axis: str) -> dict:
+    """Mirrors and turns every sample at random."""
+    height, width = batch["label"].shape[1:3]
+    return apply_flips(draw_flips(keys, look_axis, height == width), batch, look_axis)
 
 
 def sar_gain(keys, db, amount: float):

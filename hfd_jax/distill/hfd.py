@@ -20,6 +20,7 @@ from hfd_jax.losses import masked_mean
 from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
+TAUGHT = "teacher_"  # a batch may bring the teacher's features: "teacher_C3", ...
 
 
 def standardise(x, mask):

@@ -15,6 +15,8 @@ from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
+from hfd_jax.distill.cache import STORED
+from hfd_jax.distill.hfd import TAUGHT
 from hfd_jax.models.folding import fold
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit
@@ -80,7 +82,7 @@ def make_inputs(config: ConfigDict, shapes: Shapes) -> InputSpec:
     )
 
 
-def make_setup(config: ConfigDict, shapes: Shapes, network: Run) -> steps.Setup:
+def make_setup(config: ConfigDict, shapes: Shapes, network: Run, cached: bool = False) -> steps.Setup:
     """Of a network's training step, as `train.make_setup` builds it from a data set."""
     return steps.Setup(
         model=assembly.make_model(config, shapes.classes),
@@ -90,7 +92,18 @@ def make_setup(config: ConfigDict, shapes: Shapes, network: Run) -> steps.Setup:
         objective=assembly.make_objective(config, network, STEPS, lambda: (1000,) * shapes.classes),
         teacher=frozen_model(config, shapes.classes),
         distiller=assembly.make_distiller(config, network),
+        cached=cached,
     )
+
+
+def made_up_features(setup: steps.Setup, shapes: Shapes) -> dict[str, np.ndarray]:
+    """What a batch with `distill.cache` brings instead of optical images."""
+    rng, image = (
+        np.random.default_rng(1),
+        np.zeros((shapes.batch, shapes.size, shapes.size, shapes.eo_bands), np.float32),
+    )
+    (_, features), _ = jax.eval_shape(lambda: setup.teacher.init_with_output(jax.random.key(0), image))
+    return {f"{TAUGHT}{tap}": rng.random(features[tap].shape).astype(STORED) for tap in setup.distiller.taps}
 
 
 def frozen_model(config: ConfigDict, classes: int) -> Segmenter:
@@ -102,22 +115,27 @@ NETWORKS = {
     "teacher_step": lambda config: assembly.teacher_run(),
     "sar_step": lambda config: assembly.baseline_run("sar_only"),
     "student_step": assembly.student_run,
+    "cached_student_step": assembly.student_run,
 }
 
 
 def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequence[jax.Device]) -> Case:
     """One of NETWORKS: input, forward, backward, update; the student's with its frozen teacher."""
     network = NETWORKS[what](config)
-    setup, parallel = make_setup(config, shapes, network), Jit(devices)
+    setup, parallel = make_setup(config, shapes, network, cached=what == "cached_student_step"), Jit(devices)
     bands = shapes.eo_bands if network.sensor == "eo" else shapes.sar_bands
     reference = (setup.teacher, shapes.eo_bands)
     state = parallel.init(init_fn(setup.model, setup.tx, bands, setup.distiller, reference), jax.random.key(0))
     teacher: Any = {}
-    if setup.objective.distils:
+    arrays = make_batch(shapes)
+    if setup.cached:
+        del arrays["eo"]
+        arrays |= made_up_features(setup, shapes)
+    elif setup.objective.distils:
         image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
         variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
         teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(variables))
-    batch = parallel.shard(make_batch(shapes))
+    batch = parallel.shard(arrays)
     arguments = (state, teacher, batch)
     compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), arguments)
     held = [state]

@@ -150,7 +150,8 @@ def peer_calls(config, shapes: Shapes, what: Sequence[str], compiled: bool):
         raise UserError(f"--peer=torch needs PyTorch: pip install torch ({error})") from error
     peer = Peer(config, shapes)
     calls = {}
-    for name, way, bf16 in itertools.product(what, (False, True) if compiled else (False,), (False, True)):
+    shared = [name for name in what if name != "cached_student_step"]  # of which the peer has none
+    for name, way, bf16 in itertools.product(shared, (False, True) if compiled else (False,), (False, True)):
         flavour = Flavour(way, bf16)
         make = peer.inference_call if name == "inference" else lambda f, name=name: peer.training_call(name, f)
         calls[f"{name} {flavour.name}"] = make(flavour)
@@ -188,10 +189,11 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
 def ratios(rows: Sequence[Row]) -> list[str]:
     """What the frozen teacher costs, for every batch and size that has both steps."""
     found = {(row.name, row.batch, row.size): row.seconds for row in rows}
+    names = {"student_step": "student step", "cached_student_step": "student step with cached features"}
     return [
-        f"student step / SAR-only step, batch {batch}, {size} x {size}: {seconds / found['sar_step', batch, size]:.2f}"
+        f"{names[name]} / SAR-only step, batch {batch}, {size} x {size}: {seconds / found['sar_step', batch, size]:.2f}"
         for (name, batch, size), seconds in found.items()
-        if name == "student_step" and ("sar_step", batch, size) in found
+        if name in names and ("sar_step", batch, size) in found
     ]
 
 
