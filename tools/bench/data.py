@@ -1,12 +1,13 @@
 """How fast data is prepared and read: `tools.benchmark --what=prepare` and `--what=data`."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorflow_datasets.core import example_serializer, writer
@@ -21,23 +22,25 @@ ROUNDS = 3
 
 
 def reading(workdir: str) -> str:
-    """Crops per second of the data path and of the training step."""
+    """Crops per second of the data path, of the training step, and of both together."""
     # Imported here: the processes that prepare data import this file too, and need none of it.
     from configs import default
     from hfd_jax import config_flags, context
 
     config = config_flags.config(default.get_config()).copy_and_resolve_references()
-    config.baselines, config.stage, config.data.workers = (), "teacher", 1
+    config.baselines, config.stage = (), "teacher"
+    config.data.workers = max(config.data.workers, 1)
     with context.prepared(config, workdir) as shared:
         return race(shared)
 
 
 def race(shared: Any) -> str:
-    """Reads and trains in turn."""
+    """Reads, trains on one batch, and trains on what is read, in turn."""
     import jax
 
     from hfd_jax import assembly, steps, train
     from hfd_jax.data.pipeline import training_batches
+    from hfd_jax.parallel import prefetch
 
     config = shared.config
     network = assembly.teacher_run()
@@ -52,32 +55,45 @@ def race(shared: Any) -> str:
         batch_size=config.data.batch_size,
         seed=config.seed,
     )
-    batch = shared.parallel.shard(next(batches))
-    state, _ = step(state, shared.parallel.replicate({}), batch)  # compiles
-    jax.block_until_ready(state)
-    read, trained = [], []
-    for _ in range(ROUNDS):
-        for _ in range(4):  # what was read ahead while the step ran would flatter the reader
-            next(batches)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 5:
-            next(batches)
-            count += config.data.batch_size
-        read.append(count / (time.perf_counter() - start))
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 5:
-            state, _ = step(state, shared.parallel.replicate({}), batch)
-            jax.block_until_ready(state)
-            count += config.data.batch_size
-        trained.append(count / (time.perf_counter() - start))
-    batches.close()  # ends the worker process
-    one, other = statistics.median(read), statistics.median(trained)
-    size = f"{config.data.crop} x {config.data.crop}"
+    nothing, size = shared.parallel.replicate({}), config.data.batch_size
+    held, same = [state], shared.parallel.shard(next(batches))
+
+    def train_on(batch):
+        held[0], _ = step(held[0], nothing, batch)
+        jax.block_until_ready(held[0])
+
+    train_on(same)  # compiles
+    with contextlib.closing(prefetch(batches, shared.parallel.shard)) as arriving:
+        train_on(next(arriving))
+        turns = {
+            "read": lambda: next(batches),
+            "train": lambda: train_on(same),
+            "both": lambda: train_on(next(arriving)),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(ROUNDS):
+            for _ in range(4):  # what was read ahead while the step ran would flatter the reader
+                next(batches)
+            for name, turn in turns.items():
+                rates[name].append(size * per_second(turn))
+    read, trained, both = (statistics.median(rates[name]) for name in turns)
+    edge = f"{config.data.crop} x {config.data.crop}"
     return (
-        f"reading {size}, 1 worker process: {one:.0f} crops/s\n"
-        f"training step, ResNet-{config.model.depth} width {config.model.width} on {jax.default_backend()}: "
-        f"{other:.1f} crops/s\nratio: {one / other:.1f}"
+        f"reading {edge}, {config.data.workers} worker processes: {read:.1f} crops/s\n"
+        f"training step on one batch, ResNet-{config.model.depth} width {config.model.width}, {config.dtype}, "
+        f"{jax.default_backend()}: {trained:.2f} crops/s\n"
+        f"training on what is read: {both:.2f} crops/s\n"
+        f"reading / training: {read / trained:.1f}; time that training loses to its data: {1 - both / trained:.1%}"
     )
+
+
+def per_second(call: Callable[[], object], seconds: float = 5.0, least: int = 3) -> float:
+    """Calls per second, over some seconds and so many calls at least."""
+    start, count = time.perf_counter(), 0
+    while count < least or time.perf_counter() - start < seconds:
+        call()
+        count += 1
+    return count / (time.perf_counter() - start)
 
 
 @dataclasses.dataclass(frozen=True)
