@@ -18,7 +18,7 @@ product's and the copy's speed that are measured in the same run, and memory as 
 both compute the same from the same weights.
 startup: from the command to the first training step, with an empty and with a filled compilation cache.
 data: random crops per second from the config's data set (data.workers readers, at least one), training steps on one
-batch, and training on what is read: the share of the time that training loses to its data.
+batch, and training on what is read, with the share of the time in which it waits for data.
 prepare: tiles per second of a plain loop and of tools.prepare_data with 1, 2, ... --workers processes.
 """
 

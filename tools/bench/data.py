@@ -65,11 +65,15 @@ def race(shared: Any) -> str:
     train_on(same)  # compiles
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as arriving:
         train_on(next(arriving))
-        turns = {
-            "read": lambda: next(batches),
-            "train": lambda: train_on(same),
-            "both": lambda: train_on(next(arriving)),
-        }
+        waits: list[float] = []
+
+        def train_on_next():
+            start = time.perf_counter()
+            batch = next(arriving)
+            waits.append(time.perf_counter() - start)
+            train_on(batch)
+
+        turns = {"read": lambda: next(batches), "train": lambda: train_on(same), "both": train_on_next}
         rates: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(ROUNDS):
             for _ in range(4):  # what was read ahead while the step ran would flatter the reader
@@ -77,13 +81,14 @@ def race(shared: Any) -> str:
             for name, turn in turns.items():
                 rates[name].append(size * per_second(turn))
     read, trained, both = (statistics.median(rates[name]) for name in turns)
+    idle = statistics.mean(waits) * both / size  # each step waits for its result: what remains is waiting for data
     edge = f"{config.data.crop} x {config.data.crop}"
     return (
         f"reading {edge}, {config.data.workers} worker processes: {read:.1f} crops/s\n"
         f"training step on one batch, ResNet-{config.model.depth} width {config.model.width}, {config.dtype}, "
         f"{jax.default_backend()}: {trained:.2f} crops/s\n"
         f"training on what is read: {both:.2f} crops/s\n"
-        f"reading / training: {read / trained:.1f}; time that training loses to its data: {1 - both / trained:.1%}"
+        f"reading / training: {read / trained:.1f}; device idle for want of data: {idle:.1%}"
     )
 
 
