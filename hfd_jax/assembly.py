@@ -198,13 +198,14 @@ def make_record(
     }
 
 
-def cache_identity(config: ConfigDict, setup: Setup, record: dict[str, Any]) -> dict[str, Any]:
+def cache_identity(config: ConfigDict, setup: Setup, record: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     """All that decides the teacher's stored features, of a student whose checkpoints carry this record."""
     return {
         "teacher": record["teacher"],
         "dtype": jnp.dtype(setup.teacher.dtype).name,
         "facts": jsonable(record["facts"]),
         "tiles": record["tiles"],
+        "files": dataset.files(),
         "eo": jsonable(dataclasses.asdict(setup.inputs.eo)),
         "clip": setup.inputs.normalisation.clip,
         "crop": config.data.crop,

@@ -132,7 +132,7 @@ def train_network(
     batches = training_batches(
         shared.dataset,
         pools,
-        assembly.make_reading(config, shared.dataset.facts),
+        dataclasses.replace(assembly.make_reading(config, shared.dataset.facts), optical=not setup.cached),
         crop=config.data.crop,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -158,7 +158,7 @@ def with_cached_features(
     compiled = jax.jit(functools.partial(steps.variant_features, setup))
     features = cache.prepare(
         shared.workdir.teacher_features,
-        assembly.cache_identity(config, setup, training.record),
+        assembly.cache_identity(config, setup, training.record, dataset),
         dataset,
         splits,
         assembly.make_reading(config, dataset.facts),
@@ -172,7 +172,13 @@ def with_cached_features(
         batch_refs(training.pools, batch_size=config.data.batch_size, seed=config.seed, step=step)[mine]
         for step in itertools.count(start)
     )
-    drawn = jax.jit(functools.partial(inputs.drawn_variant, spec=setup.inputs))
+    draw = jax.jit(functools.partial(inputs.drawn_variant, spec=setup.inputs))
+
+    def drawn(key):
+        # Not on the device: the answer would come after all the steps that wait there.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return draw(key)
+
     return cache.joined(batches, refs, features, drawn)
 
 

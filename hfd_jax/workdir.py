@@ -16,7 +16,18 @@ from ml_collections import ConfigDict
 from hfd_jax.errors import WorkdirError, writing
 
 # Fields that change no number of a finished stage; a later start may set them differently.
-FREE = ("stage", "baselines", "parallel", "distributed", "data.dir", "data.threads", "data.workers", "train", "eval")
+FREE = (
+    "stage",
+    "baselines",
+    "parallel",
+    "distributed",
+    "data.dir",
+    "data.threads",
+    "data.workers",
+    "distill.cache",
+    "train",
+    "eval",
+)
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "scipy", "rasterio",

@@ -11,7 +11,7 @@ from hfd_jax.data import inputs
 from hfd_jax.data.pipeline import Reading, Ref
 from hfd_jax.distill import cache
 from hfd_jax.distill.cache import Layout, prepare
-from hfd_jax.errors import ConfigError
+from hfd_jax.errors import ConfigError, WorkdirError
 from tests import runs
 from tests.test_steps import INPUTS, make_batch, make_setup, make_state, make_teacher
 
@@ -88,6 +88,11 @@ def test_features_are_computed_once_and_anew_where_something_else_decides_them(t
         np.testing.assert_array_equal(array, eo[::8, ::8, :3].astype(np.float16) + variant)
     assert calls > 4 and stored(folder, scenes, {"teacher": 1})[1] == 1, "one call for the shapes"
 
+    (folder / "features-00001.array_record").write_bytes(b"")  # what a crash of the machine may leave
+    features, calls = stored(folder, scenes, {"teacher": 1})
+    assert calls == 1 + 2 * 2
+    np.testing.assert_array_equal(features(refs, [1, 0, 1])["teacher_C3"], found)
+
     lost = folder / "features-00002.array_record"
     content = lost.read_bytes()
     lost.rename(folder / "features-00002.array_record.7.tmp")  # killed while it was written
@@ -97,9 +102,15 @@ def test_features_are_computed_once_and_anew_where_something_else_decides_them(t
     assert len(list(folder.glob("*.tmp"))) == 0
 
 
-def test_what_cannot_be_stored_is_said(tmp_path, scenes):
+def test_what_cannot_be_stored_is_said(tmp_path, scenes, monkeypatch):
     with pytest.raises(ConfigError, match="C3 of tile 0 of split 'train' holds values that are not finite or beyond"):
         stored(tmp_path / "a", scenes, {}, teach=lambda variant, batch: {"C3": batch["eo"] * np.float32(1e4)})
+    full = {"write": None, "close": lambda self: None}
+    full["write"] = lambda self, record: (_ for _ in ()).throw(RuntimeError("write() failed: No space left on device"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "ArrayRecordWriter", type("Full", (), {"__init__": lambda self, *a: None, **full}))
+        with pytest.raises(WorkdirError, match=r"features-00000.array_record: cannot be written .*No space left"):
+            stored(tmp_path / "c", scenes, {})
     with pytest.raises(ConfigError, match=r"config.data.crop is 32, the largest train tile has 64 x 64 pixels"):
         stored(tmp_path / "b", scenes, {}, crop=32)
 

@@ -45,12 +45,14 @@ class Reading:
       sar_index, eo_index: stored bands to take, in order.
       threads: reading threads of this process.
       workers: further reading processes; 0 reads in this one.
+      optical: whether batches hold "eo".
     """
 
     sar_index: tuple[int, ...]
     eo_index: tuple[int, ...]
     threads: int = 4
     workers: int = 0
+    optical: bool = True
 
 
 def training_pools(dataset: Dataset, label_share: float, seed: int) -> tuple[list[Ref], list[Ref]]:
@@ -73,7 +75,7 @@ class _Reader:
 
     def __init__(self, dataset: Dataset, splits: set[str], reading: Reading):
         self._sources = {split: dataset.source(split) for split in sorted(splits)}
-        self._bands = {"sar": list(reading.sar_index), "eo": list(reading.eo_index)}
+        self._bands = {"sar": list(reading.sar_index)} | ({"eo": list(reading.eo_index)} if reading.optical else {})
 
     def tile(self, split: str, index: int) -> dict[str, np.ndarray]:
         return self._sources[split][index]
@@ -83,7 +85,7 @@ class _Reader:
     ) -> dict[str, np.ndarray]:
         part = {
             name: tile[name][row : row + height, col : col + width]
-            for name in ("sar", "eo", "label", "sar_valid", "eo_valid")
+            for name in (*self._bands, "label", "sar_valid", "eo_valid")
         }
         for name, bands in self._bands.items():
             part[name] = part[name][..., bands]

@@ -5,6 +5,7 @@ turn it, in one of a few ways, and there is one record per tile and way. Files h
 their name when they are whole, so that an interrupted computation goes on with the next one.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,7 @@ from hfd_jax.errors import ConfigError, WorkdirError, writing
 from hfd_jax.parallel import wait_for_all
 from hfd_jax.reporting import say
 
-TILES_PER_FILE = 64
+TILES_PER_FILE, MOST_FILES = 64, 256  # more tiles than both allow make larger files: readers keep every file open
 STORED = np.float16
 
 
@@ -51,6 +52,14 @@ class Layout:
         splits = list(self.sizes)
         before = sum(self.sizes[split] for split in splits[: splits.index(ref.split)])
         return (before + ref.index) * self.variants + variant
+
+    @property
+    def tiles_per_file(self) -> int:
+        return max(TILES_PER_FILE, -(-len(self.tiles) // MOST_FILES))
+
+    def part(self, number: int) -> list[tuple[str, int]]:
+        """The tiles of a file."""
+        return self.tiles[number * self.tiles_per_file : (number + 1) * self.tiles_per_file]
 
     @property
     def record_bytes(self) -> int:
@@ -88,18 +97,17 @@ class Features:
 def joined(
     batches: Iterator[dict], refs: Iterator[Sequence[Ref]], features: Features, variants: Callable[[Any], Any]
 ) -> Iterator[dict]:
-    """Batches with the teacher's features instead of optical images.
+    """Batches with the teacher's features added.
 
     Args:
-      batches: of `training_batches`.
+      batches: of `training_batches`, read without optical images.
       refs: the tiles of each batch.
       features: of these tiles.
       variants: key [B] -> variant of each sample [B], as the step will draw it.
     """
     try:
         for batch in batches:
-            found = features(next(refs), np.asarray(variants(batch["key"])))
-            yield {name: array for name, array in batch.items() if name != "eo"} | found
+            yield batch | features(next(refs), np.asarray(variants(batch["key"])))
     finally:
         if hasattr(batches, "close"):
             batches.close()
@@ -129,6 +137,7 @@ def prepare(
       ConfigError: a tile is larger than a crop, or a feature does not fit into float16.
       WorkdirError: the disk is too small, or writing fails.
     """
+    reading = dataclasses.replace(reading, workers=0)  # they would be started anew for every file
     sizes = {split: dataset.size(split) for split in splits}
     for split in splits:
         if max(dataset.largest(split)) > crop:
@@ -139,9 +148,11 @@ def prepare(
             )
     layout = Layout(sizes, variants, _shapes(dataset, splits[0], reading, crop, teach))
     if jax.process_index() == 0:
+        shapes = {tap: list(shape) for tap, shape in layout.shapes.items()}
+        more = {"sizes": sizes, "shapes": shapes, "tiles_per_file": layout.tiles_per_file}
         with writing(folder):
-            _claim(folder, identity | {"sizes": sizes, "shapes": {tap: list(s) for tap, s in layout.shapes.items()}})
-            _compute(folder, layout, dataset, reading, crop, teach)
+            _claim(folder, identity | more)
+        _compute(folder, layout, dataset, reading, crop, teach)
     wait_for_all("teacher's features stored")
     return Features(folder, layout)
 
@@ -172,28 +183,63 @@ def _compute(folder: str, layout: Layout, dataset: Dataset, reading: Reading, cr
     for name in os.listdir(folder):
         if name.endswith(".tmp"):  # of a run that was killed
             os.remove(os.path.join(folder, name))
-    todo = [number for number, path in enumerate(paths) if not os.path.exists(path)]
+    todo = [
+        number for number, path in enumerate(paths) if not _is_whole(path, len(layout.part(number)) * layout.variants)
+    ]
     needed, free = layout.bytes * len(todo) // len(paths), shutil.disk_usage(folder).free
     if needed > free:
         raise WorkdirError(
-            f"{folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; or distill.cache=False"
+            f"{folder}: the teacher's features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, or "
+            "set config.distill.cache=False"
         )
     if todo:
         kilobytes, megabytes = layout.record_bytes * layout.variants / 1e3, layout.bytes / 1e6
         say(f"teacher's features: {len(tiles)} tiles, {kilobytes:.0f} kB each, {megabytes:.0f} MB in {folder}")
-    done = len(tiles) - sum(len(_part(tiles, number)) for number in todo)
+    done = len(tiles) - sum(len(layout.part(number)) for number in todo)
     with tqdm(total=len(tiles), initial=done, desc="teacher's features", unit="tile", delay=2) as progress:
         for number in todo:
-            part = _part(tiles, number)
-            temporary = f"{paths[number]}.{os.getpid()}.tmp"
-            writer = ArrayRecordWriter(temporary, "group_size:1")
-            for tile, samples in zip(part, _of_tiles(part, layout, dataset, reading, crop, teach), strict=True):
-                for sample in samples:
-                    _check(sample, tile)
-                    writer.write(layout.encode(sample))
-                progress.update(1)
-            writer.close()
-            os.replace(temporary, paths[number])
+            with _storing(paths[number]) as writer:
+                part = layout.part(number)
+                for tile, samples in zip(part, _of_tiles(part, layout, dataset, reading, crop, teach), strict=True):
+                    for sample in samples:
+                        _check(sample, tile)
+                        writer(layout.encode(sample))
+                    progress.update(1)
+
+
+@contextlib.contextmanager
+def _storing(path: str) -> Iterator[Callable[[bytes], None]]:
+    """Yields what writes a record; the file appears under its name when all are on the disk."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+
+    def attempt(call, *args):
+        try:
+            with writing(path):
+                return call(*args)
+        except RuntimeError as error:  # as array_record reports what the operating system says
+            if isinstance(error, WorkdirError):
+                raise
+            raise WorkdirError(f"{path}: cannot be written ({error})") from error
+
+    def finish():
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    writer = attempt(ArrayRecordWriter, temporary, "group_size:1")
+    yield lambda record: attempt(writer.write, record)
+    attempt(writer.close)
+    attempt(finish)
+
+
+def _is_whole(path: str, records: int) -> bool:
+    if not os.path.exists(path):
+        return False
+    try:
+        with ArrayRecordDataSource([path]) as source:
+            return len(source) == records
+    except (RuntimeError, ValueError):  # cut off, or empty
+        return False
 
 
 def _of_tiles(tiles, layout: Layout, dataset: Dataset, reading: Reading, crop: int, teach) -> Iterator[list[dict]]:
@@ -218,10 +264,6 @@ def _check(sample: dict[str, np.ndarray], tile: tuple[str, int]) -> None:
             )
 
 
-def _part(tiles: list, number: int) -> list:
-    return tiles[number * TILES_PER_FILE : (number + 1) * TILES_PER_FILE]
-
-
 def _paths(folder: str, layout: Layout) -> list[str]:
-    count = -(-len(layout.tiles) // TILES_PER_FILE)
+    count = -(-len(layout.tiles) // layout.tiles_per_file)
     return [os.path.join(folder, f"features-{number:05d}.array_record") for number in range(count)]
