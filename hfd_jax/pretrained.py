@@ -54,8 +54,8 @@ class Encoder:
     def stem_bands(self) -> int:
         return self.variables["params"]["conv1"]["kernel"].shape[2]
 
-    def facts(self) -> dict[str, str]:
-        """All but the arrays, as the file's metadata."""
+    def metadata(self) -> dict[str, str]:
+        """All but the arrays, as the file holds it."""
         return {
             "format": _FORMAT,
             "depth": str(self.depth),
@@ -67,14 +67,14 @@ class Encoder:
         }
 
     def digest(self) -> str:
-        """blake2b over arrays and facts."""
-        return _digest(_flat(self.variables), self.facts())
+        """blake2b over arrays and metadata."""
+        return _digest(_flat(self.variables), self.metadata())
 
 
 def write_encoder(path: str, encoder: Encoder) -> None:
     """Writes the file as a whole: an interrupted call leaves the old one or none. WorkdirError where it cannot."""
-    arrays, facts = _flat(encoder.variables), encoder.facts()
-    content = safetensors.numpy.save(arrays, facts | {"blake2b": _digest(arrays, facts)})
+    arrays, metadata = _flat(encoder.variables), encoder.metadata()
+    content = safetensors.numpy.save(arrays, metadata | {"blake2b": _digest(arrays, metadata)})
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -87,16 +87,18 @@ def write_encoder(path: str, encoder: Encoder) -> None:
 
 def read_encoder(path: str) -> Encoder:
     """Reads what `write_encoder` wrote; CheckpointError where the file is missing, damaged or another one."""
-    arrays, facts = read_safetensors(path)
-    digest = facts.pop("blake2b", "")
-    if facts.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: not a file of tools.import_weights; import it first")
-    if digest != _digest(arrays, facts):
+    arrays, metadata = read_safetensors(path)
+    digest = metadata.pop("blake2b", "")
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: not a file of tools.import_weights")
+    if digest != _digest(arrays, metadata):
         raise CheckpointError(f"{path}: damaged, it does not match its digest; import it again")
-    bands = tuple(facts["bands"].split(",")) if facts["bands"] else ()
+    bands = tuple(metadata["bands"].split(",")) if metadata["bands"] else ()
     variables = {collection: part["encoder"] for collection, part in unflatten_dict(arrays, sep="/").items()}
-    numbers = {key: int(facts[key]) for key in ("depth", "width")}
-    return Encoder(variables, bands=bands, source=facts["source"], source_sha256=facts["source_sha256"], **numbers)
+    numbers = {key: int(metadata[key]) for key in ("depth", "width")}
+    return Encoder(
+        variables, bands=bands, source=metadata["source"], source_sha256=metadata["source_sha256"], **numbers
+    )
 
 
 def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -144,7 +146,8 @@ def begin(variables: dict[str, Any], path: str, bands: Sequence[str]) -> tuple[d
       CheckpointError: the file cannot be used, or shapes differ; names the parameters.
     """
     encoder = read_encoder(path)
-    if not same_everywhere(int(encoder.digest()[:7], 16)):
+    digest = encoder.digest()
+    if not same_everywhere(int(digest[:7], 16)):
         raise CheckpointError(f"{path}: not all processes find the same file there; is it shared?")
     sources = band_sources(encoder.bands, bands)
     stem = {"kernel": fit_stem(encoder.variables["params"]["conv1"]["kernel"], sources)}
@@ -156,7 +159,7 @@ def begin(variables: dict[str, Any], path: str, bands: Sequence[str]) -> tuple[d
     taken = ["the mean" if source is None else encoder.bands[source] for source in sources]
     stems = ", ".join(f"{band} from {origin}" for band, origin in zip(bands, taken, strict=True))
     say(f"encoder: ResNet-{encoder.depth} of {encoder.source}; stem: {stems}")
-    return fitted, encoder.facts() | {"file": path, "blake2b": encoder.digest()}
+    return fitted, encoder.metadata() | {"file": path, "blake2b": digest}
 
 
 def check_pretrained(config: ConfigDict, workdir: Workdir, runs: Sequence[assembly.Run]) -> None:
@@ -175,7 +178,7 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, runs: Sequence[assemb
         try:
             encoder = read_encoder(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{field}: {error}") from error
+            raise CheckpointError(f"{field}: {error}. Expected a file that tools.import_weights wrote") from error
         for what in ("depth", "width"):
             if getattr(encoder, what) != config.model[what]:
                 raise ConfigError(
@@ -194,8 +197,8 @@ def _flat(variables: dict[str, Any]) -> dict[str, np.ndarray]:
     return flatten_dict({collection: {"encoder": part} for collection, part in variables.items()}, sep="/")
 
 
-def _digest(arrays: dict[str, np.ndarray], facts: dict[str, str]) -> str:
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

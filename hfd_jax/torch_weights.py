@@ -5,7 +5,7 @@ Works on dicts of NumPy arrays; whoever reads the file needs PyTorch for it, thi
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +93,7 @@ def encoder_shapes(depth: int, width: int, bands: int) -> dict[str, Any]:
     return jax.eval_shape(lambda x: ResNet(depth, width).init(jax.random.key(0), x, False), image)
 
 
-def _find(names: Iterable[str], prefix: str | None) -> str:
+def _find(names: Collection[str], prefix: str | None) -> str:
     """The prefix of the ResNet's names."""
     found = sorted(name.removesuffix(_ANCHOR) for name in names if f".{name}".endswith(f".{_ANCHOR}"))
     if not found:
@@ -122,7 +122,7 @@ def _refuse_other_kinds(arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _depth(names: Iterable[str]) -> int:
+def _depth(names: Collection[str]) -> int:
     blocks = [0] * 4
     for name in names:
         if match := re.match(r"layer([1-4])\.(\d+)\.", name):

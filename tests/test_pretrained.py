@@ -4,6 +4,7 @@ import functools
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -224,14 +225,21 @@ def run_tool(source, output, *flags):
 
 
 def test_the_file_is_safetensors_with_our_names_and_knows_its_origin(encoder_file, capsys):
-    arrays, facts = pretrained.read_safetensors(str(encoder_file))
+    arrays, metadata = pretrained.read_safetensors(str(encoder_file))
     kernel = arrays["params/encoder/layer2_0/downsample_conv/kernel"]
     np.testing.assert_array_equal(kernel, published()["layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(arrays["batch_stats/encoder/bn1/var"], published()["bn1.running_var"])
     source = encoder_file.parent.parent / "timm.safetensors"
-    assert facts.items() >= {"depth": "18", "stem_bands": "3", "bands": "R,G,B", "source": "timm.safetensors"}.items()
-    assert facts["source_sha256"] == pretrained.sha256(str(source))
+    assert (
+        metadata.items() >= {"depth": "18", "stem_bands": "3", "bands": "R,G,B", "source": "timm.safetensors"}.items()
+    )
+    assert metadata["source_sha256"] == pretrained.sha256(str(source))
     assert equal(read_encoder(str(encoder_file)).variables, take_resnet(published()).variables)
+    half = {name: array.astype(jnp.bfloat16) for name, array in published().items()}
+    safetensors.numpy.save_file(half, source.with_name("half.safetensors"))
+    run_tool(source.with_name("half.safetensors"), source.with_name("out.safetensors"))
+    rounded = read_encoder(str(source.with_name("out.safetensors"))).variables["params"]["bn1"]["bias"]
+    np.testing.assert_array_equal(rounded, half["bn1.bias"].astype(np.float32))
     with pytest.raises(ConfigError, match="is the input; it would be replaced"):
         run_tool(source, source)
     with pytest.raises(ConfigError, match="--bands=VV,VH: expected 3 different names"):
@@ -254,7 +262,7 @@ def test_files_that_cannot_be_used_are_named(encoder_file, tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(CheckpointError, match="damaged, it does not match its digest"):
             read_encoder(str(path))
-    with pytest.raises(CheckpointError, match="not a file of tools.import_weights; import it first"):
+    with pytest.raises(CheckpointError, match="timm.safetensors: not a file of tools.import_weights"):
         read_encoder(str(tmp_path / "timm.safetensors"))
     with pytest.raises(CheckpointError, match="nowhere.pth: cannot be read"):
         run_tool(tmp_path / "nowhere.pth", tmp_path / "out.safetensors")
@@ -321,10 +329,11 @@ def test_training_starts_from_it_and_needs_it_once(shared, encoder_file, monkeyp
 
     encoder_file.unlink()
     shared.config.teacher.steps = 2
+    check_pretrained(shared.config, shared.workdir, [assembly.teacher_run()])
     train.train_network(shared, assembly.teacher_run(), Interruption())
     assert equal(*states)
     reader = CheckpointReader(shared.workdir.checkpoints("teacher"))
-    expected = encoder.facts() | {"file": str(encoder_file), "blake2b": encoder.digest()}
+    expected = encoder.metadata() | {"file": str(encoder_file), "blake2b": encoder.digest()}
     assert [reader.record(step)["pretrained"] for step in (1, 2)] == [expected] * 2
 
 
@@ -339,7 +348,9 @@ def test_which_networks_start_from_which_file(shared, encoder_file):
         "teacher_init": "",
         "student": "sar.safetensors",
     }
-    with pytest.raises(CheckpointError, match=r"config.student.pretrained: sar.safetensors: no such file"):
+    with pytest.raises(
+        CheckpointError, match=r"config.student.pretrained: sar.safetensors: no such file. Expected a file that"
+    ):
         check_pretrained(config, shared.workdir, assembly.stages(config))
     config.student.pretrained = str(encoder_file)
     check_pretrained(config, shared.workdir, assembly.stages(config))

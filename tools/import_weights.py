@@ -32,6 +32,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hfd_jax import pretrained, torch_weights
@@ -59,18 +60,21 @@ def main(arguments: argparse.Namespace) -> None:
     encoder = pretrained.Encoder(found.variables, found.depth, found.width, bands, name, digest)
     pretrained.write_encoder(output, encoder)
     named = ", ".join(bands) or f"{found.bands} without names (--bands gives them)"
-    print(f"ResNet-{found.depth} of width {found.width} under {found.prefix!r}; bands: {named}")
+    print(f"found: ResNet-{found.depth}, width {found.width}, prefix {found.prefix or 'none'}, bands {named}")
     print(f"left out: {listed(found.left_out) or 'nothing'}")
     print(f"written: {output}, for --config.teacher.pretrained or --config.student.pretrained")
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Name -> array of a checkpoint; CheckpointError where it cannot be read."""
-    return pretrained.read_safetensors(path)[0] if path.endswith(".safetensors") else read_torch(path)
+    """Name -> array of the floating point tensors in a checkpoint; UserError where it cannot be read."""
+    if not path.endswith(".safetensors"):
+        return read_torch(path)
+    arrays, _ = pretrained.read_safetensors(path)
+    return {name: array for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
-    """The floating point tensors of a checkpoint, as float32; keys of nested dicts are joined with dots.
+    """As `read`, in float32, of what torch.save wrote; keys of nested dicts are joined with dots.
 
     Raises:
       UserError: PyTorch is missing, or the file is damaged or holds objects that only code could bring back.
@@ -107,8 +111,8 @@ def reason(error: Exception) -> str:
             f"holds a pickled {foreign}, which is not loaded, since pickles can run code; expected tensors alone. If "
             "you trust the file, load it in PyTorch and torch.save its state_dict"
         )
-    first = (text.strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
-    return f"cannot be read as a checkpoint of PyTorch, or is damaged ({first})"
+    first = (text.strip().splitlines() or [""])[0].split(". ")[0]
+    return f"cannot be read as a checkpoint of PyTorch, or is damaged ({type(error).__name__}: {first})"
 
 
 def make_parser() -> argparse.ArgumentParser:
