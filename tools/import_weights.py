@@ -19,9 +19,10 @@ pools: weights of Caffe's placement, or of timm's anti-aliased resnetblur and re
 
 When training starts, the stem is fitted to the network's bands. A band of the name of one of the file's bands takes
 that band's kernel; R, G, B are also known as B4, B3, B2 (Sentinel-2, Landsat 8). Every other band takes the mean over
-the file's bands: from an RGB file all SAR bands do. All are scaled by (bands of the file) / (bands of the network), so
-that the sum over bands, and with it the size of the activations, stays what it was. Images are standardised with the
-statistics of the data set that is trained on, per band, not with those of ImageNet.
+the file's bands: from an RGB file all SAR bands do. All are scaled by (bands of the file) / (bands of the network), and
+where only some of the file's bands are there, what the sum lacks is added to all alike: the sum over bands, and with it
+the size of the activations, stays what it was. Images are standardised with the statistics of the data set that is
+trained on, per band, not with those of ImageNet.
 
 OUTPUT is a safetensors file: arrays named as in this project's checkpoints, with depth, width, bands, name and SHA-256
 of INPUT.

@@ -88,7 +88,7 @@ def fit_stem(kernel: Any, sources: Sequence[int | None]) -> np.ndarray:
 
     A band that one of the old bands stands for takes that band's kernel, every other one the mean over the old bands.
     What the sum over bands then lacks is added to all of them alike, and all are scaled by old / new number of bands:
-    the sum over bands is the old one exactly, so that an image whose bands are alike gives the activations it gave.
+    the sum over bands is the old one, so that an image whose bands are alike gives the activations it gave.
 
     Args:
       kernel: [7, 7, old bands, width].
