@@ -98,10 +98,18 @@ def get_config() -> ConfigDict:
     teacher.which = "latest"
     # Computation of the frozen teacher in stage 2; "": as it was trained. "bfloat16" is cheaper on GPU and TPU.
     teacher.dtype = ""
+    # Encoder to start from: a file that tools.import_weights wrote; "": random. model.width and model.depth must be its
+    # own. The stem: a band of the name of one of the file's (R, G, B, also as B4, B3, B2) takes that band's kernel,
+    # every other one the mean of all; scaled so that the sum over bands stays. The input is standardised with the
+    # statistics of this data set's bands, not with ImageNet's.
+    teacher.pretrained = ""
 
     config.student = student = ConfigDict()
     student.steps = 400  # of stage 2, and of every baseline
     student.init = "random"  # "random", or "teacher": start from the teacher's weights
+    # As teacher.pretrained, for the student and, so that the rows of a table stay comparable, for every SAR baseline
+    # that would start at random.
+    student.pretrained = ""
 
     # Stage 2: what the teacher adds to the student's loss.
     config.distill = distill = ConfigDict()

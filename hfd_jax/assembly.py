@@ -74,6 +74,13 @@ def stages(config: ConfigDict) -> list[Run]:
     return [run for run in runs if not (run.name == "teacher" and config.teacher.checkpoint)]
 
 
+def pretrained_file(config: ConfigDict, run: Run) -> str:
+    """The encoder that a network starts from; "" for none. A SAR baseline starts as the student does."""
+    if run.from_teacher:
+        return ""
+    return (config.teacher if run.sensor == "eo" else config.student).pretrained
+
+
 def scene_source(scenes: ConfigDict) -> SceneSource:
     counts = {split: scenes[split] for split in ("train", "validation", "test")}
     return SceneSource(SceneOptions(**{k: v for k, v in scenes.items() if k not in counts}), **counts)

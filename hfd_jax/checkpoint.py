@@ -26,7 +26,7 @@ from orbax.checkpoint.utils import checkpoint_steps
 
 from hfd_jax.errors import CheckpointError
 from hfd_jax.parallel import same_everywhere, wait_for_all
-from hfd_jax.state import shape_differences
+from hfd_jax.state import listed, shape_differences
 
 
 class DamagedError(CheckpointError):
@@ -146,8 +146,7 @@ class CheckpointReader:
         stored = {k: jax.ShapeDtypeStruct(tuple(v["shape"]), v["dtype"]) for k, v in arrays.items() if k in wanted}
         problems = shape_differences(wanted, stored)
         if problems:
-            more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-            raise CheckpointError(f"{self._path(step)} holds another network: " + "; ".join(problems[:8]) + more)
+            raise CheckpointError(f"{self._path(step)} holds another network: {listed(problems)}")
 
 
 class Checkpoints(CheckpointReader):

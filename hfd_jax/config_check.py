@@ -125,6 +125,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             _fail(
                 config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
             )
+    _check_starts(config)
     if config.distill.cache:
         _check_cache(config)
     weights = config.distill.tap_weights
@@ -160,6 +161,13 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             SceneOptions(**{k: v for k, v in config.data.scenes.items() if k not in ("train", "validation", "test")})
         except ValueError as error:
             raise ConfigError(f"config.data.{error}") from error
+
+
+def _check_starts(config: ConfigDict) -> None:
+    if config.teacher.checkpoint and config.teacher.pretrained:
+        _fail(config, "teacher.pretrained", "teacher.checkpoint names a trained teacher; leave one of the two empty")
+    if config.student.pretrained and config.student.init == "teacher":
+        _fail(config, "student.pretrained", "student.init is 'teacher': choose one of the two starts")
 
 
 def _check_cache(config: ConfigDict) -> None:

@@ -17,6 +17,7 @@ from hfd_jax.errors import WorkdirError
 from hfd_jax.evaluate import Evaluator
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
+from hfd_jax.pretrained import check_pretrained
 from hfd_jax.reporting import say
 from hfd_jax.teacher import check_teacher
 from hfd_jax.workdir import Workdir, check_claim, claim, sole_run
@@ -73,6 +74,7 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Context]:
     runs = assembly.stages(config)
     if any(run.needs_teacher for run in runs) and not any(run.name == "teacher" for run in runs):
         check_teacher(config, workdir, facts, runs)
+    check_pretrained(config, workdir, runs)
     with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
             claim(workdir, config)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from hfd_jax.distill.hfd import HFD
+from hfd_jax.models.resnet import fit_stem
 from hfd_jax.models.segmenter import Segmenter
 
 
@@ -78,9 +79,7 @@ def init_fn(
 def student_from_teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
     """The teacher's variables with the stem fitted to the student's bands.
 
-    The stem's kernel [7, 7, bands, width] gets the mean over the teacher's bands in every band of the student, scaled
-    so that
-    the sum over bands stays: activations keep their size.
+    Another sensor's bands have nothing in common with the teacher's: each gets the mean over them (`fit_stem`).
 
     Args:
       student: freshly initialised {"params", "batch_stats"}; gives the shapes.
@@ -91,8 +90,7 @@ def student_from_teacher(student: dict[str, Any], teacher: dict[str, Any]) -> di
     """
     old = teacher["params"]["encoder"]["conv1"]["kernel"]
     bands = student["params"]["encoder"]["conv1"]["kernel"].shape[2]
-    stem = jnp.repeat(old.mean(2, keepdims=True), bands, 2) * (old.shape[2] / bands)
-    encoder = {**teacher["params"]["encoder"], "conv1": {"kernel": stem}}
+    encoder = {**teacher["params"]["encoder"], "conv1": {"kernel": fit_stem(old, [None] * bands)}}
     fitted = {**teacher, "params": {**teacher["params"], "encoder": encoder}}
     problems = shape_differences(student, fitted)
     if problems:
@@ -115,3 +113,9 @@ def shape_differences(expected: Any, found: Any) -> list[str]:
         for path in sorted(one.keys() | other.keys())
         if one.get(path) != other.get(path)
     ]
+
+
+def listed(lines: list[str]) -> str:
+    """The first eight of them, and how many more there are."""
+    more = f" (and {len(lines) - 8} more)" if len(lines) > 8 else ""
+    return "; ".join(lines[:8]) + more

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, context, reporting, steps, teacher
+from hfd_jax import assembly, context, pretrained, reporting, steps, teacher
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
@@ -126,7 +126,8 @@ def train_network(
         say(f"{network.title}: already trained for {total} steps")
         checkpoints.close()
         return
-    state, start, unlogged = initial_state(shared, training, frozen)
+    state, start, unlogged, origin = initial_state(shared, training, frozen)
+    training = dataclasses.replace(training, record=record | {"pretrained": origin})
     tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
     say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
     batches = training_batches(
@@ -301,8 +302,13 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
 
 def initial_state(
     shared: Context, training: Training, frozen: Network | None
-) -> tuple[TrainState, int, list[dict[str, float]]]:
-    """(state, step, metrics that no line of the log has yet) of the latest good checkpoint, or a fresh state."""
+) -> tuple[TrainState, int, list[dict[str, float]], dict[str, str] | None]:
+    """The latest good checkpoint's state, or a fresh one.
+
+    Returns:
+      state, step, metrics that no line of the log has yet, and what the record says of the pretrained encoder that
+      training began with (None: there was none); the file itself is needed once.
+    """
     parallel, network, checkpoints = shared.parallel, training.network, training.checkpoints
     # Sensors differ in their key: a teacher must not share its student's random start. Students do share theirs.
     key = jax.random.fold_in(jax.random.key(shared.config.seed), ("eo", "sar").index(network.sensor))
@@ -310,13 +316,20 @@ def initial_state(
     restored = checkpoints.restore_latest(parallel.abstract(state))
     if restored:
         check_same_run(training, restored[1])
-        return parallel.placed(restored[0]), restored[1], checkpoints.record(restored[1])["unlogged"]
-    if network.from_teacher:
-        mine, theirs = (jax.device_get(parallel.local(v)) for v in (state.model_variables, frozen.variables))
-        fitted = parallel.replicate(student_from_teacher(mine, theirs))
+        stored = checkpoints.record(restored[1])
+        return parallel.placed(restored[0]), restored[1], stored["unlogged"], stored.get("pretrained")
+    path, origin = assembly.pretrained_file(shared.config, network), None
+    if network.from_teacher or path:
+        mine = jax.device_get(parallel.local(state.model_variables))
+        if network.from_teacher:
+            fitted = student_from_teacher(mine, jax.device_get(parallel.local(frozen.variables)))
+        else:
+            bands = assembly.chosen_bands(shared.config, shared.dataset.facts, network.sensor)
+            fitted, origin = pretrained.begin(mine, path, bands)
+        fitted = parallel.replicate(fitted)
         params = {**state.params, "model": fitted["params"]}
         state = state.replace(params=params, batch_stats={**state.batch_stats, "model": fitted["batch_stats"]})
-    return state, 0, []
+    return state, 0, [], origin
 
 
 def check_same_run(training: Training, step: int) -> None:

@@ -4,11 +4,13 @@ He et al. 2016, "Deep residual learning for image recognition"; in bottlenecks t
 (the variant known as v1.5).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from hfd_jax.models.layers import BatchNorm, convolution, max_pool
 
@@ -79,3 +81,24 @@ class ResNet(nn.Module):
                 )(x, train)
             features[name] = x
         return features
+
+
+def fit_stem(kernel: Any, sources: Sequence[int | None]) -> np.ndarray:
+    """The stem's kernel for other input bands.
+
+    A band that one of the old bands stands for takes that band's kernel, every other one the mean over the old bands.
+    What the sum over bands then lacks is added to all of them alike, and all are scaled by old / new number of bands:
+    the sum over bands is the old one, so that an image whose bands are alike gives the activations it gave.
+
+    Args:
+      kernel: [7, 7, old bands, width].
+      sources: one per new band: which old band stands for it, or None.
+
+    Returns:
+      [7, 7, new bands, width], float32.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    mean = kernel.mean(2)
+    fitted = np.stack([mean if source is None else kernel[:, :, source] for source in sources], 2)
+    fitted += (mean - fitted.mean(2))[:, :, None]
+    return (fitted * (kernel.shape[2] / len(sources))).astype(np.float32)

@@ -1,7 +1,7 @@
 """The same work in PyTorch: networks, loss, optimiser and step as someone from PyTorch would write them.
 
-Only `tools.benchmark --peer=torch` imports this, and only this imports torch. Modules carry the names of ours, so that
-`copy_weights` can prove that both compute the same.
+Only `tools.benchmark --peer=torch` imports this. Modules carry the names of ours, those of the encoder torchvision's:
+`copy_weights` proves that both compute the same.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
@@ -17,6 +18,7 @@ from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.losses import EPS
 from hfd_jax.models.alignment import LEVELS
 from hfd_jax.models.resnet import DEPTHS, STAGES
+from hfd_jax.torch_weights import torch_name
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -35,41 +37,40 @@ class Block(nn.Module):
         else:
             self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
             self.conv2, self.bn2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
-        self.downsamples = stride != 1 or inputs != outputs
-        if self.downsamples:
-            self.downsample_conv, self.downsample_bn = conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         if self.bottleneck:
             y = self.bn3(self.conv3(F.relu(y, inplace=True)))
-        if self.downsamples:
-            x = self.downsample_bn(self.downsample_conv(x))
+        if self.downsample is not None:
+            x = self.downsample(x)
         return F.relu(x + y, inplace=True)
 
 
 class ResNet(nn.Module):
+    """Its parameters have torchvision's names."""
+
     def __init__(self, bands: int, depth: int, width: int):
         super().__init__()
         self.conv1, self.bn1 = conv(bands, width, 7, 2), nn.BatchNorm2d(width)
-        self.stages, inputs, bottleneck = [], width, depth >= 50
+        inputs, bottleneck = width, depth >= 50
         for stage, blocks in enumerate(DEPTHS[depth]):
-            names = []
+            layer = []
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                names.append(f"layer{stage + 1}_{block}")
-                self.add_module(names[-1], Block(inputs, width * 2**stage, stride, bottleneck))
+                layer.append(Block(inputs, width * 2**stage, stride, bottleneck))
                 inputs = width * 2**stage * (4 if bottleneck else 1)
-            self.stages.append(names)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
         features = {}
-        for name, blocks in zip(STAGES, self.stages, strict=True):
-            for block in blocks:
-                x = getattr(self, block)(x)
-            features[name] = x
+        for stage, name in enumerate(STAGES):
+            x = features[name] = getattr(self, f"layer{stage + 1}")(x)
         return features
 
 
@@ -253,21 +254,13 @@ class Trainer:
 
 
 def copy_weights(module: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Fills a module from our variables of the same names; ValueError where a name is left over or missing."""
-    names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    """Fills a module from our variables; ValueError where a name is left over or missing."""
     arrays = {}
-
-    def collect(tree, path):
-        for key, value in tree.items():
-            if isinstance(value, Mapping):
-                collect(value, (*path, key))
-            else:
-                array = np.asarray(value)
-                array = array.transpose(3, 2, 0, 1) if key == "kernel" else array
-                arrays[".".join((*path, names[key]))] = torch.tensor(array)
-
-    collect(variables["params"], ())
-    collect(variables["batch_stats"], ())
+    for collection in ("params", "batch_stats"):
+        for path, leaf in flatten_dict(variables[collection]).items():
+            array = np.asarray(leaf)
+            array = array.transpose(3, 2, 0, 1) if path[-1] == "kernel" else array
+            arrays[torch_name(path)] = torch.tensor(array)
     found = module.load_state_dict(arrays, strict=False)
     missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or found.unexpected_keys:
