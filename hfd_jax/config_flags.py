@@ -77,13 +77,16 @@ def _unknown_field(path: str | None, argv: list[str]) -> str | None:
     if path is None:
         return "--config.FIELD needs --config=FILE" if fields else None
     try:
-        known = field_names(runpy.run_path(path)["get_config"]())
+        config = runpy.run_path(path)["get_config"]()
     except (AttributeError, KeyError, TypeError) as error:
         return f"{path}: " + str(error).replace("\\n", " ").strip("'\"")
-    for field in fields:
-        if field not in known:
-            return f"config.{field} does not exist: {_nearest_field(field, known)}"
-    return None
+    return next(filter(None, (unknown_field(field, config) for field in fields)), None)
+
+
+def unknown_field(field: str, config: ConfigDict) -> str | None:
+    """What is wrong with a field ("part.field") that does not exist in `config`; None for one that does."""
+    known = field_names(config)
+    return None if field in known else f"config.{field} does not exist: {_nearest_field(field, known)}"
 
 
 def _nearest_field(field: str, known) -> str:

@@ -10,7 +10,7 @@ from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError
 from hfd_jax.workdir import Workdir, sole_run
 from tests.conftest import FAST_COMPILE, run_python
-from tests.runs import NETWORKS, STEPS, arguments, damage, digests, evaluation, log_of, main, rows_of
+from tests.runs import NETWORKS, STEPS, damage, digests, evaluation, log_of, main, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -253,22 +253,3 @@ def test_damaged_checkpoint_is_refused_by_evaluation(finished, tmp_path):
     assert done.returncode == 1 and f"checkpoints/student/{STEPS}: " in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(CheckpointError):
         CheckpointReader(str(workdir / "checkpoints" / "nothing"))
-
-
-def test_compare_tool_tabulates_seeds_and_takes_finished_runs(finished, scenes_dir, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "c" / "seed_0")
-    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[1:] if "baselines" not in flag]
-    command = ("-m", "tools.compare", *flags, "--seeds=2")
-    text = run_python(*command).stdout
-    assert "--- seed 1" in text and "--- seed 0" not in text
-    table = (tmp_path / "c" / "table_test.md").read_text()
-    assert table.strip() in text and "2 seeds" in table and "| HFD student (SAR) |" in table
-    rows = json.loads((tmp_path / "c" / "results_test.json").read_text())
-    values = [row["mean_iou"] for row in rows["student"]]
-    assert (
-        len(values) == 2 and values[0] != values[1] and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
-    )
-    again = run_python(*command).stdout
-    assert "--- seed" not in again and table.strip() in again
-    other = run_python(*command, "--config.distill.weight=0.5", check=False)
-    assert other.returncode == 1 and "distill.weight: 10.0 there, 0.5 now" in other.stderr

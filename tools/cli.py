@@ -9,18 +9,24 @@ from hfd_jax.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 
 
 def launch(
-    parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None], with_config: bool = False
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], None],
+    with_config: bool = False,
+    default_config: Callable[[argparse.Namespace], str] | None = None,
 ) -> None:
     """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C, with 75 where training
     was stopped and has saved.
 
-    `with_config`: the tool also takes --config=FILE and --config.FIELD=VALUE (`hfd_jax.config_flags.config()`).
+    `with_config`: the tool also takes --config=FILE and --config.FIELD=VALUE (`hfd_jax.config_flags.config()`);
+    `default_config` says which FILE where none is given.
     """
     arguments, rest = parser.parse_known_args()
     foreign = [word for word in rest if not (with_config and word.startswith("--config"))]
     if foreign:
         parser.error(f"unknown argument {foreign[0]}")
     try:
+        if default_config and not any(word.split("=")[0] == "--config" for word in rest):
+            rest.insert(0, f"--config={default_config(arguments)}")
         config_flags.parse([parser.prog, *rest])  # grain and absl insist on parsed flags, whoever parses
         work(arguments)
     except UserError as error:

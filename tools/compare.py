@@ -1,102 +1,118 @@
-"""Trains a config with several seeds and tabulates teacher, baselines and HFD student.
+"""Trains the variants that a sweep names, with several seeds each, and tabulates them against each other.
 
-  python -m tools.compare --config=configs/quickstart.py --workdir=runs/compare --seeds=5
-  python -m tools.compare --config=configs/quickstart.py --workdir=runs/compare_full --config.data.label_share=1.0
+  python -m tools.compare --workdir=runs/compare --seeds=5
+  python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/methods --seeds=3
+  python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/labels --at_once=2
+  python -m tools.compare --config=configs/sen12ms.py --workdir=runs/sen12ms_compare --config.optim.learning_rate=5e-4
 
-Every seed is a run of its own in WORKDIR/seed_K, with both baselines (the SAR-only student, and the student that starts
-from the teacher's weights), all students on the same budget. The seed decides initialisation, order, crops and, where
-label_share is below 1, which labels are used. Finished runs are taken as they are, interrupted ones resume. Writes
-WORKDIR/table_SPLIT.md and WORKDIR/results_SPLIT.json; the 95 % intervals are Student's t over seeds.
+A sweep (configs/sweeps/, written in a few lines) varies one config: its own, or the one that --config names, with
+--config.FIELD=VALUE for all of its rows. Every row and seed is a run of its own below WORKDIR; rows share the teachers,
+one per seed, as far as nothing that a teacher depends on differs. The seed decides initialisation, order, crops and,
+where data.label_share is below 1, which labels are used. Finished runs are taken as they are, interrupted ones resume,
+one that fails is named at the end and does not stop the others.
+
+Writes WORKDIR/table.md, table.csv (all digits), table.tex and figure.png: mIoU with its 95 % interval over seeds, the
+difference to the reference row seed by seed with a paired t test, the share of the gap to the teacher that a row
+closes, IoU per class, and what a row costs: parameters, time of the run, speed of inference.
 """
 
 import argparse
-import json
+import functools
+import operator
 import os
+import sys
+from typing import Any
 
-import jax
-import numpy as np
-from scipy import stats
+from ml_collections import ConfigDict
 
 from configs import default
-from hfd_jax import assembly, config_flags, train
-from hfd_jax.errors import ConfigError, UserError
-from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
+from hfd_jax import comparison, comparison_figure, config_flags, sweep
+from hfd_jax.comparison import Line, Results
+from hfd_jax.config_check import check_fields
+from hfd_jax.errors import UserError, writing
+from hfd_jax.evaluate import load_network
+from hfd_jax.parallel import make_parallel
+from hfd_jax.speed import inference_speed
+from hfd_jax.sweep import Job, Sweep
+from hfd_jax.workdir import Workdir
 from tools import cli
-
-REFERENCE = "sar_only"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    config = config_flags.config(default.get_config()).copy_and_resolve_references()
-    config.baselines = tuple(assembly.BASELINES)
-    if config.stage == "teacher":
-        raise ConfigError("config.stage is 'teacher': a comparison needs students too; choose 'all'")
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds is {arguments.seeds}: expected at least 1")
-    rows: dict[str, list[dict]] = {}
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        workdir = Workdir(os.path.join(arguments.workdir, f"seed_{seed}"))
-        config.seed = seed
-        check_claim(workdir, config)
-        if not is_finished(workdir, config):
-            print(f"--- seed {seed} ({arguments.workdir})", flush=True)
-            train.run(config, workdir.root)
-            jax.clear_caches()
-        for name, row in read_json(workdir.evaluation)[config.eval.split].items():
-            rows.setdefault(name, []).append(row)
-    text = table(rows)
-    print(text)
-    split = config.eval.split
-    write_json(os.path.join(arguments.workdir, f"results_{split}.json"), rows)
-    with open(os.path.join(arguments.workdir, f"table_{split}.md"), "w") as file:
-        file.write(text + "\n")
-    print(f"written to {arguments.workdir}: table_{split}.md, results_{split}.json")
+    for name in ("seeds", "at_once"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}: expected at least 1")
+    chosen = sweep.read_sweep(arguments.sweep)
+    base = config_flags.config(default.get_config())
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
+    for job in jobs:
+        check_fields(job.config)  # all of them, before the first one is trained
+    failed = sweep.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
+    results = comparison.collect(jobs)
+    if chosen.reference in results:
+        write(chosen, jobs, results, arguments.workdir)
+    for job, error in failed:
+        print(f"error: {job.title}: {error}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
 
 
-def is_finished(workdir: Workdir, config) -> bool:
-    """Whether all four networks have been evaluated on the split, at their last step."""
-    try:
-        with open(workdir.evaluation) as file:
-            rows = json.load(file)[config.eval.split]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return False
-    steps = {"teacher": config.teacher.steps} | dict.fromkeys([*assembly.BASELINES, "student"], config.student.steps)
-    return all(name in rows and rows[name]["step"] == step for name, step in steps.items())
+def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
+    """The tables, and the picture; prints the first of them."""
+    teacher = next((job.row for job in jobs if job.network == "teacher" and job.row), None)
+    places = {job.row: value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
+    lines = comparison.lines_of(results, chosen.reference, None if places else teacher, speeds(jobs, results))
+    texts = {
+        "table.md": "\n\n".join(comparison.markdown(table) for table in tables(lines)),
+        "table.tex": "\n\n".join(comparison.latex(table) for table in tables(lines)),
+        "table.csv": comparison.comma_separated(lines).rstrip("\n"),
+    }
+    print(texts["table.md"])
+    for name, text in texts.items():
+        path = os.path.join(root, name)
+        with writing(path), open(path, "w") as file:
+            file.write(text + "\n")
+    comparison_figure.draw(os.path.join(root, "figure.png"), lines, results, chosen.reference, teacher, places)
+    print(f"written to {root}: {', '.join(texts)}, figure.png")
 
 
-def interval(values: np.ndarray) -> float:
-    """Half width of the 95 % interval of the mean (Student's t); NaN for a single value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+def value_at(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(operator.getitem, field.split("."), config)
 
 
-def table(rows: dict[str, list[dict]]) -> str:
-    """A Markdown table: mIoU per network as mean and standard deviation, and its gain over the SAR-only student."""
-    count = len(next(iter(rows.values())))
-    reference = np.array([row["mean_iou"] for row in rows[REFERENCE]])
-    lines = [
-        f"| network | mIoU (mean ± standard deviation, {count} seeds) | macro F1 "
-        "| gain in mIoU over SAR-only (95 % interval) |",
-        "|---|---|---|---|",
-    ]
-    for name, results in rows.items():
-        values = np.array([row["mean_iou"] for row in results])
-        gain = values - reference
-        difference = "" if name in (REFERENCE, "teacher") else f"{gain.mean():+.3f} ± {interval(gain):.3f}"
-        spread = f"{values.mean():.3f} ± {values.std(ddof=1) if count > 1 else float('nan'):.3f}"
-        macro_f1 = np.mean([row["macro_f1"] for row in results])
-        lines.append(f"| {results[0]['title']} | {spread} | {macro_f1:.3f} | {difference} |")
-    return "\n".join(lines)
+def tables(lines: list[Line]) -> list[list[list[str]]]:
+    return [comparison.cells(lines), comparison.class_cells(lines)]
+
+
+def speeds(jobs: list[Job], results: Results) -> dict[str, float]:
+    """row -> Mpixel/s of inference at the batch and crop of training; rows of the same network share a measurement."""
+    parallel, measured, rows = make_parallel("jit"), {}, {}
+    for job in jobs:
+        if job.row in results and job.row not in rows and job.seed in results[job.row]:
+            network = load_network(Workdir(job.root).checkpoints(job.network), "latest", parallel)
+            key = (network.model, network.sensor)
+            if key not in measured:
+                measured[key] = inference_speed(network, job.config.data.batch_size, job.config.data.crop)
+            rows[job.row] = measured[key]
+    return rows
+
+
+def config_of_sweep(arguments: argparse.Namespace) -> str:
+    return sweep.read_sweep(arguments.sweep).config
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("compare", __doc__)
-    parser.add_argument("--workdir", required=True, help="one folder per seed is made in it")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--sweep", default="configs/sweeps/students.py", help="file with the rows")
+    parser.add_argument("--workdir", required=True, help="folder of the runs and the tables")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first_seed", type=int, default=0, help="seeds count up from here")
+    parser.add_argument(
+        "--at_once", type=int, default=1, help="runs at a time, each on a GPU of its own or on its share of the cores"
+    )
     return parser
 
 
 if __name__ == "__main__":
-    cli.launch(make_parser(), main, with_config=True)
+    cli.launch(make_parser(), main, with_config=True, default_config=config_of_sweep)

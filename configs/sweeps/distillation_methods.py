@@ -1,0 +1,28 @@
+"""Ways to distil, each with its published weight in this project's normalisation, and HFD in combination.
+
+tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/methods --seeds=3
+"""
+
+CONFIG = "configs/quickstart.py"
+REFERENCE = "SAR-only student"
+_METHODS = {
+    "logit KD": ("kd",),
+    "FitNet": ("fitnet",),
+    "attention transfer": ("attention",),
+    "CWD": ("cwd",),
+    "SKD (pairwise)": ("skd",),
+    "IFVD": ("ifvd",),
+    "NFD": ("nfd",),
+    "CIRKD": ("cirkd",),
+    "AICSD": ("aicsd",),
+    "MGD": ("mgd",),
+    "FAKD": ("fakd",),
+    "DisOptNet": ("disoptnet",),
+    "HFD": ("hfd",),
+    "HFD + logit KD": ("hfd", "kd"),
+}
+ROWS = {
+    "teacher (EO)": {"stage": "teacher"},
+    REFERENCE: {"distill.method": ()},
+    **{row: {"distill.method": methods} for row, methods in _METHODS.items()},
+}

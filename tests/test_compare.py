@@ -1,0 +1,149 @@
+"""Sweeps: which runs they are made of, what is computed from their results, and the tool as a user starts it."""
+
+import csv
+import glob
+import io
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from configs import default
+from hfd_jax import comparison, comparison_figure, sweep
+from hfd_jax.comparison import Result
+from hfd_jax.config_check import check_fields
+from hfd_jax.errors import ConfigError
+from tests.conftest import ROOT, run_python
+from tests.runs import arguments
+
+SHIPPED = sorted(glob.glob(str(ROOT / "configs" / "sweeps" / "*.py")))
+
+
+def some_sweep(rows, reference="SAR-only"):
+    return sweep.Sweep("some", "configs/quickstart.py", reference, {"SAR-only": {"distill.method": ()}, **rows})
+
+
+def result(mean_iou, seconds=60.0):
+    return Result(mean_iou, mean_iou + 0.1, 0.9, {"land": mean_iou, "water": None}, 2_500_000, seconds)
+
+
+def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on():
+    rows = {
+        "teacher": {"stage": "teacher"},
+        "HFD": {},
+        "weak": {"distill.hfd.weight": 1.0},
+        "plain": {"model.align": "none"},
+        "few": {"data.label_share": 0.1},
+    }
+    jobs = sweep.plan(some_sweep(rows), default.get_config(), [3, 4], "w")
+    teachers = {(job.root, job.row) for job in jobs if job.network == "teacher" and job.seed == 3}
+    assert teachers == {
+        ("w/teachers/base/seed_3", "teacher"),
+        ("w/teachers/model.align_none/seed_3", ""),
+        ("w/teachers/data.label_share_0.1/seed_3", ""),
+    }
+    students = {job.row: job for job in jobs if job.network == "student" and job.seed == 3}
+    assert students["HFD"].config.teacher.checkpoint == "w/teachers/base/seed_3/checkpoints/teacher"
+    assert students["weak"].config.teacher.checkpoint == students["HFD"].config.teacher.checkpoint
+    assert students["few"].config.teacher.checkpoint == "w/teachers/data.label_share_0.1/seed_3/checkpoints/teacher"
+    assert students["SAR-only"].config.teacher.checkpoint == "", "it needs none"
+    assert all(job.config.seed == job.seed and job.config.baselines == () for job in jobs)
+    assert [job.network for job in jobs] == ["teacher"] * 6 + ["student"] * 8, "each finds its teacher"
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_shipped_sweeps_name_fields_and_values_that_exist(path):
+    from configs import quickstart
+
+    found = sweep.read_sweep(path)
+    jobs = sweep.plan(found, quickstart.get_config(), [0], "w")
+    for job in jobs:
+        check_fields(job.config)
+    assert {job.row for job in jobs} - {""} == set(found.rows)
+
+
+def test_a_misspelt_field_and_two_rows_of_one_folder_are_named():
+    with pytest.raises(
+        ConfigError, match=r"row 'x' of sweep some: config.distill.hfd.wait does not exist: did you mean"
+    ):
+        sweep.plan(some_sweep({"x": {"distill.hfd.wait": 1.0}}), default.get_config(), [0], "w")
+    with pytest.raises(ConfigError, match=r"row 'x' of sweep some: config.model.depth = 'deep'"):
+        sweep.plan(some_sweep({"x": {"model.depth": "deep"}}), default.get_config(), [0], "w")
+    with pytest.raises(ConfigError, match="two rows would share a folder"):
+        sweep.plan(some_sweep({"A b": {}, "a_B": {}}), default.get_config(), [0], "w")
+
+
+def test_what_is_no_sweep_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nothing.py: no such file"):
+        sweep.read_sweep(str(tmp_path / "nothing.py"))
+    path = tmp_path / "half.py"
+    path.write_text('CONFIG = "c"\nREFERENCE = "b"\n')
+    with pytest.raises(ConfigError, match="ROWS is missing"):
+        sweep.read_sweep(str(path))
+    path.write_text('CONFIG = "c"\nREFERENCE = "b"\nROWS = {"a": {}}\n')
+    with pytest.raises(ConfigError, match="REFERENCE is 'b'; the rows are a"):
+        sweep.read_sweep(str(path))
+
+
+def test_differences_are_paired_by_seed_and_tested():
+    ours, theirs, best = [0.61, 0.72, 0.83], [0.50, 0.60, 0.70], [0.70, 0.80, 0.90]
+    results = {
+        "teacher": {seed: result(value) for seed, value in enumerate(best)},
+        "SAR-only": {seed: result(value) for seed, value in enumerate(theirs)},
+        "HFD": {2 - seed: result(value) for seed, value in enumerate(reversed(ours))},  # finished in another order
+    }
+    lines = {line.row: line for line in comparison.lines_of(results, "SAR-only", "teacher", {"HFD": 1.5})}
+    hfd, gain = lines["HFD"], np.subtract(ours, theirs)
+    test = stats.ttest_rel(ours, theirs)
+    low, high = test.confidence_interval(0.95)
+    assert np.isclose(hfd.gain, gain.mean()) and np.isclose(hfd.p, test.pvalue)
+    assert np.allclose([hfd.gain - hfd.gain_half_width, hfd.gain + hfd.gain_half_width], [low, high])
+    assert np.isclose(hfd.closed, gain.mean() / 0.2), "of the gap of 0.2 to the teacher"
+    assert np.isclose(hfd.half_width, stats.t.ppf(0.975, 2) * np.std(ours, ddof=1) / np.sqrt(3))
+    assert lines["SAR-only"].gain is None and lines["teacher"].closed is None
+    assert np.isnan(hfd.iou["water"]) and np.isclose(hfd.iou["land"], np.mean(ours))
+
+
+def test_a_missing_seed_and_an_interrupted_run_are_left_out():
+    results = {"SAR-only": {0: result(0.5), 1: result(0.6)}, "HFD": {1: result(0.7, None)}}
+    _, hfd = comparison.lines_of(results, "SAR-only", None, {})
+    assert hfd.seeds == 1 and np.isclose(hfd.gain, 0.1) and np.isnan(hfd.p) and hfd.seconds is None
+
+
+def test_tables_say_the_same_in_three_formats(tmp_path):
+    results = {
+        "SAR_only": {0: result(0.5), 1: result(0.6)},
+        "HFD @ 10 %": {0: result(0.7), 1: result(0.75)},
+    }
+    lines = comparison.lines_of(results, "SAR_only", None, {"HFD @ 10 %": 2.0})
+    text = comparison.markdown(comparison.cells(lines))
+    assert "| HFD @ 10 % | 2 | 0.725 ± 0.318 | +0.175 ± 0.318 |" in text and "| 2.50 M | 1:00 | 2.00 |" in text
+    rows = list(csv.DictReader(io.StringIO(comparison.comma_separated(lines))))
+    assert float(rows[1]["mean_iou"]) == lines[1].mean_iou and float(rows[1]["iou land"]) == 0.725
+    tex = comparison.latex(comparison.cells(lines))
+    assert r"SAR\_only" in tex and r"HFD @ 10 \%" in tex and r"0.725 $\pm$ 0.318" in tex and tex.count(r" \\") == 3
+    for places in ({}, {"SAR_only": 0.1, "HFD @ 10 %": 0.1}):
+        comparison_figure.draw(str(tmp_path / "f.png"), lines, results, "SAR_only", None, places)
+        assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tool_trains_what_is_missing_and_takes_what_is_finished(scenes, scenes_dir, tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        'CONFIG = "configs/quickstart.py"\nREFERENCE = "SAR-only"\n'
+        'ROWS = {"EO": {"stage": "teacher"}, "SAR-only": {"distill.method": ()}, "HFD": {}}\n'
+    )
+    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
+    command = ("-m", "tools.compare", f"--sweep={path}", *flags, "--config.train.eval_every=0", "--at_once=2")
+    text = run_python(*command, "--seeds=1").stdout
+    assert "3 runs, 0 of them finished" in text and "3/3: " in text
+    table = (tmp_path / "c" / "table.md").read_text()
+    assert table.strip() in text and "| HFD | 1 |" in table
+    rows = list(csv.DictReader((tmp_path / "c" / "table.csv").open()))
+    assert [row["row"] for row in rows] == ["EO", "SAR-only", "HFD"]
+    assert all(float(row["seconds"]) > 0 and float(row["megapixels"]) > 0 for row in rows)
+    assert int(rows[1]["parameters"]) == int(rows[2]["parameters"]) > 0, "adapters are not used"
+    other = run_python(*command, "--seeds=1", "--config.optim.learning_rate=0.5", check=False)
+    assert other.returncode == 1 and "optim.learning_rate: 0.003 there, 0.5 now" in other.stderr
+    again = run_python(*command, "--seeds=1").stdout
+    assert "3 runs, 3 of them finished" in again and "/3:" not in again
