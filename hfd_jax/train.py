@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, context, reporting, steps, teacher
+from hfd_jax import assembly, context, figures, reporting, steps, teacher
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
@@ -18,13 +19,13 @@ from hfd_jax.data import inputs
 from hfd_jax.data.pipeline import Ref, batch_refs, training_batches
 from hfd_jax.distill import cache
 from hfd_jax.errors import CheckpointError, StoppedError
-from hfd_jax.evaluate import Evaluator, Network, check_fits, evaluate_workdir, load_network, table
+from hfd_jax.evaluate import Evaluator, Network, check_fits, drawings, evaluate_workdir, load_network, table
 from hfd_jax.interruption import Interruption, watch
 from hfd_jax.journal import Journal
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
-from hfd_jax.state import TrainState, init_fn, student_from_teacher
+from hfd_jax.state import TrainState, init_fn, initial_key, student_from_teacher
 from hfd_jax.workdir import differences, package_versions
 
 
@@ -56,14 +57,16 @@ def run_stages(shared: Context, interruption: Interruption) -> dict[str, Scores]
         say(f"teacher: from {shared.checkpoint('teacher')[0]}")
     split = config.eval.split
     say(f"evaluating on split {split!r} ({shared.dataset.size(split)} tiles)")
-    results = evaluate_workdir(
-        shared.workdir,
-        {name: shared.checkpoint(name) for name in names},
-        shared.evaluator(split),
-        shared.parallel,
-        config.eval.panels,
-        known=known,
-    )
+    with contextlib.closing(reporting.Summaries(f"{shared.workdir.summaries}/evaluation")) as summaries:
+        results = evaluate_workdir(
+            shared.workdir,
+            {name: shared.checkpoint(name) for name in names},
+            shared.evaluator(split),
+            shared.parallel,
+            config.eval.panels,
+            known=known,
+            summaries=summaries,
+        )
     say(table(results))
     say(f"written to {shared.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
     return results
@@ -223,6 +226,7 @@ def loop(
                 scores = evaluate(training.setup, state, evaluator)
                 score = scores.mean_iou
                 journal.validated(step, scores.mean_iou, scores.accuracy)
+                journal.pictures(step, functools.partial(pictures, shared, training, state, evaluator, scores))
             # A checkpoint among skipped steps would push out one that is surely good.
             if last or stop or (step % settings.checkpoint_every == 0 and not journal.skipped_last()):
                 record = training.record | {"unlogged": journal.unlogged()}
@@ -249,6 +253,7 @@ def make_journal(shared: Context, training: Training, start: int, unlogged: list
         config.train.max_bad_steps,
         training.checkpoints.whereabouts,
         unlogged,
+        reporting.MetricsLog(shared.workdir.timing),
     )
 
 
@@ -261,6 +266,16 @@ def tiles_of(shared: Context, training: Training, step: int) -> list[str]:
 
 def evaluate(setup: steps.Setup, state: TrainState, evaluator: Evaluator) -> Scores:
     return evaluator(setup.model, setup.inputs, setup.sensor, state.model_variables)
+
+
+def pictures(
+    shared: Context, training: Training, state: TrainState, evaluator: Evaluator, scores: Scores
+) -> dict[str, np.ndarray]:
+    """What a validation looks like: some tiles and the confusion matrix, as images."""
+    setup, name = training.setup, training.network.name
+    network = Network(training.record, setup.model, setup.inputs, state.model_variables)
+    drawn = drawings(evaluator, {name: network}, {name: scores}, shared.config.eval.panels)
+    return {f"{what}_{evaluator.split}": figures.pixels(figure) for what, figure in drawn.items()}
 
 
 def is_complete(training: Training) -> bool:
@@ -304,8 +319,7 @@ def initial_state(
 ) -> tuple[TrainState, int, list[dict[str, float]]]:
     """(state, step, metrics that no line of the log has yet) of the latest good checkpoint, or a fresh state."""
     parallel, network, checkpoints = shared.parallel, training.network, training.checkpoints
-    # Sensors differ in their key: a teacher must not share its student's random start. Students do share theirs.
-    key = jax.random.fold_in(jax.random.key(shared.config.seed), ("eo", "sar").index(network.sensor))
+    key = initial_key(shared.config.seed, network.sensor)
     state = parallel.init(initialiser(shared, network, training.setup, frozen), key)
     restored = checkpoints.restore_latest(parallel.abstract(state))
     if restored:
