@@ -1,5 +1,6 @@
 """Whole-split evaluation: one confusion matrix over all pixels of a split, and pictures of some tiles."""
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -159,7 +160,7 @@ def evaluate_workdir(
     panels: int,
     label: str = "",
     known: Mapping[str, Scores] = types.MappingProxyType({}),
-    summaries: Summaries | None = None,
+    summaries: str = "",
 ) -> dict[str, Scores]:
     """Evaluates the networks of a run from their checkpoints; writes evaluation.json and the figures.
 
@@ -171,7 +172,7 @@ def evaluate_workdir(
       panels: number of tiles in the picture; 0 for none.
       label: names the results in evaluation.json and in the figures' files; default: the split.
       known: network -> scores that have been computed already.
-      summaries: get the figures too.
+      summaries: folder of TensorBoard's that gets the figures too.
 
     Raises:
       CheckpointError: of `load_network`.
@@ -195,9 +196,8 @@ def evaluate_workdir(
             figures.save(figure, workdir.figure(f"{name}_{label}.png"))
         if summaries:
             last = max(network.record["step"] for network in networks.values())
-            summaries.images(
-                last, lambda: {f"{name}_{label}": figures.pixels(figure) for name, figure in drawn.items()}
-            )
+            with contextlib.closing(Summaries(summaries)) as writer:
+                writer.images(last, lambda: {f"{name}_{label}": figures.pixels(drawn[name]) for name in drawn})
     return {titles[name]: row for name, row in results.items()}
 
 

@@ -97,7 +97,7 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], class_names: tuple[str,
     """Row-normalised confusion matrices side by side; `matrices` maps a title to [K, K] counts (rows: reference)."""
     k = len(class_names)
     size = max(3.2, 0.55 * k + 1.6)
-    figure = Figure(figsize=(size * len(matrices), size))
+    figure = Figure(figsize=(size * len(matrices), size), layout="compressed")
     axes = figure.subplots(1, len(matrices), squeeze=False)
     for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -118,7 +118,6 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], class_names: tuple[str,
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("prediction (% of the reference)", fontsize=8)
     axes[0][0].set_ylabel("reference", fontsize=8)
-    figure.tight_layout()
     return figure
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,27 +47,28 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
 def run_stages(shared: Context, interruption: Interruption) -> dict[str, Scores]:
     """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
     config = shared.config
-    runs, known = assembly.stages(config), {}
+    runs, known, trained = assembly.stages(config), {}, False
     for network in runs:
         if network.needs_teacher and not known:
             known["teacher"] = score_teacher(shared)
-        train_network(shared, network, interruption, known.get("teacher"))
+        trained |= train_network(shared, network, interruption, known.get("teacher"))
     names = [network.name for network in runs]
     if "teacher" not in names and any(network.needs_teacher for network in runs):
         names.insert(0, "teacher")
         say(f"teacher: from {shared.checkpoint('teacher')[0]}")
     split = config.eval.split
     say(f"evaluating on split {split!r} ({shared.dataset.size(split)} tiles)")
-    with contextlib.closing(reporting.Summaries(f"{shared.workdir.summaries}/evaluation")) as summaries:
-        results = evaluate_workdir(
-            shared.workdir,
-            {name: shared.checkpoint(name) for name in names},
-            shared.evaluator(split),
-            shared.parallel,
-            config.eval.panels,
-            known=known,
-            summaries=summaries,
-        )
+    # Importing TensorFlow takes seconds: not for pictures that are there.
+    summaries = os.path.join(shared.workdir.summaries, "evaluation")
+    results = evaluate_workdir(
+        shared.workdir,
+        {name: shared.checkpoint(name) for name in names},
+        shared.evaluator(split),
+        shared.parallel,
+        config.eval.panels,
+        known=known,
+        summaries=summaries if trained or not os.path.exists(summaries) else "",
+    )
     say(table(results))
     say(f"written to {shared.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
     return results
@@ -104,8 +106,8 @@ def score_teacher(shared: Context) -> Scores:
 
 def train_network(
     shared: Context, network: Run, interruption: Interruption, teacher_scores: Scores | None = None
-) -> None:
-    """Trains one network to its last step, from its latest good checkpoint if there is one.
+) -> bool:
+    """Trains one network to its last step, from its latest good checkpoint if there is one; False: it is there.
 
     Args:
       shared, network: the run and which network.
@@ -128,7 +130,7 @@ def train_network(
     if is_complete(training):
         say(f"{network.title}: already trained for {total} steps")
         checkpoints.close()
-        return
+        return False
     state, start, unlogged = initial_state(shared, training, frozen)
     tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
     say(f"{network.title}: {tiles} tiles, steps {start} to {total}")
@@ -149,6 +151,7 @@ def train_network(
         variables = shared.parallel.replicate(teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel))
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
         loop(shared, training, interruption, state, variables, batches, start, unlogged)
+    return True
 
 
 def with_cached_features(
