@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,10 @@ class Evaluator:
       parallel: devices.
       batch_size: windows per step, all devices together.
       window: edge in pixels; 0 for whole tiles.
+
+    Attributes:
+      split, facts: of the data set.
+      windows: what is evaluated, in order.
     """
 
     def __init__(
@@ -128,7 +132,7 @@ class Evaluator:
             tiles.append({key: value[0] for key, value in (batch | maps).items()})
         return tiles
 
-    def batches(self, windows: Sequence[Window]) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, windows: Sequence[Window]) -> Iterable[dict[str, np.ndarray]]:
         """Reads windows in order as `evaluation_batches` does, with progress; this process's part of each batch."""
         process = (jax.process_index(), jax.process_count())
         batches = evaluation_batches(

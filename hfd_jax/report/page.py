@@ -1,0 +1,223 @@
+"""Puts together what the page shows and renders it: one HTML file that needs nothing else."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from hfd_jax import assembly
+from hfd_jax.errors import writing
+from hfd_jax.models.segmenter import TAPS
+from hfd_jax.report import curves, tables
+from hfd_jax.report.pictures import columns, tile_pictures
+from hfd_jax.report.records import RunFiles, Scored
+from hfd_jax.report.survey import UNTRAINED, Survey, Throughput
+from hfd_jax.report.tables import REFERENCE, Row
+
+COLOURED = ("teacher", "student", *assembly.BASELINES, UNTRAINED)
+SPARE_COLOURS = 3
+PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+
+
+def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
+    """The page about runs and what was found of each; `defaults` is the default config."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "signed": lambda x: "" if x is None else f"{x:+.4f}"}
+    environment.globals["colour"] = {name: colour_of(name, runs) for name in every_network(runs)}
+    sections = [section(run, survey, defaults) for run, survey in zip(runs, surveys, strict=True)]
+    rows = [row for one in sections for row in one["rows"]]
+    return environment.get_template("page.html.jinja").render(
+        several=len(runs) > 1,
+        runs=sections,
+        rows=rows,
+        class_groups=[class_group(names, group, surveys) for names, group in tables.by_classes(rows).items()],
+        differing=tables.differing([run.stored for run in runs]),
+        groups=curves.learning_curves(runs),
+        curve_networks=curve_networks(runs),
+        dashes=[(run.name, curves.DASHES[k % len(curves.DASHES)]) for k, run in enumerate(runs)],
+        geometry=curves,
+        taps=TAPS,
+    )
+
+
+def write(path: str, page: str) -> None:
+    """Replaces the file as a whole; WorkdirError where that is not possible."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with writing(path):
+        with open(temporary, "w") as file:
+            file.write(page)
+        os.replace(temporary, path)
+
+
+def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of one run."""
+    scored = all_scores(run, survey)
+    return {
+        "name": run.name,
+        "root": run.workdir.root,
+        "split": run.split,
+        "data": run.config.data.name,
+        "seed": run.config.seed,
+        "remarks": run.remarks,
+        "rows": tables.score_rows(run, scored),
+        "tiles": tile_section(run, survey) if survey else None,
+        "similarity": similarity_section(run, survey) if survey and survey.similarity else None,
+        "inference": inference(run, survey.throughput) if survey else None,
+        "training": training(run),
+        "faults": faults(run),
+        "changed": tables.changed(defaults, run.stored),
+        "config": tables.everything(run.stored),
+        "versions": run.versions,
+    }
+
+
+def all_scores(run: RunFiles, survey: Survey | None) -> dict[str, Scored]:
+    """Scores from evaluation.json; of networks that it lacks, from the survey where that saw the whole split."""
+    scored = dict(run.evaluated)
+    missing = [name for name in run.networks() if name not in scored]
+    here = survey.whole_scores() if survey else {}
+    computed = {name: here[name] for name in missing if name in here}
+    if computed:
+        names = ", ".join(f"{entry.title} (step {entry.step})" for entry in computed.values())
+        run.remarks.append(f"Not in evaluation.json for split {run.split}, computed for this page: {names}.")
+    for name, entry in run.evaluated.items():
+        if survey and name in survey.records and survey.records[name]["step"] != entry.step:
+            later = survey.records[name]["step"]
+            run.remarks.append(f"{entry.title}: scores are of step {entry.step}, maps and features of step {later}.")
+    without = [run.title(name) for name in missing if name not in computed]
+    if without:
+        run.remarks.append(f"No scores on split {run.split}: {', '.join(without)}.")
+    return scored | computed
+
+
+def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Survey | None]) -> dict[str, Any]:
+    """Scores per class and confusion matrices of networks with the same classes."""
+    facts = next((survey.facts for survey in surveys if survey and survey.facts.class_names == names), None)
+    colours = facts.class_colours if facts else [None] * len(names)
+    return {
+        "classes": [(name, rgb(colour)) for name, colour in zip(names, colours, strict=True)],
+        "measures": [(title, [(row, getattr(row.scores, key)) for row in rows]) for key, title in PER_CLASS],
+        "matrices": [(row, tables.shares(row.scores.matrix), row.scores.matrix) for row in rows],
+        "absent": {f"{row.run}: {row.title}": row.scores.absent for row in rows if row.scores.absent},
+    }
+
+
+def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
+    """The best and the worst tiles, and how the networks compare tile by tile."""
+    order = sorted(survey.confusion, key=lambda name: (name == "teacher", name != survey.judge))
+    titles = {name: survey.records[name]["title"] for name in order}
+    reached = {name: survey.tile_scores(name) for name in order}
+    bands = tuple(survey.records[survey.judge]["bands"]["eo"])
+
+    def shown(tile: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "id": tile["id"],
+            "scores": [(name, titles[name], float(reached[name][tile["position"]])) for name in order],
+            "pictures": tile_pictures(tile, titles, survey.facts, bands),
+        }
+
+    best, worst = ([shown(tile) for tile in tiles] for tiles in (survey.best, survey.worst))
+    judged = ~np.isnan(reached[survey.judge])
+    rival = REFERENCE if REFERENCE in reached and survey.judge != REFERENCE else None
+    better = np.sum(reached[survey.judge][judged] > reached[rival][judged]) if rival else None
+    return {
+        "columns": columns(titles),
+        "groups": [("Best", best), ("Worst", worst)],
+        "classes": list(zip(survey.facts.class_names, map(rgb, survey.facts.class_colours), strict=True)),
+        "judge": titles[survey.judge],
+        "count": int(judged.sum()),
+        "unjudged": int((~judged).sum()),
+        "rival": titles[rival] if rival else None,
+        "better": better,
+    }
+
+
+def similarity_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
+    """Likeness of features with the teacher's: rows of (network, title, values per tap), and the change."""
+    names = [name for name in (UNTRAINED, *assembly.BASELINES, "student") if name in survey.similarity]
+    names += sorted(set(survey.similarity) - set(names))
+    seed = survey.records[survey.judge]["config"]["seed"]
+    titles = {UNTRAINED: f"student before training (seed {seed})"}
+    titles |= {name: record["title"] for name, record in survey.records.items()}
+    before = next((name for name in (REFERENCE, UNTRAINED) if name in names), None)
+    change = None
+    if before and "student" in names and before != "student":
+        gain = [survey.similarity["student"][tap] - survey.similarity[before][tap] for tap in TAPS]
+        change = {"before": titles[before], "after": titles["student"], "gain": gain}
+    return {
+        "rows": [(name, titles[name], [survey.similarity[name][tap] for tap in TAPS]) for name in names],
+        "change": change,
+        "positions": [survey.positions[tap] for tap in TAPS],
+        "tiles": len(survey.tiles),
+    }
+
+
+def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
+    tiles, height, width = measured.batch
+    return {
+        "title": run.title(measured.network),
+        "megapixels": f"{measured.megapixels:.3g}",
+        "tiles": f"{measured.megapixels * 1e6 / (height * width):.3g}",
+        "what": f"{tiles} x {height} x {width}, {measured.dtype}, {measured.devices}",
+    }
+
+
+def training(run: RunFiles) -> list[dict[str, Any]]:
+    """The last entry of timing.jsonl of every network."""
+    last = {line["network"]: line for line in run.timing if "steps_per_second" in line}
+    return [
+        {
+            "title": run.title(name),
+            "steps": f"{line['steps_per_second']:.3g}",
+            "pairs": f"{line['steps_per_second'] * run.config.data.batch_size:.3g}",
+            "devices": line.get("devices", ""),
+        }
+        for name, line in last.items()
+    ]
+
+
+def faults(run: RunFiles) -> list[str]:
+    """Skipped steps, as the log describes them."""
+    return [
+        f"{run.title(line['network'])}, step {fault['step']}: {', '.join(fault['terms'])} not finite; "
+        f"tiles {', '.join(fault['tiles'])}"
+        for line in run.log
+        for fault in line.get("faults", [])
+    ]
+
+
+def every_network(runs: Sequence[RunFiles]) -> list[str]:
+    return list(dict.fromkeys([*COLOURED, *(name for run in runs for name in run.networks())]))
+
+
+def curve_networks(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
+    """(network, title) of all that have curves."""
+    logged = {line["network"]: run for run in runs for line in run.log}
+    names = dict.fromkeys(name for run in runs for name in run.networks() if name in logged)
+    return [(name, logged[name].title(name)) for name in names]
+
+
+def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
+    """CSS class of a network: the same colour in every chart."""
+    if network in COLOURED:
+        return f"n-{network}"
+    others = [name for name in every_network(runs) if name not in COLOURED]
+    return f"n-other{others.index(network) % SPARE_COLOURS}"
+
+
+def rgb(colour: tuple[int, int, int] | None) -> str | None:
+    """As CSS writes it."""
+    return f"rgb{tuple(colour)}" if colour else None
+
+
+def score(value: float | None, digits: int = 4) -> str:
+    return tables.NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
