@@ -13,7 +13,7 @@ import pytest
 from configs import default
 from hfd_jax import assembly
 from hfd_jax.checkpoint import Checkpoints
-from hfd_jax.errors import WorkdirError
+from hfd_jax.errors import UserError, WorkdirError
 from hfd_jax.metrics import scores
 from hfd_jax.parallel import Jit
 from hfd_jax.report import curves, survey, tables
@@ -209,7 +209,7 @@ def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
     for sentence in (
         "teacher (EO): 2 of 6 steps trained.",
         "HFD student (SAR): not trained.",
-        "1 unreadable lines in metrics.jsonl were left out.",
+        "Unreadable lines of metrics.jsonl, left out: 1.",
         "the prepared data cannot be opened",
         "No scores on split test: SAR-only student, HFD student (SAR).",
         "12.5",
@@ -323,6 +323,20 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, t
     assert list(networks) == ["student"]
     assert any("SAR-only student: no checkpoint" in remark for remark in run.remarks)
     assert any("teacher (EO): left out of tiles and similarity." in remark for remark in run.remarks)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output=nowhere/page.html"], "nowhere/page.html: cannot be written, there is no such folder"),
+        (["--tiles=-1"], "--tiles=-1: expected 0 or more"),
+        (["--split=tset"], r"no split 'tset'; did you mean 'test'"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(finished, flags, message):
+    with pytest.raises(UserError, match=message):
+        report.main(report.make_parser().parse_args([f"--workdir={finished}", *flags]))
+    assert not (finished / "report.html").exists()
 
 
 def test_an_older_config_gets_the_defaults_of_newer_fields():

@@ -21,6 +21,7 @@ import jax
 
 from configs import default
 from hfd_jax.assembly import jsonable
+from hfd_jax.errors import ConfigError
 from hfd_jax.parallel import Jit, enable_compilation_cache
 from hfd_jax.report import page
 from hfd_jax.report.records import read_runs
@@ -29,9 +30,14 @@ from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
+    for name in ("tiles", "limit"):
+        if getattr(arguments, name) < 0:
+            raise ConfigError(f"--{name}={getattr(arguments, name)}: expected 0 or more")
+    path = arguments.output or os.path.join(arguments.workdir[0], "report.html")
     enable_compilation_cache()
     defaults = jsonable(default.get_config().to_dict())
     runs = read_runs([*arguments.workdir, *arguments.more], defaults, arguments.split)
+    page.check_writable(path)
     surveys = []
     for run in runs:
         print(f"{run.name}: looking at split {run.split}", flush=True)
@@ -39,7 +45,6 @@ def main(arguments: argparse.Namespace) -> None:
         devices = jax.local_devices()[: math.gcd(jax.local_device_count(), run.config.eval.batch_size)]
         surveys.append(make_survey(run, arguments.data_dir, arguments.tiles, arguments.limit, Jit(devices)))
     text = page.render(runs, surveys, defaults)
-    path = arguments.output or os.path.join(arguments.workdir[0], "report.html")
     page.write(path, text)
     for run in runs:
         for remark in run.remarks:

@@ -76,6 +76,7 @@ class _Series:
 def learning_curves(runs: Sequence[RunFiles]) -> list[Group]:
     """Every quantity in the logs, of all networks of all runs, grouped; a chart for each."""
     names = dict.fromkeys(key for run in runs for line in run.log for key in line if is_quantity(line, key))
+    last = max((line["step"] for run in runs for line in run.log), default=0)
     groups: list[list[Chart]] = [[] for _ in GROUPS]
     for name in names:
         series = [
@@ -85,7 +86,7 @@ def learning_curves(runs: Sequence[RunFiles]) -> list[Group]:
             if (found := _series(run, network, name, DASHES[number % len(DASHES)])) is not None
         ]
         if series:
-            groups[group_of(name)].append(chart(name, series))
+            groups[group_of(name)].append(chart(name, series, last))
     return [Group(title, note, charts) for (title, note, _), charts in zip(GROUPS, groups, strict=True) if charts]
 
 
@@ -115,11 +116,11 @@ def thinned(values: np.ndarray) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
 
 
-def chart(name: str, series: Sequence[_Series]) -> Chart:
+def chart(name: str, series: Sequence[_Series], last_step: int) -> Chart:
+    """Of one quantity, over the steps from 0 to `last_step`."""
     values = np.concatenate([one.values for one in series])
-    steps = np.concatenate([one.steps for one in series])
     logarithmic = bool(values.min() > 0 and values.max() > LOGARITHMIC * values.min())
-    x, x_ticks = axis(0.0, float(steps.max()), LEFT, WIDTH - RIGHT)
+    x, x_ticks = axis(0.0, float(last_step), LEFT, WIDTH - RIGHT)
     low, high = float(values.min()), float(values.max())
     if name.startswith("share_") or name == "skipped":
         low, high = 0.0, max(high, 1.0)

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from hfd_jax import assembly
-from hfd_jax.errors import writing
+from hfd_jax.errors import WorkdirError, writing
 from hfd_jax.models.segmenter import TAPS
 from hfd_jax.report import curves, tables
 from hfd_jax.report.pictures import columns, tile_pictures
@@ -47,6 +47,15 @@ def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults:
         geometry=curves,
         taps=TAPS,
     )
+
+
+def check_writable(path: str) -> None:
+    """WorkdirError where `write` would have no folder to write to."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise WorkdirError(f"{path}: cannot be written, there is no such folder")
+    if not os.access(folder, os.W_OK):
+        raise WorkdirError(f"{path}: cannot be written, no permission")
 
 
 def write(path: str, page: str) -> None:
@@ -120,7 +129,7 @@ def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
 
     def shown(tile: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "id": tile["id"],
+            "id": tile["id"] + ("" if tile["entire"] else " (first window)"),
             "scores": [(name, titles[name], float(reached[name][tile["position"]])) for name in order],
             "pictures": tile_pictures(tile, titles, survey.facts, bands),
         }

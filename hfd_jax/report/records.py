@@ -135,7 +135,7 @@ def read_lines(path: str, remarks: list[str]) -> list[dict[str, Any]]:
         lines = file.readlines()
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
     if len(entries) < len(lines):
-        remarks.append(f"{len(lines) - len(entries)} unreadable lines in {os.path.basename(path)} were left out.")
+        remarks.append(f"Unreadable lines of {os.path.basename(path)}, left out: {len(lines) - len(entries)}.")
     return entries
 
 

@@ -61,7 +61,8 @@ class Survey:
       confusion: network -> [tiles, K, K] int64, rows: reference.
       similarity: SAR network or UNTRAINED -> {tap: linear CKA with the teacher's feature}; empty without a teacher.
       positions: tap -> number of positions behind it.
-      worst, best: some of the tiles, as `Evaluator.predictions` returns them, with "id" and "position" (in `tiles`).
+      worst, best: some of the tiles, as `Evaluator.predictions` returns them, with "position" (in
+        `tiles`), "id", "rotated", and "entire": whether one window holds it.
       judge: network by whose scores they were chosen.
       throughput: of `judge`.
     """
@@ -203,6 +204,7 @@ def look(shared: Context, evaluator: Evaluator, networks: dict[str, Network], co
         height, width = stored["label"].shape  # the window may reach beyond
         tile |= {key: value[:height, :width] for key, value in tile.items() if np.ndim(value) > 1}
         tile |= {"position": position, "id": stored["id"].decode(), "rotated": bool(stored["rotated"])}
+        tile["entire"] = tile["label"].shape == (height, width)
     return Survey(
         facts=shared.dataset.facts,
         records={name: network.record for name, network in networks.items()},
