@@ -13,11 +13,12 @@ from hfd_jax.errors import WorkdirError, writing
 from hfd_jax.models.segmenter import TAPS
 from hfd_jax.report import curves, tables
 from hfd_jax.report.pictures import columns, tile_pictures
-from hfd_jax.report.records import RunFiles, Scored
+from hfd_jax.report.records import RunFiles
 from hfd_jax.report.survey import UNTRAINED, Survey, Throughput
 from hfd_jax.report.tables import REFERENCE, Row
 
-COLOURED = ("teacher", "student", *assembly.BASELINES, UNTRAINED)
+# Networks that style.css has a colour of their own for; the others share its spare ones.
+COLOURED = ("teacher", "student", REFERENCE, "teacher_init", UNTRAINED)
 SPARE_COLOURS = 3
 PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 
@@ -62,14 +63,13 @@ def write(path: str, page: str) -> None:
     """Replaces the file as a whole; WorkdirError where that is not possible."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
-        with open(temporary, "w") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(page)
         os.replace(temporary, path)
 
 
 def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says of one run."""
-    scored = all_scores(run, survey)
     return {
         "name": run.name,
         "root": run.workdir.root,
@@ -77,9 +77,9 @@ def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -
         "data": run.config.data.name,
         "seed": run.config.seed,
         "remarks": run.remarks,
-        "rows": tables.score_rows(run, scored),
+        "rows": tables.score_rows(run),
         "tiles": tile_section(run, survey) if survey else None,
-        "similarity": similarity_section(run, survey) if survey and survey.similarity else None,
+        "similarity": similarity_section(survey) if survey and survey.similarity else None,
         "inference": inference(run, survey.throughput) if survey else None,
         "training": training(run),
         "faults": faults(run),
@@ -87,25 +87,6 @@ def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -
         "config": tables.everything(run.stored),
         "versions": run.versions,
     }
-
-
-def all_scores(run: RunFiles, survey: Survey | None) -> dict[str, Scored]:
-    """Scores from evaluation.json; of networks that it lacks, from the survey where that saw the whole split."""
-    scored = dict(run.evaluated)
-    missing = [name for name in run.networks() if name not in scored]
-    here = survey.whole_scores() if survey else {}
-    computed = {name: here[name] for name in missing if name in here}
-    if computed:
-        names = ", ".join(f"{entry.title} (step {entry.step})" for entry in computed.values())
-        run.remarks.append(f"Not in evaluation.json for split {run.split}, computed for this page: {names}.")
-    for name, entry in run.evaluated.items():
-        if survey and name in survey.records and survey.records[name]["step"] != entry.step:
-            later = survey.records[name]["step"]
-            run.remarks.append(f"{entry.title}: scores are of step {entry.step}, maps and features of step {later}.")
-    without = [run.title(name) for name in missing if name not in computed]
-    if without:
-        run.remarks.append(f"No scores on split {run.split}: {', '.join(without)}.")
-    return scored | computed
 
 
 def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Survey | None]) -> dict[str, Any]:
@@ -150,7 +131,7 @@ def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
     }
 
 
-def similarity_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
+def similarity_section(survey: Survey) -> dict[str, Any]:
     """Likeness of features with the teacher's: rows of (network, title, values per tap), and the change."""
     names = [name for name in (UNTRAINED, *assembly.BASELINES, "student") if name in survey.similarity]
     names += sorted(set(survey.similarity) - set(names))
@@ -225,7 +206,7 @@ def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
 
 def rgb(colour: tuple[int, int, int] | None) -> str | None:
     """As CSS writes it."""
-    return f"rgb{tuple(colour)}" if colour else None
+    return "rgb({}, {}, {})".format(*map(int, colour)) if colour else None
 
 
 def score(value: float | None, digits: int = 4) -> str:

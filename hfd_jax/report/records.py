@@ -42,7 +42,7 @@ class RunFiles:
       versions: package -> version.
       log, timing: lines of metrics.jsonl and timing.jsonl.
       split: of the data set.
-      evaluated: network -> scores on the split, from evaluation.json.
+      evaluated: network -> scores on the split, from evaluation.json; more may be added.
       remarks: what is missing, one sentence each; more may be added.
     """
 

@@ -123,7 +123,7 @@ def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, par
     """Takes the pass; None where there is no data or no network to take it with, which run.remarks then say.
 
     Args:
-      run: whose networks and data; its remarks grow.
+      run: whose networks and data; its remarks grow, and its scores where evaluation.json lacks some.
       data_dir: root of the prepared data sets; default: config.data.dir.
       count: so many of the worst tiles and so many of the best ones.
       limit: look at so many tiles, spread over the split; 0: at all of them.
@@ -132,17 +132,38 @@ def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, par
     Raises:
       DataError: the data set has no such split.
     """
+    survey = None
     try:
         shared = open_context(run, data_dir, parallel)
     except DataError as error:
         run.remarks.append(f"No tiles and no similarity of features: the prepared data cannot be opened. {error}")
-        return None
-    evaluator = shared.evaluator(run.split)
-    networks = load_networks(run, shared)
-    if not networks:
-        run.remarks.append("No tiles and no similarity of features: no checkpoint can be read.")
-        return None
-    return look(shared, evaluator, networks, count, limit)
+    else:
+        evaluator = shared.evaluator(run.split)
+        networks = load_networks(run, shared)
+        if networks:
+            survey = look(shared, evaluator, networks, count, limit)
+        else:
+            run.remarks.append("No tiles and no similarity of features: no checkpoint can be read.")
+    fill_in(run, survey)
+    return survey
+
+
+def fill_in(run: RunFiles, survey: Survey | None) -> None:
+    """Adds scores that evaluation.json lacks, where the survey saw the whole split; and remarks on what is missing."""
+    for name, entry in run.evaluated.items():
+        if survey and name in survey.records and survey.records[name]["step"] != entry.step:
+            other = survey.records[name]["step"]
+            run.remarks.append(f"{entry.title}: scores are of step {entry.step}, maps and features of step {other}.")
+    missing = [name for name in run.networks() if name not in run.evaluated]
+    here = survey.whole_scores() if survey else {}
+    computed = {name: here[name] for name in missing if name in here}
+    if computed:
+        names = ", ".join(f"{entry.title} (step {entry.step})" for entry in computed.values())
+        run.remarks.append(f"Not in evaluation.json for split {run.split}, computed for this page: {names}.")
+    without = [run.title(name) for name in missing if name not in computed]
+    if without:
+        run.remarks.append(f"No scores on split {run.split}: {', '.join(without)}.")
+    run.evaluated.update(computed)
 
 
 def open_context(run: RunFiles, data_dir: str | None, parallel: Jit) -> Context:
@@ -174,15 +195,13 @@ def load_networks(run: RunFiles, shared: Context) -> dict[str, Network]:
     return networks
 
 
-def untrained(student: Network, teacher: Network | None, parallel: Jit) -> Network | None:
-    """The student as it was before its first step; None where it began as a teacher that is not at hand."""
+def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
+    """The student as it was before its first step."""
     config = student.record["config"]
     bands = len(student.record["bands"][student.sensor])
     init = init_fn(student.model, optax.identity(), bands)
     variables = parallel.init(lambda key: init(key).model_variables, initial_key(config["seed"], student.sensor))
     if config["student"]["init"] == "teacher":
-        if teacher is None:
-            return None
         variables = parallel.replicate(student_from_teacher(variables, teacher.variables))
     return dataclasses.replace(student, variables=variables)
 
@@ -197,14 +216,8 @@ def look(shared: Context, evaluator: Evaluator, networks: dict[str, Network], co
     order = ranked(np.array([scores(matrix, names).mean_iou for matrix in confusion[judge]]))
     worst = order[: min(count, max(len(order) // 2, 1))]
     best = order[::-1][: min(count, len(order) - len(worst))]
-    pictured = runner.maps(evaluator, [tiles[position] for position in (*worst, *best)])
-    source = shared.dataset.source(evaluator.split)
-    for position, tile in zip((*worst, *best), pictured, strict=True):
-        stored = source[tiles[position]]
-        height, width = stored["label"].shape  # the window may reach beyond
-        tile |= {key: value[:height, :width] for key, value in tile.items() if np.ndim(value) > 1}
-        tile |= {"position": position, "id": stored["id"].decode(), "rotated": bool(stored["rotated"])}
-        tile["entire"] = tile["label"].shape == (height, width)
+    pictured = pictures(shared, evaluator, runner, tiles, [*worst, *best])
+    batch = next(iter(evaluator.batches(evaluator.windows[:1])))
     return Survey(
         facts=shared.dataset.facts,
         records={name: network.record for name, network in networks.items()},
@@ -216,10 +229,23 @@ def look(shared: Context, evaluator: Evaluator, networks: dict[str, Network], co
         worst=pictured[: len(worst)],
         best=pictured[len(worst) :],
         judge=judge,
-        throughput=measure(
-            judge, networks[judge], next(iter(evaluator.batches(evaluator.windows[:1]))), shared.parallel
-        ),
+        throughput=measure(judge, networks[judge], batch, shared.parallel),
     )
+
+
+def pictures(
+    shared: Context, evaluator: Evaluator, runner: "_Runner", tiles: list[int], positions: list[int]
+) -> list[dict[str, Any]]:
+    """The tiles at these positions in `tiles`, with maps and all that `Survey` says of them."""
+    source = shared.dataset.source(evaluator.split)
+    pictured = runner.maps(evaluator, [tiles[position] for position in positions])
+    for position, tile in zip(positions, pictured, strict=True):
+        stored = source[tiles[position]]
+        height, width = stored["label"].shape  # the window may reach beyond
+        tile |= {key: value[:height, :width] for key, value in tile.items() if np.ndim(value) > 1}
+        tile |= {"position": position, "id": stored["id"].decode(), "rotated": bool(stored["rotated"])}
+        tile["entire"] = tile["label"].shape == (height, width)
+    return pictured
 
 
 def spread(size: int, limit: int) -> list[int]:
@@ -239,10 +265,10 @@ class _Runner:
     def __init__(self, parallel: Jit, networks: dict[str, Network]):
         self._parallel, self._compiled = parallel, {}
         self._networks = dict(networks)
-        student = next((network for network in networks.values() if network.sensor == "sar"), None)
-        student = networks.get("student", student)
-        start = untrained(student, networks.get("teacher"), parallel) if student and "teacher" in networks else None
-        self._networks |= {UNTRAINED: start} if start else {}
+        students = [network for network in networks.values() if network.sensor == "sar"]
+        if students and "teacher" in networks:
+            student = networks.get("student", students[0])
+            self._networks[UNTRAINED] = untrained(student, networks["teacher"], parallel)
 
     def over(self, evaluator: Evaluator, windows: Sequence[Window], tiles: list[int]):
         """(network -> [tiles, K, K] counts, SAR network -> {tap: moments}) of all windows."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hfd_jax.metrics import Scores
-from hfd_jax.report.records import RunFiles, Scored, flat
+from hfd_jax.report.records import RunFiles, flat
 
 REFERENCE = "sar_only"
 MISSING = object()
@@ -36,15 +36,15 @@ class Row:
     closed: float | None
 
 
-def score_rows(run: RunFiles, scored: Mapping[str, Scored]) -> list[Row]:
+def score_rows(run: RunFiles) -> list[Row]:
     """Rows of one run, in the order of its networks."""
-    reached = {name: entry.scores.mean_iou for name, entry in scored.items()}
+    reached = {name: entry.scores.mean_iou for name, entry in run.evaluated.items()}
     floor, ceiling = reached.get(REFERENCE), reached.get("teacher")
     rows = []
     for name in run.networks():
-        if name not in scored:
+        if name not in reached:
             continue
-        entry = scored[name]
+        entry = run.evaluated[name]
         gain = reached[name] - floor if floor is not None and name not in (REFERENCE, "teacher") else None
         known = name == "student" and gain is not None and ceiling is not None and ceiling > floor
         closed = gain / (ceiling - floor) if known else None
