@@ -283,9 +283,12 @@ def test_cka_is_what_the_paper_defines_over_the_valid_positions(rng):
     parts = [moments(x[k : k + 1], y[k : k + 1], valid[k : k + 1]) for k in (0, 1)]
     seen = valid[:, ::4, ::4]
     both = jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves), *parts)
-    assert both["count"] == seen.sum()
+    assert both["count"].sum() == seen.sum()
     # float32 sums of some 40 positions.
     assert linear_cka(both) == pytest.approx(direct_cka(x[seen], y[seen]), abs=1e-5)
+    count = np.maximum(seen.sum(0), 1)[..., None]
+    apart = [(f - (f * seen[..., None]).sum(0) / count)[seen] for f in (x, y)]
+    assert linear_cka(both, each_position=True) == pytest.approx(direct_cka(*apart), abs=1e-5)
 
 
 def test_cka_does_not_see_rotation_scale_and_offset(rng):
@@ -297,6 +300,13 @@ def test_cka_does_not_see_rotation_scale_and_offset(rng):
     # Of N independent positions the expectation is about C / N = 0.001.
     assert linear_cka(moments(x, rng.normal(size=x.shape), everywhere)) < 0.01
     assert np.isnan(linear_cka(moments(x, np.full_like(x, 0.3), everywhere)))
+
+
+def test_what_all_tiles_share_can_be_left_out(rng):
+    pattern = 10 * rng.normal(size=(4, 4, 3))
+    x, y = (pattern + rng.normal(size=(400, 4, 4, 3)) for _ in "xy")
+    sums = moments(x, y, np.ones((400, 4, 4), bool))
+    assert linear_cka(sums) > 0.95 and linear_cka(sums, each_position=True) < 0.01
 
 
 def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):

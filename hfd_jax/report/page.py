@@ -132,20 +132,23 @@ def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
 
 
 def similarity_section(survey: Survey) -> dict[str, Any]:
-    """Likeness of features with the teacher's: rows of (network, title, values per tap), and the change."""
-    names = [name for name in (UNTRAINED, *assembly.BASELINES, "student") if name in survey.similarity]
-    names += sorted(set(survey.similarity) - set(names))
-    seed = survey.records[survey.judge]["config"]["seed"]
-    titles = {UNTRAINED: f"student before training (seed {seed})"}
-    titles |= {name: record["title"] for name, record in survey.records.items()}
-    before = next((name for name in (REFERENCE, UNTRAINED) if name in names), None)
-    change = None
-    if before and "student" in names and before != "student":
-        gain = [survey.similarity["student"][tap] - survey.similarity[before][tap] for tap in TAPS]
-        change = {"before": titles[before], "after": titles["student"], "gain": gain}
+    """Likeness of features with the teacher's, all of it and that of their content."""
+    known = [name for name in (UNTRAINED, *assembly.BASELINES, "student") if name in survey.similarity]
+    names = known + sorted(set(survey.similarity) - set(known))
+    titles = {name: record["title"] for name, record in survey.records.items()}
+    titles[UNTRAINED] = f"student before training (seed {survey.records[survey.judge]['config']['seed']})"
+    before = REFERENCE if REFERENCE in names else UNTRAINED
+
+    def block(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        gain = [values["student"][tap] - values[before][tap] for tap in TAPS] if "student" in values else None
+        return {"rows": [(name, titles[name], [values[name][tap] for tap in TAPS]) for name in names], "gain": gain}
+
     return {
-        "rows": [(name, titles[name], [survey.similarity[name][tap] for tap in TAPS]) for name in names],
-        "change": change,
+        "blocks": [
+            ("All of the features", block(survey.similarity)),
+            ("What differs from tile to tile: centred at each position of the tile", block(survey.content)),
+        ],
+        "before": titles[before],
         "positions": [survey.positions[tap] for tap in TAPS],
         "tiles": len(survey.tiles),
     }
@@ -155,8 +158,8 @@ def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
     tiles, height, width = measured.batch
     return {
         "title": run.title(measured.network),
-        "megapixels": f"{measured.megapixels:.3g}",
-        "tiles": f"{measured.megapixels * 1e6 / (height * width):.3g}",
+        "megapixels": three_digits(measured.megapixels),
+        "tiles": three_digits(measured.megapixels * 1e6 / (height * width)),
         "what": f"{tiles} x {height} x {width}, {measured.dtype}, {measured.devices}",
     }
 
@@ -167,8 +170,8 @@ def training(run: RunFiles) -> list[dict[str, Any]]:
     return [
         {
             "title": run.title(name),
-            "steps": f"{line['steps_per_second']:.3g}",
-            "pairs": f"{line['steps_per_second'] * run.config.data.batch_size:.3g}",
+            "steps": three_digits(line["steps_per_second"]),
+            "pairs": three_digits(line["steps_per_second"] * run.config.data.batch_size),
             "devices": line.get("devices", ""),
         }
         for name, line in last.items()
@@ -207,6 +210,11 @@ def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
 def rgb(colour: tuple[int, int, int] | None) -> str | None:
     """As CSS writes it."""
     return "rgb({}, {}, {})".format(*map(int, colour)) if colour else None
+
+
+def three_digits(value: float) -> str:
+    """1750, 12.5, 0.0312."""
+    return f"{float(f'{value:.3g}'):.12g}"
 
 
 def score(value: float | None, digits: int = 4) -> str:

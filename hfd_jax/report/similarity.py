@@ -7,6 +7,10 @@ the same N positions, each channel centred over them,
 
 1 for features that are equal up to rotation, scale and offset; nearly 0 for unrelated ones where N is large. Sums over
 positions are all it needs: they add up over batches, and no adapter takes part.
+
+Padding gives a feature a pattern of its own at each position of the tile, whatever the ground; on coarse taps of small
+tiles that is most of its variance, and alike in any two networks. Centred at every position of the tile apart, CKA
+compares what differs from tile to tile.
 """
 
 from collections.abc import Mapping
@@ -30,7 +34,8 @@ def moments(x, y, valid) -> Moments:
       valid: [B, H, W] bool, pixels; H, W are multiples of h, w.
 
     Returns:
-      {"count": [], "x": [C], "y": [C'], "xx": [C, C], "yy": [C', C'], "xy": [C, C']} float32.
+      {"count": [h, w], "x": [h, w, C], "y": [h, w, C']: sums over the batch; "xx": [C, C], "yy": [C', C'],
+      "xy": [C, C']: over the positions too}, float32.
     """
     weights = mask_at(valid, x.shape[1:3]).astype(jnp.float32)
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
@@ -39,19 +44,29 @@ def moments(x, y, valid) -> Moments:
         # The accelerators' default would round the factors to fewer digits.
         return jnp.einsum("bhw,bhwc,bhwd->cd", weights, one, other, precision=jax.lax.Precision.HIGHEST)
 
-    sums = {name: jnp.einsum("bhw,bhwc->c", weights, feature) for name, feature in (("x", x), ("y", y))}
-    return {"count": jnp.sum(weights), **sums, "xx": product(x, x), "yy": product(y, y), "xy": product(x, y)}
+    sums = {name: jnp.sum(weights[..., None] * feature, 0) for name, feature in (("x", x), ("y", y))}
+    return {"count": jnp.sum(weights, 0), **sums, "xx": product(x, x), "yy": product(y, y), "xy": product(x, y)}
 
 
-def linear_cka(sums: Mapping[str, np.ndarray]) -> float:
-    """CKA of two features from their `moments`; NaN where one of them is the same everywhere."""
+def linear_cka(sums: Mapping[str, np.ndarray], each_position: bool = False) -> float:
+    """CKA of two features from their `moments`; NaN where one of them is the same everywhere.
+
+    `each_position`: centred at every position of the tile apart, instead of over all of them.
+    """
     sums = {name: np.asarray(value, np.float64) for name, value in sums.items()}
-    count = max(float(sums["count"]), 1.0)
+    groups = {name: sums[name].reshape(-1, sums[name].shape[-1]) for name in ("x", "y")}
+    count = sums["count"].reshape(-1, 1)
+    if not each_position:
+        groups, count = (
+            {name: group.sum(0, keepdims=True) for name, group in groups.items()},
+            count.sum(0, keepdims=True),
+        )
 
-    def covariance(one: str, other: str) -> np.ndarray:
-        return sums[one + other] / count - np.outer(sums[one], sums[other]) / count**2
+    def scatter(one: str, other: str) -> np.ndarray:
+        return sums[one + other] - (groups[one] / np.maximum(count, 1)).T @ groups[other]
 
-    norms = np.linalg.norm(covariance("x", "x")) * np.linalg.norm(covariance("y", "y"))
     # What float32 sums leave of a constant feature is no variance.
-    constant = any(np.trace(covariance(name, name)) <= 1e-6 * np.trace(sums[name * 2]) / count for name in ("x", "y"))
-    return float("nan") if constant else float(np.linalg.norm(covariance("x", "y")) ** 2 / norms)
+    if any(np.trace(scatter(name, name)) <= 1e-6 * np.trace(sums[name * 2]) for name in ("x", "y")):
+        return float("nan")
+    norms = np.linalg.norm(scatter("x", "x")) * np.linalg.norm(scatter("y", "y"))
+    return float(np.linalg.norm(scatter("x", "y")) ** 2 / norms)

@@ -60,6 +60,7 @@ class Survey:
       whole: they are all there are.
       confusion: network -> [tiles, K, K] int64, rows: reference.
       similarity: SAR network or UNTRAINED -> {tap: linear CKA with the teacher's feature}; empty without a teacher.
+      content: the same, centred at each position of the tile (`similarity.linear_cka`).
       positions: tap -> number of positions behind it.
       worst, best: some of the tiles, as `Evaluator.predictions` returns them, with "position" (in
         `tiles`), "id", "rotated", and "entire": whether one window holds it.
@@ -73,6 +74,7 @@ class Survey:
     whole: bool
     confusion: dict[str, np.ndarray]
     similarity: dict[str, dict[str, float]]
+    content: dict[str, dict[str, float]]
     positions: dict[str, int]
     worst: list[dict[str, Any]]
     best: list[dict[str, Any]]
@@ -225,7 +227,8 @@ def look(shared: Context, evaluator: Evaluator, networks: dict[str, Network], co
         whole=len(tiles) == shared.dataset.size(evaluator.split),
         confusion=confusion,
         similarity={name: {tap: linear_cka(taps[tap]) for tap in TAPS} for name, taps in sums.items()},
-        positions={tap: round(float(part["count"])) for taps in sums.values() for tap, part in taps.items()},
+        content={name: {tap: linear_cka(taps[tap], True) for tap in TAPS} for name, taps in sums.items()},
+        positions={tap: round(float(part["count"].sum())) for taps in sums.values() for tap, part in taps.items()},
         worst=pictured[: len(worst)],
         best=pictured[len(worst) :],
         judge=judge,
