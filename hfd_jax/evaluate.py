@@ -1,13 +1,15 @@
 """Whole-split evaluation: one confusion matrix over all pixels of a split, and pictures of some tiles."""
 
+import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hfd_jax import assembly, figures, steps
@@ -15,12 +17,12 @@ from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.inputs import InputSpec
-from hfd_jax.data.pipeline import Reading, evaluation_batches, evaluation_windows
+from hfd_jax.data.pipeline import Reading, Window, evaluation_batches, evaluation_windows
 from hfd_jax.errors import ConfigError
 from hfd_jax.metrics import Scores, scores
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit, Pmap
-from hfd_jax.reporting import columns
+from hfd_jax.reporting import Summaries, columns
 from hfd_jax.workdir import Workdir, read_json, write_json
 
 
@@ -89,6 +91,10 @@ class Evaluator:
       parallel: devices.
       batch_size: windows per step, all devices together.
       window: edge in pixels; 0 for whole tiles.
+
+    Attributes:
+      split, facts: of the data set.
+      windows: what is evaluated, in order.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Evaluator:
     ):
         self._dataset, self._reading, self._parallel, self._batch_size = dataset, reading, parallel, batch_size
         self.split, self.facts = split, dataset.facts
-        self._windows, self._shape = evaluation_windows(dataset, split, window)
+        self.windows, self._shape = evaluation_windows(dataset, split, window)
         self._compiled: dict[Any, Callable] = {}
 
     def __call__(self, model: Segmenter, inputs: InputSpec, sensor: str, variables: Any) -> Scores:
@@ -104,32 +110,30 @@ class Evaluator:
         step = self._step(model, inputs, sensor)
         classes = self._dataset.facts.class_names
         matrix, ignored = np.zeros((len(classes),) * 2, np.int64), 0
-        for batch in self._batches(self._windows):
+        for batch in self.batches(self.windows):
             counts = jax.device_get(step(variables, self._parallel.shard(batch)))
             matrix += counts["confusion"]
             ignored += int(counts["ignored"])
         # Windows reach beyond the tiles' edge; those pixels are nobody's.
-        covered = len(self._windows) * self._shape[0] * self._shape[1]
+        covered = len(self.windows) * self._shape[0] * self._shape[1]
         outside = covered - sum(
-            int(np.prod(self._dataset.shape(self.split, i))) for i in {w.index for w in self._windows}
+            int(np.prod(self._dataset.shape(self.split, i))) for i in {w.index for w in self.windows}
         )
         return scores(matrix, classes, ignored - outside)
 
-    def predictions(self, networks: dict[str, Network], count: int) -> list[dict[str, np.ndarray]]:
+    def predictions(self, networks: Mapping[str, Network], count: int) -> list[dict[str, np.ndarray]]:
         """The first window of `count` tiles spread over the split: the stored arrays and a class map per network."""
-        firsts = [window for window in self._windows if window.row == window.col == 0]
+        firsts = [window for window in self.windows if window.row == window.col == 0]
         chosen = [firsts[i] for i in np.linspace(0, len(firsts) - 1, min(count, len(firsts))).round().astype(int)]
-        predict = {
-            name: (jax.jit(steps.predict_step(n.model, n.inputs, n.sensor)), self._parallel.local(n.variables))
-            for name, n in networks.items()
-        }
+        predict = {name: (self._predict_step(n), self._parallel.local(n.variables)) for name, n in networks.items()}
         tiles: list[dict[str, np.ndarray]] = []
         for batch in evaluation_batches(self._dataset, chosen, self._shape, self._reading, batch_size=1):
             maps = {name: np.asarray(step(variables, batch)) for name, (step, variables) in predict.items()}
             tiles.append({key: value[0] for key, value in (batch | maps).items()})
         return tiles
 
-    def _batches(self, windows):
+    def batches(self, windows: Sequence[Window]) -> Iterable[dict[str, np.ndarray]]:
+        """Reads windows in order as `evaluation_batches` does, with progress; this process's part of each batch."""
         process = (jax.process_index(), jax.process_count())
         batches = evaluation_batches(
             self._dataset, windows, self._shape, self._reading, batch_size=self._batch_size, process=process
@@ -145,6 +149,12 @@ class Evaluator:
             )
         return self._compiled[key]
 
+    def _predict_step(self, network: Network):
+        key = ("predict", network.model, network.inputs, network.sensor)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(steps.predict_step(*key[1:]))
+        return self._compiled[key]
+
 
 def evaluate_workdir(
     workdir: Workdir,
@@ -154,6 +164,7 @@ def evaluate_workdir(
     panels: int,
     label: str = "",
     known: Mapping[str, Scores] = types.MappingProxyType({}),
+    summaries: str = "",
 ) -> dict[str, Scores]:
     """Evaluates the networks of a run from their checkpoints; writes evaluation.json and the figures.
 
@@ -165,6 +176,7 @@ def evaluate_workdir(
       panels: number of tiles in the picture; 0 for none.
       label: names the results in evaluation.json and in the figures' files; default: the split.
       known: network -> scores that have been computed already.
+      summaries: folder of TensorBoard's that gets the figures too.
 
     Raises:
       CheckpointError: of `load_network`.
@@ -183,15 +195,36 @@ def evaluate_workdir(
     titles = {name: network.record["title"] for name, network in networks.items()}
     if jax.process_index() == 0:
         _write(workdir, label, networks, results)
-        matrices = {titles[name]: row.matrix for name, row in results.items()}
-        facts = Facts.from_dict(next(iter(networks.values())).record["facts"])
-        figures.confusion(workdir.figure(f"confusion_{label}.png"), matrices, facts.class_names)
-        if panels:
-            tiles = evaluator.predictions(networks, panels)
-            bands = tuple(next(iter(networks.values())).record["bands"]["eo"])
-            columns = dict(sorted(titles.items(), key=lambda item: item[0] == "teacher"))
-            figures.panel(workdir.figure(f"panel_{label}.png"), tiles, columns, facts, bands)
+        drawn = drawings(evaluator, networks, results, panels)
+        for name, figure in drawn.items():
+            figures.save(figure, workdir.figure(f"{name}_{label}.png"))
+        if summaries:
+            last = max(network.record["step"] for network in networks.values())
+            with contextlib.closing(Summaries(summaries)) as writer:
+                writer.images(last, lambda: {f"{name}_{label}": figures.pixels(drawn[name]) for name in drawn})
     return {titles[name]: row for name, row in results.items()}
+
+
+def drawings(
+    evaluator: Evaluator, networks: Mapping[str, Network], results: Mapping[str, Scores], panels: int
+) -> dict[str, Figure]:
+    """{"confusion": matrices of the results, "panel": so many tiles with the class map of every network}.
+
+    Args:
+      evaluator: of the split.
+      networks: by name; the teacher, the only one that sees EO, comes last in the panel.
+      results: name -> scores on the split.
+      panels: number of tiles; with 0 there is no panel.
+    """
+    record = next(iter(networks.values())).record
+    facts, titles = Facts.from_dict(record["facts"]), {name: n.record["title"] for name, n in networks.items()}
+    matrices = {titles[name]: row.matrix for name, row in results.items()}
+    drawn = {"confusion": figures.confusion_figure(matrices, facts.class_names)}
+    if panels:
+        headings = dict(sorted(titles.items(), key=lambda item: item[0] == "teacher"))
+        tiles = evaluator.predictions(networks, panels)
+        drawn["panel"] = figures.panel_figure(tiles, headings, facts, tuple(record["bands"]["eo"]))
+    return drawn
 
 
 def _write(workdir: Workdir, label: str, networks: dict[str, Network], results: dict[str, Scores]) -> None:

@@ -1,12 +1,10 @@
 """Pictures: panels of tiles and confusion matrices. Matplotlib without a display."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from hfd_jax.data.facts import Facts
@@ -43,30 +41,45 @@ def label_picture(label: np.ndarray, facts: Facts) -> np.ndarray:
     return palette[label]
 
 
+def tile_pictures(
+    tile: Mapping[str, np.ndarray], titles: Mapping[str, str], facts: Facts, eo_bands: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Heading -> picture of a tile, [H, W] or [H, W, 3]: SAR, EO, label, then a class map per network.
+
+    Args:
+      tile: as `Evaluator.predictions` returns it; one that is marked "rotated" is turned back.
+      titles: name of a class map in the tile -> heading, in order.
+      facts: colours and class names.
+      eo_bands: names of the bands in the tile's eo.
+    """
+    pictures = {
+        "SAR": sar_picture(tile["sar"], tile["sar_valid"]),
+        "EO": eo_picture(tile["eo"], tile["eo_valid"], eo_bands),
+        "label": label_picture(tile["label"], facts),
+        **{title: label_picture(tile[name], facts) for name, title in titles.items()},
+    }
+    north_up = (slice(None, None, -1),) * 2 if tile.get("rotated") else ()
+    return {title: picture[north_up] for title, picture in pictures.items()}
+
+
 def panel(
     path: str, tiles: list[dict[str, np.ndarray]], titles: dict[str, str], facts: Facts, eo_bands: tuple[str, ...]
 ) -> None:
-    """One row a tile: SAR | EO | label | a class map per network.
+    """Writes `panel_figure` as PNG."""
+    save(panel_figure(tiles, titles, facts, eo_bands), path)
 
-    Args:
-      path: PNG to write.
-      tiles: as `Evaluator.predictions` returns them; one that is marked "rotated" is turned back.
-      titles: column name in a tile -> heading, in order.
-      facts: colours and class names.
-      eo_bands: names of the bands in a tile's eo.
-    """
+
+def panel_figure(
+    tiles: Sequence[Mapping[str, np.ndarray]], titles: Mapping[str, str], facts: Facts, eo_bands: tuple[str, ...]
+) -> Figure:
+    """One row a tile, its columns as in `tile_pictures`."""
     columns = 3 + len(titles)
-    figure, axes = plt.subplots(len(tiles), columns, figsize=(2.1 * columns, 2.1 * len(tiles) + 0.6), squeeze=False)
+    figure = Figure(figsize=(2.1 * columns, 2.1 * len(tiles) + 0.6))
+    axes = figure.subplots(len(tiles), columns, squeeze=False)
     for number, (row, tile) in enumerate(zip(axes, tiles, strict=True)):
-        pictures = {
-            "SAR": sar_picture(tile["sar"], tile["sar_valid"]),
-            "EO": eo_picture(tile["eo"], tile["eo_valid"], eo_bands),
-            "label": label_picture(tile["label"], facts),
-            **{title: label_picture(tile[name], facts) for name, title in titles.items()},
-        }
-        north_up = (slice(None, None, -1),) * 2 if tile.get("rotated") else ()
+        pictures = tile_pictures(tile, titles, facts, eo_bands)
         for axis, (title, picture) in zip(row, pictures.items(), strict=True):
-            axis.imshow(picture[north_up], cmap="gray", interpolation="nearest")
+            axis.imshow(picture, cmap="gray", interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             if number == 0:
@@ -77,14 +90,15 @@ def panel(
     ]
     figure.legend(handles=handles, loc="lower center", ncol=min(len(handles), columns + 2), fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.45 / (2.1 * len(tiles) + 0.6), 1, 1))
-    _save(figure, path)
+    return figure
 
 
-def confusion(path: str, matrices: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
+def confusion_figure(matrices: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> Figure:
     """Row-normalised confusion matrices side by side; `matrices` maps a title to [K, K] counts (rows: reference)."""
     k = len(class_names)
     size = max(3.2, 0.55 * k + 1.6)
-    figure, axes = plt.subplots(1, len(matrices), figsize=(size * len(matrices), size), squeeze=False)
+    figure = Figure(figsize=(size * len(matrices), size), layout="compressed")
+    axes = figure.subplots(1, len(matrices), squeeze=False)
     for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -104,10 +118,15 @@ def confusion(path: str, matrices: dict[str, np.ndarray], class_names: tuple[str
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("prediction (% of the reference)", fontsize=8)
     axes[0][0].set_ylabel("reference", fontsize=8)
-    figure.tight_layout()
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Any, path: str) -> None:
+def save(figure: Figure, path: str) -> None:
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as an image [H, W, 3] uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

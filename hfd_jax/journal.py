@@ -8,6 +8,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from hfd_jax import reporting
 from hfd_jax.errors import DivergedError
 from hfd_jax.reporting import say
@@ -28,6 +31,7 @@ class Journal:
       max_bad_steps: so many skipped steps in a row are an error.
       saved: says which checkpoint is the newest.
       unlogged: metrics of the last steps that no line of the log has yet.
+      timing: gets the steps per second; apart from `log`, which is the same whenever a run is resumed.
     """
 
     def __init__(
@@ -41,10 +45,11 @@ class Journal:
         max_bad_steps: int,
         saved: Callable[[], str],
         unlogged: Sequence[Row] = (),
+        timing: reporting.MetricsLog | None = None,
     ):
         self._network, self._log, self._summaries, self._progress = network, log, summaries, progress
         self._schedule, self._tiles, self._max_bad_steps, self._saved = schedule, tiles, max_bad_steps, saved
-        self._unlogged = list(unlogged)
+        self._unlogged, self._timing = list(unlogged), timing
         self._latest: Mapping[str, Any] = unlogged[-1] if unlogged else {"bad_steps": 0}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -73,6 +78,7 @@ class Journal:
             say(f"{self._network:>12}  update skipped at {describe(fault)}")
         self._log.write(self._network, step, values | ({"faults": faults} if faults else {}))
         self._summaries.scalars(step, values)
+        self._time(step)
         if max(row["bad_steps"] for row in rows) >= self._max_bad_steps:
             raise DivergedError(
                 f"{self._network}: {self._max_bad_steps} steps in a row (config.train.max_bad_steps) were skipped: "
@@ -86,6 +92,17 @@ class Journal:
         say(f"{self._network:>12}  {step}: validation mIoU {mean_iou:.4f}")
         self._log.write(self._network, step, values)
         self._summaries.scalars(step, values)
+
+    def pictures(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Images for TensorBoard, as `Summaries.images` takes them."""
+        self._summaries.images(step, draw)
+
+    def _time(self, step: int) -> None:
+        rate = self._progress.rate(step) if self._timing else None
+        if rate is not None:
+            devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+            self._timing.write(self._network, step, {"steps_per_second": rate, "devices": devices})
+            self._summaries.scalars(step, {"steps_per_second": rate})
 
     def close(self) -> None:
         self._summaries.close()

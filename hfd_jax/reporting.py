@@ -5,10 +5,11 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from hfd_jax.errors import writing
@@ -42,10 +43,14 @@ class Progress:
         if done <= self._first:
             self._since = time.monotonic()
 
+    def rate(self, done: int) -> float | None:
+        """Steps per second, everything between them included; None before any counts."""
+        return (done - self._first) / max(time.monotonic() - self._since, 1e-9) if done > self._first else None
+
     def text(self, done: int) -> str:
-        if done <= self._first:
+        rate = self.rate(done)
+        if rate is None:
             return f"{done}/{self._total}"
-        rate = (done - self._first) / max(time.monotonic() - self._since, 1e-9)
         return f"{done}/{self._total}  {rate:.1f}/s  {duration((self._total - done) / rate)} left"
 
 
@@ -124,6 +129,11 @@ class Summaries:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer:
             self._writer.write_scalars(step, values)
+
+    def images(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Takes name -> image [H, W, 3] uint8; `draw` is called only where somebody may look at it."""
+        if self._writer:
+            self._writer.write_images(step, {name: image[None] for name, image in draw().items()})
 
     def close(self) -> None:
         if self._writer:

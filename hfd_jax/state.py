@@ -39,6 +39,11 @@ class TrainState:
         return {"params": self.params["model"], "batch_stats": self.batch_stats["model"]}
 
 
+def initial_key(seed: int, sensor: str) -> jax.Array:
+    """Of a run's networks with this sensor: a teacher must not share its student's random start; students do."""
+    return jax.random.fold_in(jax.random.key(seed), ("eo", "sar").index(sensor))
+
+
 def init_fn(
     model: Segmenter,
     tx: optax.GradientTransformation,

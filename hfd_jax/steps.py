@@ -158,8 +158,7 @@ def eval_step(model: Segmenter, inputs: InputSpec, sensor: str, axis_name: str |
     def step(variables, batch):
         batch = network_input(batch, inputs)
         logits, _ = model.apply(variables, batch[sensor], train=False)
-        # What both sensors saw, whichever is used: rows of a table are about the same pixels.
-        label = jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL)
+        label = common_label(batch)
         counts = {
             "confusion": confusion_matrix(jnp.argmax(logits, -1), label, model.classes),
             # Padding (index -1) is no part of the data set and so not "ignored" either.
@@ -168,6 +167,11 @@ def eval_step(model: Segmenter, inputs: InputSpec, sensor: str, axis_name: str |
         return jax.tree.map(lambda x: losses.global_sum(x, axis_name), counts)
 
     return step
+
+
+def common_label(batch: dict):
+    """label [B, H, W] of what both sensors saw, whichever is used: rows of a table are about the same pixels."""
+    return jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL)
 
 
 def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):

@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, context, pretrained, reporting, steps, teacher
+from hfd_jax import assembly, context, figures, pretrained, reporting, steps, teacher
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import Checkpoints, DamagedError
 from hfd_jax.context import Context
@@ -18,13 +20,13 @@ from hfd_jax.data import inputs
 from hfd_jax.data.pipeline import Ref, batch_refs, training_batches
 from hfd_jax.distill import cache
 from hfd_jax.errors import CheckpointError, StoppedError
-from hfd_jax.evaluate import Evaluator, Network, check_fits, evaluate_workdir, load_network, table
+from hfd_jax.evaluate import Evaluator, Network, check_fits, drawings, evaluate_workdir, load_network, table
 from hfd_jax.interruption import Interruption, watch
 from hfd_jax.journal import Journal
 from hfd_jax.metrics import Scores
 from hfd_jax.parallel import prefetch
 from hfd_jax.reporting import say
-from hfd_jax.state import TrainState, init_fn, student_from_teacher
+from hfd_jax.state import TrainState, init_fn, initial_key, student_from_teacher
 from hfd_jax.workdir import differences, package_versions
 
 
@@ -45,17 +47,19 @@ def run(config: ConfigDict, root: str) -> dict[str, Scores]:
 def run_stages(shared: Context, interruption: Interruption) -> dict[str, Scores]:
     """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
     config = shared.config
-    runs, known = assembly.stages(config), {}
+    runs, known, trained = assembly.stages(config), {}, False
     for network in runs:
         if network.needs_teacher and not known:
             known["teacher"] = score_teacher(shared)
-        train_network(shared, network, interruption, known.get("teacher"))
+        trained |= train_network(shared, network, interruption, known.get("teacher"))
     names = [network.name for network in runs]
     if "teacher" not in names and any(network.needs_teacher for network in runs):
         names.insert(0, "teacher")
         say(f"teacher: from {shared.checkpoint('teacher')[0]}")
     split = config.eval.split
     say(f"evaluating on split {split!r} ({shared.dataset.size(split)} tiles)")
+    # Importing TensorFlow takes seconds: not for pictures that are there.
+    summaries = os.path.join(shared.workdir.summaries, "evaluation")
     results = evaluate_workdir(
         shared.workdir,
         {name: shared.checkpoint(name) for name in names},
@@ -63,6 +67,7 @@ def run_stages(shared: Context, interruption: Interruption) -> dict[str, Scores]
         shared.parallel,
         config.eval.panels,
         known=known,
+        summaries=summaries if trained or not os.path.exists(summaries) else "",
     )
     say(table(results))
     say(f"written to {shared.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
@@ -101,8 +106,8 @@ def score_teacher(shared: Context) -> Scores:
 
 def train_network(
     shared: Context, network: Run, interruption: Interruption, teacher_scores: Scores | None = None
-) -> None:
-    """Trains one network to its last step, from its latest good checkpoint if there is one.
+) -> bool:
+    """Trains one network to its last step, from its latest good checkpoint if there is one; False: it is there.
 
     Args:
       shared, network: the run and which network.
@@ -125,7 +130,7 @@ def train_network(
     if is_complete(training):
         say(f"{network.title}: already trained for {total} steps")
         checkpoints.close()
-        return
+        return False
     state, start, unlogged, origin = initial_state(shared, training, frozen)
     training = dataclasses.replace(training, record=record | {"pretrained": origin})
     tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
@@ -147,6 +152,7 @@ def train_network(
         variables = shared.parallel.replicate(teacher.frozen_variables(frozen, setup.teacher.dtype, shared.parallel))
     with contextlib.closing(prefetch(batches, shared.parallel.shard)) as batches:
         loop(shared, training, interruption, state, variables, batches, start, unlogged)
+    return True
 
 
 def with_cached_features(
@@ -224,6 +230,7 @@ def loop(
                 scores = evaluate(training.setup, state, evaluator)
                 score = scores.mean_iou
                 journal.validated(step, scores.mean_iou, scores.accuracy)
+                journal.pictures(step, functools.partial(pictures, shared, training, state, evaluator, scores))
             # A checkpoint among skipped steps would push out one that is surely good.
             if last or stop or (step % settings.checkpoint_every == 0 and not journal.skipped_last()):
                 record = training.record | {"unlogged": journal.unlogged()}
@@ -250,6 +257,7 @@ def make_journal(shared: Context, training: Training, start: int, unlogged: list
         config.train.max_bad_steps,
         training.checkpoints.whereabouts,
         unlogged,
+        reporting.MetricsLog(shared.workdir.timing),
     )
 
 
@@ -262,6 +270,16 @@ def tiles_of(shared: Context, training: Training, step: int) -> list[str]:
 
 def evaluate(setup: steps.Setup, state: TrainState, evaluator: Evaluator) -> Scores:
     return evaluator(setup.model, setup.inputs, setup.sensor, state.model_variables)
+
+
+def pictures(
+    shared: Context, training: Training, state: TrainState, evaluator: Evaluator, scores: Scores
+) -> dict[str, np.ndarray]:
+    """What a validation looks like: some tiles and the confusion matrix, as images."""
+    setup, name = training.setup, training.network.name
+    network = Network(training.record, setup.model, setup.inputs, state.model_variables)
+    drawn = drawings(evaluator, {name: network}, {name: scores}, shared.config.eval.panels)
+    return {f"{what}_{evaluator.split}": figures.pixels(figure) for what, figure in drawn.items()}
 
 
 def is_complete(training: Training) -> bool:
@@ -310,8 +328,7 @@ def initial_state(
       training began with (None: there was none); the file itself is needed once.
     """
     parallel, network, checkpoints = shared.parallel, training.network, training.checkpoints
-    # Sensors differ in their key: a teacher must not share its student's random start. Students do share theirs.
-    key = jax.random.fold_in(jax.random.key(shared.config.seed), ("eo", "sar").index(network.sensor))
+    key = initial_key(shared.config.seed, network.sensor)
     state = parallel.init(initialiser(shared, network, training.setup, frozen), key)
     restored = checkpoints.restore_latest(parallel.abstract(state))
     if restored:

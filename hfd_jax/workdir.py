@@ -53,6 +53,10 @@ class Workdir:
         return os.path.join(self.root, "metrics.jsonl")
 
     @property
+    def timing(self) -> str:
+        return os.path.join(self.root, "timing.jsonl")
+
+    @property
     def evaluation(self) -> str:
         return os.path.join(self.root, "evaluation.json")
 

@@ -27,7 +27,12 @@ def test_everything_is_where_it_was_promised(finished):
         assert (workdir / name).stat().st_size > 0
     for network in NETWORKS:
         assert CheckpointReader(str(workdir / "checkpoints" / network)).steps() == [3, 6]
-        assert list((workdir / "tensorboard" / network).glob("events*"))
+        (events,) = (workdir / "tensorboard" / network).glob("events*")
+        assert b"panel_validation" in events.read_bytes() and b"confusion_validation" in events.read_bytes()
+    (events,) = (workdir / "tensorboard" / "evaluation").glob("events*")
+    assert b"panel_test" in events.read_bytes() and b"confusion_test" in events.read_bytes()
+    timing = [json.loads(line) for line in (workdir / "timing.jsonl").read_text().splitlines()]
+    assert {row["network"] for row in timing} == set(NETWORKS) and all(row["steps_per_second"] > 0 for row in timing)
     for figure in ("panel_test.png", "confusion_test.png"):
         assert (workdir / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     for title in (

@@ -113,6 +113,7 @@ def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatc
     for _ in range(2):
         summaries = reporting.Summaries(str(tmp_path / "tb"))
         summaries.scalars(1, {"loss": 1.0})
+        summaries.images(1, lambda: pytest.fail("nobody looks at them"))
         summaries.close()
     assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
     assert not (tmp_path / "tb").exists()
