@@ -32,7 +32,7 @@ from hfd_jax.config_check import check_fields
 from hfd_jax.errors import UserError, writing
 from hfd_jax.evaluate import load_network
 from hfd_jax.parallel import make_parallel
-from hfd_jax.speed import inference_speed
+from hfd_jax.speed import inference_speed, made_up_images
 from hfd_jax.sweep import Job, Sweep
 from hfd_jax.workdir import Workdir
 from tools import cli
@@ -93,7 +93,8 @@ def speeds(jobs: list[Job], results: Results) -> dict[str, float]:
             network = load_network(Workdir(job.root).checkpoints(job.network), "latest", parallel)
             key = (network.model, network.sensor)
             if key not in measured:
-                measured[key] = inference_speed(network, job.config.data.batch_size, job.config.data.crop)
+                batch = made_up_images(network, job.config.data.batch_size, job.config.data.crop)
+                measured[key] = inference_speed(network, batch, parallel)
             rows[job.row] = measured[key]
     return rows
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,11 +23,10 @@ from hfd_jax.models.segmenter import TAPS, Segmenter
 from hfd_jax.parallel import Jit, compiler_options
 from hfd_jax.report.records import RunFiles, Scored
 from hfd_jax.report.similarity import linear_cka, moments
+from hfd_jax.speed import inference_speed
 from hfd_jax.state import init_fn, initial_key, student_from_teacher
 
 UNTRAINED = "untrained"
-# Inference is timed for so long, seconds, and at least so many times.
-TIMED, REPEATED = 1.0, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,19 +320,10 @@ class _Runner:
 
 def measure(name: str, network: Network, batch: Mapping[str, np.ndarray], parallel: Jit) -> Throughput:
     """Times the network's inference on a batch again and again."""
-    step = parallel.eval_step(steps.predict_step(network.model, network.inputs, network.sensor))
-    batch = parallel.shard(batch)
-    jax.block_until_ready(step(network.variables, batch))
-    seconds: list[float] = []
-    while sum(seconds) < TIMED or len(seconds) < REPEATED:
-        began = time.perf_counter()
-        jax.block_until_ready(step(network.variables, batch))
-        seconds.append(time.perf_counter() - began)
-    shape = batch["label"].shape
     return Throughput(
         name,
-        float(np.prod(shape) / np.median(seconds) / 1e6),
-        shape,
+        inference_speed(network, batch, parallel),
+        batch["label"].shape,
         jnp.dtype(network.model.dtype).name,
         f"{parallel.mesh.size} x {jax.devices()[0].device_kind}",
     )
