@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit, Pmap
 from hfd_jax.reporting import Summaries, columns
 from hfd_jax.workdir import Workdir, read_json, write_json
+
+BUILDINGS = "buildings"  # in evaluation.json, what `buildings.score_workdir` says of a network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Evaluator:
 
     def __call__(self, model: Segmenter, inputs: InputSpec, sensor: str, variables: Any) -> Scores:
         """Scores of one network; `variables` are replicated."""
-        step = self._step(model, inputs, sensor)
+        step = self._step(steps.eval_step, model, inputs, sensor)
         classes = self._dataset.facts.class_names
         matrix, ignored = np.zeros((len(classes),) * 2, np.int64), 0
         for batch in self.batches(self.windows):
@@ -120,6 +122,26 @@ class Evaluator:
             int(np.prod(self._dataset.shape(self.split, i))) for i in {w.index for w in self.windows}
         )
         return scores(matrix, classes, ignored - outside)
+
+    def class_maps(self, network: Network, of_class: int) -> Iterator[dict[str, np.ndarray]]:
+        """What `steps.class_map_step` says of every tile of the split, in order: label, prediction, probability [H, W].
+
+        Tiles larger than the window are put together again.
+        """
+        step = self._step(steps.class_map_step, network.model, network.inputs, network.sensor, of_class)
+        sharded = map(self._parallel.shard, self.batches(self.windows))
+        batches = (jax.device_get(step(network.variables, batch)) for batch in sharded)
+        parts = ({name: maps[name][k] for name in maps} for maps in batches for k in range(self._batch_size))
+        tile: dict[str, np.ndarray] = {}
+        for window, part in zip(self.windows, parts, strict=False):  # after the last window comes padding
+            height, width = self._dataset.shape(self.split, window.index)
+            if window.row == window.col == 0:
+                tile = {name: np.zeros((height, width), array.dtype) for name, array in part.items()}
+            bottom, right = min(window.row + self._shape[0], height), min(window.col + self._shape[1], width)
+            for name, array in part.items():
+                tile[name][window.row : bottom, window.col : right] = array[: bottom - window.row, : right - window.col]
+            if (bottom, right) == (height, width):
+                yield tile
 
     def predictions(self, networks: Mapping[str, Network], count: int) -> list[dict[str, np.ndarray]]:
         """The first window of `count` tiles spread over the split: the stored arrays and a class map per network."""
@@ -141,12 +163,10 @@ class Evaluator:
         total = -(-len(windows) // self._batch_size)
         return tqdm(batches, "evaluating", total, unit="batch", delay=5, leave=False, disable=jax.process_index() > 0)
 
-    def _step(self, model, inputs, sensor):
-        key = (model, inputs, sensor)
+    def _step(self, builder, *arguments):
+        key = (builder, *arguments)
         if key not in self._compiled:
-            self._compiled[key] = self._parallel.eval_step(
-                steps.eval_step(model, inputs, sensor, self._parallel.axis_name)
-            )
+            self._compiled[key] = self._parallel.eval_step(builder(*arguments, axis_name=self._parallel.axis_name))
         return self._compiled[key]
 
     def _predict_step(self, network: Network):
@@ -231,7 +251,11 @@ def _write(workdir: Workdir, label: str, networks: dict[str, Network], results: 
     everything = read_json(workdir.evaluation) if os.path.exists(workdir.evaluation) else {}
     rows = everything.setdefault(label, {})
     for name, network in networks.items():
-        rows[name] = {"title": network.record["title"], "step": network.record["step"], **results[name].to_dict()}
+        row = {"title": network.record["title"], "step": network.record["step"], **results[name].to_dict()}
+        before = rows.get(name, {})
+        # The score of buildings is of the same network only where nothing else has changed.
+        same = {key: value for key, value in before.items() if key != BUILDINGS} == row
+        rows[name] = before if same else row
     write_json(workdir.evaluation, everything)
 
 

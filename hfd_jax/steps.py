@@ -184,6 +184,26 @@ def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):
     return step
 
 
+def class_map_step(model: Segmenter, inputs: InputSpec, sensor: str, of_class: int, axis_name: str | None = None):
+    """Returns (variables, batch) -> what one class is scored by, of the whole batch on every device.
+
+    "prediction" [B, H, W] uint8 class index, "probability" [B, H, W] float32 of class `of_class` (softmax), "label"
+    [B, H, W] uint8 as `eval_step` counts it.
+    """
+
+    def step(variables, batch):
+        batch = network_input(batch, inputs)
+        logits, _ = model.apply(variables, batch[sensor], train=False)
+        maps = {
+            "prediction": jnp.argmax(logits, -1).astype(jnp.uint8),
+            "probability": jax.nn.softmax(logits)[..., of_class],
+            "label": jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL),
+        }
+        return jax.lax.all_gather(maps, axis_name, tiled=True) if axis_name else maps
+
+    return step
+
+
 def _forward(model: Segmenter, params, batch_stats, image):
     outputs, changed = model.apply(
         {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]

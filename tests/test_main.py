@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError
@@ -211,7 +212,7 @@ def test_pmap_on_two_devices_has_the_losses_of_jit_on_one(finished, scenes_dir, 
     assert evaluation(tmp_path / "run")["teacher"]["pixels"] == 10 * 64 * 64
 
 
-def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, tmp_path):
+def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, scenes, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
     before = evaluation(workdir)
@@ -219,7 +220,7 @@ def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, tmp_p
     text = run_python("-m", "tools.evaluate", f"--workdir={workdir}").stdout
     assert evaluation(workdir) == before
     assert "HFD student (SAR)" in text
-    run_python(
+    text = run_python(
         "-m",
         "tools.evaluate",
         f"--workdir={workdir}",
@@ -227,9 +228,14 @@ def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, tmp_p
         "--split=validation",
         "--window=32",
         "--checkpoint=best",
-    )
+        "--polygons",
+    ).stdout
     assert list(evaluation(workdir, "validation")) == ["teacher"]
     assert evaluation(workdir, "validation")["teacher"]["pixels"] == 6 * 64 * 64
+    score = evaluation(workdir, "validation")["teacher"]["buildings"]
+    sizes = [np.bincount(ndimage.label(tile["label"] == 4)[0].ravel())[1:] for tile in scenes.source("validation")]
+    assert score["class"] == "buildings" and "class buildings  precision" in text
+    assert score["true_positives"] + score["false_negatives"] == np.sum(np.concatenate(sizes) >= 80) > 0
     assert (workdir / "figures" / "panel_validation.png").exists()
 
 
