@@ -102,9 +102,9 @@ def test_a_second_start_is_refused_while_a_run_is_at_work(finished, scenes_dir):
 
 
 def test_another_config_is_refused(finished, scenes_dir):
-    done = main(finished[0], scenes_dir, "--config.distill.weight=2.5", check=False)
+    done = main(finished[0], scenes_dir, "--config.distill.hfd.weight=2.5", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "made with another config" in done.stderr and "distill.weight: 10.0 there, 2.5 now" in done.stderr
+    assert "made with another config" in done.stderr and "distill.hfd.weight: 10.0 there, 2.5 now" in done.stderr
 
 
 @pytest.mark.parametrize("network", ["teacher", "student"])
@@ -270,5 +270,5 @@ def test_compare_tool_tabulates_seeds_and_takes_finished_runs(finished, scenes_d
     )
     again = run_python(*command).stdout
     assert "--- seed" not in again and table.strip() in again
-    other = run_python(*command, "--config.distill.weight=0.5", check=False)
-    assert other.returncode == 1 and "distill.weight: 10.0 there, 0.5 now" in other.stderr
+    other = run_python(*command, "--config.distill.hfd.weight=0.5", check=False)
+    assert other.returncode == 1 and "distill.hfd.weight: 10.0 there, 0.5 now" in other.stderr

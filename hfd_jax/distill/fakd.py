@@ -66,8 +66,8 @@ class FAKD(nn.Module):
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        mine = student.logits.astype(jnp.float32)
-        theirs = jax.lax.stop_gradient(teacher.logits).astype(jnp.float32)
+        mine, theirs = (jnp.asarray(outputs.logits, jnp.float32) for outputs in (student, teacher))
+        theirs = jax.lax.stop_gradient(theirs)
         group = jnp.argmax(theirs, -1)
         variances = difference_variances(jax.lax.stop_gradient(mine), group, valid, self.axis_name)
         per_pixel = augmented_divergence(mine, theirs, group, variances, self.strength)
