@@ -1,6 +1,6 @@
 """Every field there is, with its meaning, unit and choices. Other configs start from this one and change what differs.
 
-tools/env python main.py --config=configs/quickstart.py --workdir=runs/quickstart --config.distill.weight=5.0
+tools/env python main.py --config=configs/quickstart.py --workdir=runs/quickstart --config.distill.hfd.weight=5.0
 """
 
 from ml_collections import ConfigDict
@@ -111,17 +111,82 @@ def get_config() -> ConfigDict:
     # that would start at random.
     student.pretrained = ""
 
-    # Stage 2: what the teacher adds to the student's loss.
+    # Stage 2: what the teacher adds to the student's loss. Every loss is a mean over valid pixels and samples, and "as
+    # published" a weight for such a mean: hfd_jax/distill/ has a file per method, which says whence. Taps are features,
+    # any of C2, C3, C4, C5 (encoder) and A (aggregated).
     config.distill = distill = ConfigDict()
-    distill.weight = 10.0  # lambda of the feature distillation (HFD); 0 switches it off
-    distill.taps = ("C3", "C4", "C5", "A")  # features compared: any of C2, C3, C4, C5 (encoder) and A (aggregated)
-    distill.tap_weights = ()  # one per tap; () for equal weights
-    distill.logit_weight = 0.0  # of the logit distillation
-    distill.temperature = 1.0  # of the logit distillation
+    # Methods, any of those below, whose losses are added; () switches distillation off.
+    distill.method = ("hfd",)
+    distill.warmup = 0.1  # share of the steps over which their weights grow from 0
     # Compute the teacher's features of every training tile once (below the workdir, float16) and read them in stage 2
-    # instead of optical images. For crops that hold whole tiles, without augment.eo_gain and logit distillation.
+    # instead of optical images. For crops that hold whole tiles, without augment.eo_gain and methods that need logits.
     distill.cache = False
-    distill.warmup = 0.1  # share of the steps over which both weights grow from 0
+
+    distill.hfd = hfd = ConfigDict()  # heterogeneous feature distillation: adapters, standardised features
+    hfd.weight = 10.0  # ours
+    hfd.taps = ("C3", "C4", "C5", "A")  # features compared
+    hfd.tap_weights = ()  # one per tap; () for equal weights
+
+    distill.kd = kd = ConfigDict()  # class probabilities, pixel by pixel
+    kd.weight = 1.0  # as published
+    kd.temperature = 1.0  # its square multiplies the loss
+
+    distill.fitnet = fitnet = ConfigDict()  # squared distance through a 1x1 convolution
+    fitnet.weight = 10.0  # as published
+    fitnet.taps = ("A",)  # features compared
+
+    distill.attention = attention = ConfigDict()  # attention transfer: where features are strong
+    attention.weight = 1.2  # published: 10000, with squares that are smaller by the 64 x 128 positions
+    attention.taps = ("A",)  # features compared
+
+    distill.cwd = cwd = ConfigDict()  # channels as distributions over positions
+    cwd.weight = 3.0  # as published for logits; 50 for a feature
+    cwd.temperature = 4.0  # as published; its square multiplies the loss
+    cwd.taps = ("logits",)  # "logits" or features
+
+    distill.skd = skd = ConfigDict()  # similarities between the nodes of an image (pair-wise structure)
+    skd.weight = 10.0  # as published for nodes of few positions
+    skd.nodes = 16  # along either axis, at most; a node is the mean of a cell of positions
+    skd.taps = ("A",)  # features compared
+
+    distill.ifvd = ifvd = ConfigDict()  # cosine between a position and the mean of its class; labelled pairs alone
+    ifvd.weight = 200.0  # as published
+    ifvd.taps = ("A",)  # features compared
+
+    distill.nfd = nfd = ConfigDict()  # standardised features
+    nfd.weight = 10.0  # as of hfd; the published one was not at hand
+    nfd.taps = ("A",)  # features compared
+
+    distill.cirkd = cirkd = ConfigDict()  # similarities across images, and to earlier ones in queues per class
+    cirkd.weight = 1.0  # as published, of the whole and of its part within the batch
+    cirkd.pixel_weight = 0.1  # as published, of the part of single positions in the queue
+    cirkd.region_weight = 0.1  # as published, of the part of class means in the queue
+    cirkd.temperature = 0.1  # as published, of similarities
+    cirkd.tap = "A"  # feature compared
+    cirkd.nodes = 8  # along either axis, at most; a node is the mean of a cell of positions
+    cirkd.pixels = 2000  # length of a class's queue of single positions; published: 20000
+    cirkd.regions = 200  # length of a class's queue of class means; published: 2000
+    # So many entries of all classes' queues are compared with in a step, as published.
+    cirkd.contrasted_pixels, cirkd.contrasted_regions = 4096, 1024
+
+    distill.aicsd = aicsd = ConfigDict()  # divergences between the classes' distributions over positions
+    aicsd.weight = 0.008  # published: 9500, with divergences that are smaller by some 1089 positions (assumed)
+    aicsd.temperature = 1.0  # of the distributions
+    aicsd.fade = True  # the weight falls linearly to 0 at the last step
+
+    distill.mgd = mgd = ConfigDict()  # the teacher's feature, generated from a part of the student's
+    mgd.weight = 168.0  # published: 2e-5 of a sum over 2048 channels of 64 x 64 positions
+    mgd.masked = 0.75  # share of positions that are left out, as published
+    mgd.taps = ("A",)  # features compared
+
+    distill.fakd = fakd = ConfigDict()  # class probabilities, for all features that vary as their class does
+    fakd.weight = 1.0  # as of kd; the published one was not at hand
+    fakd.strength = 0.5  # of the variation; 0: kd
+
+    distill.disoptnet = disoptnet = ConfigDict()  # an optical branch on the student's feature, and its fusion
+    disoptnet.weight = 1.0  # as published
+    disoptnet.pixel_weight = 8.0  # of the teacher's probabilities within the loss; published: 1, summed over 8 images
+    disoptnet.tap = "A"  # feature that the branch starts from and imitates
 
     config.train = train = ConfigDict()
     train.log_every = 25  # steps between lines of the log

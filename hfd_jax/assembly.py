@@ -17,7 +17,7 @@ from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
 from hfd_jax.data.pipeline import Reading, Ref, training_pools
 from hfd_jax.data.scenes import SceneOptions
-from hfd_jax.distill.hfd import HFD
+from hfd_jax.distill.methods import METHODS, Combined
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.steps import Objective, Setup
 from hfd_jax.workdir import Workdir
@@ -53,10 +53,9 @@ def teacher_run() -> Run:
 
 
 def student_run(config: ConfigDict) -> Run:
-    distils = config.distill.weight > 0 or config.distill.logit_weight > 0
-    title = "HFD student (SAR)" if config.distill.weight > 0 else "student distilled from logits (SAR)"
-    title = title if distils else "student without distillation (SAR)"
-    return Run("student", "sar", distils=distils, from_teacher=config.student.init == "teacher", title=title)
+    names = " + ".join(METHODS[method].title for method in config.distill.method)
+    title = f"{names} student (SAR)" if names else "student without distillation (SAR)"
+    return Run("student", "sar", distils=bool(names), from_teacher=config.student.init == "teacher", title=title)
 
 
 BASELINES = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
@@ -151,15 +150,15 @@ def make_reading(config: ConfigDict, facts: Facts) -> Reading:
 
 def make_objective(config: ConfigDict, run: Run, steps: int, class_pixels: Callable[[], tuple[int, ...]]) -> Objective:
     """`class_pixels` is called only where class weights are wanted: it may read every label."""
-    distill = config.distill
+    methods = config.distill.method if run.distils else ()
     return Objective(
         ce=config.loss.ce,
         dice=config.loss.dice,
         class_weights=class_weights(class_pixels()) if config.loss.class_weights == "inverse_sqrt" else None,
-        hfd=distill.weight if run.distils else 0.0,
-        logit=distill.logit_weight if run.distils else 0.0,
-        temperature=distill.temperature,
-        warmup_steps=round(distill.warmup * steps),
+        distil=tuple((method, config.distill[method].weight) for method in methods),
+        warmup_steps=round(config.distill.warmup * steps),
+        fading=tuple(method for method in methods if config.distill[method].get("fade", False)),
+        steps=steps,
     )
 
 
@@ -170,10 +169,16 @@ def class_weights(class_pixels: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(float(w) for w in weights / weights[pixels > 0].mean())
 
 
-def make_distiller(config: ConfigDict, run: Run, axis_name: str | None = None) -> HFD | None:
-    if not (run.distils and config.distill.weight):
+def make_distiller(config: ConfigDict, run: Run, axis_name: str | None = None) -> Combined | None:
+    """A method's fields in the config are its module's attributes, but for those that `make_objective` reads."""
+    if not run.distils:
         return None
-    return HFD(tuple(config.distill.taps), tuple(config.distill.tap_weights), axis_name)
+
+    def make(method: str):
+        options = {k: v for k, v in config.distill[method].items() if k not in ("weight", "fade")}
+        return METHODS[method](axis_name=axis_name, **options)
+
+    return Combined(tuple(make(method) for method in config.distill.method))
 
 
 def make_schedule(config: ConfigDict, steps: int):

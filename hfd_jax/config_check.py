@@ -9,6 +9,8 @@ from hfd_jax.assembly import BASELINES, DTYPES
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.distill.interface import LOGITS
+from hfd_jax.distill.methods import METHODS
 from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
 from hfd_jax.models.resnet import DEPTHS
@@ -30,7 +32,7 @@ _CHOICES = {
     "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
-_MEMBERS = {"baselines": tuple(BASELINES), "distill.taps": TAPS}
+_MEMBERS = {"baselines": tuple(BASELINES), "distill.method": tuple(METHODS)}
 _POSITIVE = (
     "data.crop",
     "normalise.sar_looks",
@@ -39,7 +41,16 @@ _POSITIVE = (
     "optim.learning_rate",
     "teacher.steps",
     "student.steps",
-    "distill.temperature",
+    "distill.kd.temperature",
+    "distill.cwd.temperature",
+    "distill.skd.nodes",
+    "distill.cirkd.temperature",
+    "distill.cirkd.nodes",
+    "distill.cirkd.pixels",
+    "distill.cirkd.regions",
+    "distill.cirkd.contrasted_pixels",
+    "distill.cirkd.contrasted_regions",
+    "distill.aicsd.temperature",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -60,14 +71,23 @@ _NOT_NEGATIVE = (
     "loss.dice",
     "optim.weight_decay",
     "optim.clip_norm",
-    "distill.weight",
-    "distill.logit_weight",
+    "distill.cirkd.pixel_weight",
+    "distill.cirkd.region_weight",
+    "distill.fakd.strength",
+    "distill.disoptnet.pixel_weight",
     "model.align_channels",
     "train.eval_every",
     "eval.window",
     "eval.panels",
 )
-_SHARES = ("data.label_share", "data.labelled_per_batch", "augment.eo_gain", "optim.warmup", "distill.warmup")
+_SHARES = (
+    "data.label_share",
+    "data.labelled_per_batch",
+    "augment.eo_gain",
+    "optim.warmup",
+    "distill.warmup",
+    "distill.mgd.masked",
+)
 
 
 def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> None:
@@ -118,25 +138,8 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
         _fail(config, "data.labelled_per_batch", "every batch needs some labels")
     if config.loss.ce + config.loss.dice <= 0:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
-    if config.distill.weight and not config.distill.taps:
-        _fail(config, "distill.taps", "distill.weight is above 0, so at least one tap is needed")
-    for tap in config.distill.taps if config.distill.weight else ():
-        if config.data.crop <= TAP_STRIDES[tap]:
-            _fail(
-                config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
-            )
     _check_starts(config)
-    if config.distill.cache:
-        _check_cache(config)
-    weights = config.distill.tap_weights
-    if not all(isinstance(weight, int | float) for weight in weights):
-        _fail(config, "distill.tap_weights", "expected numbers")
-    if weights and (len(weights) != len(config.distill.taps) or min(weights) < 0 or sum(weights) <= 0):
-        _fail(
-            config,
-            "distill.tap_weights",
-            f"expected {len(config.distill.taps)} weights of 0 or more, one per tap, not all 0",
-        )
+    _check_distillation(config)
     for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
         if _get(config, field) == "best" and not config.train.eval_every:
             _fail(config, field, "the best checkpoint is known only with train.eval_every above 0")
@@ -148,8 +151,6 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
         )
     if config.eval.split == "unlabelled":
         _fail(config, "eval.split", "without labels there is nothing to compare with")
-    if len(set(config.distill.taps)) < len(config.distill.taps):
-        _fail(config, "distill.taps", "a tap is named twice")
     if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
         _fail(
             config,
@@ -170,11 +171,50 @@ def _check_starts(config: ConfigDict) -> None:
         _fail(config, "student.pretrained", "student.init is 'teacher': choose one of the two starts")
 
 
+def _check_distillation(config: ConfigDict) -> None:
+    methods = config.distill.method
+    if len(set(methods)) < len(methods):
+        _fail(config, "distill.method", "a method is named twice")
+    for method in METHODS:
+        for name in ("tap", "taps"):
+            if name in config.distill[method]:
+                _check_taps(config, f"distill.{method}.{name}", used=method in methods)
+        if method in methods and not config.distill[method].weight > 0:
+            _fail(config, f"distill.{method}.weight", "expected more than 0; distill.method says what is left out")
+    weights, taps = config.distill.hfd.tap_weights, config.distill.hfd.taps
+    if not all(isinstance(weight, int | float) for weight in weights):
+        _fail(config, "distill.hfd.tap_weights", "expected numbers")
+    if weights and (len(weights) != len(taps) or min(weights) < 0 or sum(weights) <= 0):
+        _fail(config, "distill.hfd.tap_weights", f"expected {len(taps)} weights of 0 or more, one per tap, not all 0")
+    if config.distill.mgd.masked == 1:
+        _fail(config, "distill.mgd.masked", "nothing of the student's feature would be left")
+    if config.distill.cache:
+        _check_cache(config)
+
+
+def _check_taps(config: ConfigDict, field: str, used: bool) -> None:
+    value = _get(config, field)
+    taps, known = (value,) if isinstance(value, str) else value, TAPS
+    if field == "distill.cwd.taps":
+        known = (*TAPS, LOGITS)
+    for tap in taps:
+        if tap not in known:
+            _fail(config, field, f"{tap!r} is unknown; {nearest(tap, known)}")
+        if used and config.data.crop <= TAP_STRIDES.get(tap, 1):
+            _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn")
+    if not taps:
+        _fail(config, field, "at least one tap is needed")
+    if len(set(taps)) < len(taps):
+        _fail(config, field, "a tap is named twice")
+
+
 def _check_cache(config: ConfigDict) -> None:
-    if not config.distill.weight:
-        _fail(config, "distill.cache", "distill.weight is 0, so there are no features to store")
-    if config.distill.logit_weight:
-        _fail(config, "distill.cache", "features are stored, logits are not; expected distill.logit_weight 0")
+    if not config.distill.method:
+        _fail(config, "distill.cache", "distill.method is empty, so there are no features to store")
+    for method in config.distill.method:
+        # A tuple in the class, or in the config.
+        if LOGITS in config.distill[method].get("taps", METHODS[method].taps):
+            _fail(config, "distill.cache", f"features are stored, logits are not, which {method} needs")
     if config.augment.eo_gain:
         _fail(config, "distill.cache", "stored features know no gain of the optical image; expected augment.eo_gain 0")
 

@@ -94,6 +94,7 @@ def _nearest_field(field: str, known) -> str:
     part, _, name = field.rpartition(".")
     same_name = sorted(other for other in known if other.rpartition(".")[2] == name)
     if same_name:
-        return f"did you mean {same_name[0]!r}?"
+        nearer = [other for other in same_name if other.startswith(f"{part}.")] or same_name
+        return f"did you mean {' or '.join(map(repr, nearer))}?"
     siblings = [other for other in known if other.rpartition(".")[0] == part]
     return nearest(field, sorted(siblings or {other.split(".")[0] for other in known}))

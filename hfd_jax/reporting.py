@@ -14,8 +14,6 @@ from absl import logging
 
 from hfd_jax.errors import writing
 
-_SHOWN = ("loss", "ce", "dice", "hfd", "logit")
-
 
 def say(text: str) -> None:
     """Prints a line, from the first process only."""
@@ -106,8 +104,9 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def short(values: Mapping[str, float]) -> str:
-    """ "loss 1.234  ce 0.8 ..." of the terms that a reader follows."""
-    return "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
+    """ "loss 1.234  ce 0.8 ..." of the loss and its terms, which are those that have a share."""
+    shown = ["loss", *(name for name in values if f"share_{name}" in values)]
+    return "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
 
 
 class Summaries:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hfd_jax.distill.hfd import HFD
+from hfd_jax.distill.interface import Outputs
+from hfd_jax.distill.methods import Combined
 from hfd_jax.models.resnet import fit_stem
 from hfd_jax.models.segmenter import Segmenter
 
@@ -19,8 +20,9 @@ class TrainState:
 
     Attributes:
       step: int32, steps taken.
-      params: {"model": ..., "distiller": ...}; the distiller's part is empty where nothing is distilled.
+      params: {"model": ..., "distiller": {method: ...}}; without the distiller's part where nothing is distilled.
       batch_stats: the same keys.
+      memory: {method: ...}, what a distillation method keeps from step to step; not learnt.
       opt_state: of the optimiser over params.
       skipped: int32, steps whose update was left out because something in it was not finite.
       bad_steps: int32, how many of them came last, in a row.
@@ -32,6 +34,7 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     bad_steps: jax.Array
+    memory: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     @property
     def model_variables(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def init_fn(
     model: Segmenter,
     tx: optax.GradientTransformation,
     bands: int,
-    distiller: HFD | None = None,
+    distiller: Combined | None = None,
     teacher: tuple[Segmenter, int] | None = None,
     size: int = 64,
 ) -> Callable[[jax.Array], TrainState]:
@@ -70,13 +73,16 @@ def init_fn(
         parts = {"model": variables}
         if distiller is not None:
             network, teacher_bands = teacher
-            _, features = model.apply(variables, image)
-            (_, targets), _ = network.init_with_output(model_key, jnp.zeros((1, size, size, teacher_bands)))
-            parts["distiller"] = distiller.init(distiller_key, features, targets, jnp.ones((1, size, size), bool))
+            logits, features = model.apply(variables, image)
+            target = network.init_with_output(model_key, jnp.zeros((1, size, size, teacher_bands)))
+            (teacher_logits, targets), _ = target
+            pixels = jnp.zeros((1, size, size), jnp.int32), jnp.ones((1, size, size), bool)
+            mine, theirs = Outputs(features, logits), Outputs(targets, teacher_logits)
+            parts["distiller"] = distiller.init(distiller_key, mine, theirs, *pixels)
         params = {name: part["params"] for name, part in parts.items()}
         batch_stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, batch_stats, tx.init(params), skipped=zero, bad_steps=zero)
+        zero, memory = jnp.zeros((), jnp.int32), parts.get("distiller", {}).get("memory", {})
+        return TrainState(zero, params, batch_stats, tx.init(params), skipped=zero, bad_steps=zero, memory=memory)
 
     return init
 

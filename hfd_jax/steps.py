@@ -13,8 +13,8 @@ import optax
 
 from hfd_jax import losses
 from hfd_jax.data.inputs import InputSpec, network_input, seen_label, training_input, variant_input
-from hfd_jax.distill.hfd import HFD, TAUGHT
-from hfd_jax.distill.logits import logit_loss
+from hfd_jax.distill.interface import TAUGHT, Outputs
+from hfd_jax.distill.methods import Combined
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.metrics import confusion_matrix
 from hfd_jax.models.segmenter import Segmenter
@@ -30,23 +30,29 @@ class Objective:
     Attributes:
       ce, dice: segmentation losses.
       class_weights: of the cross-entropy, one per class; None for equal ones.
-      hfd: feature distillation.
-      logit: logit distillation.
-      temperature: of the logit distillation.
-      warmup_steps: both distillation weights grow linearly over so many steps.
+      distil: (method, weight) of every distillation method.
+      warmup_steps: the methods' weights grow linearly over so many steps.
+      fading: methods whose weights also fall linearly, to 0 at the last step.
+      steps: number of them; matters where something fades.
     """
 
     ce: float = 1.0
     dice: float = 1.0
     class_weights: tuple[float, ...] | None = None
-    hfd: float = 0.0
-    logit: float = 0.0
-    temperature: float = 1.0
+    distil: tuple[tuple[str, float], ...] = ()
     warmup_steps: int = 0
+    fading: tuple[str, ...] = ()
+    steps: int = 0
 
     @property
     def distils(self) -> bool:
-        return self.hfd > 0 or self.logit > 0
+        return bool(self.distil)
+
+    def weights(self, step) -> dict[str, Any]:
+        """Of the distillation methods at a step (int32, from 0)."""
+        ramp = jnp.minimum(1.0, (step + 1) / max(self.warmup_steps, 1))
+        rest = 1 - (step + 1) / max(self.steps, 1)
+        return {name: weight * ramp * (rest if name in self.fading else 1.0) for name, weight in self.distil}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Setup:
       inputs: how batches become input.
       objective: loss weights.
       teacher: the frozen network, if the objective distils.
-      distiller: adapters and feature loss, if objective.hfd > 0.
+      distiller: the methods that compare the two, if the objective distils.
       cached: batches bring the teacher's features instead of optical images (`distill.cache`).
       axis_name: pmap axis; None under jit.
     """
@@ -71,7 +77,7 @@ class Setup:
     inputs: InputSpec
     objective: Objective
     teacher: Segmenter | None = None
-    distiller: HFD | None = None
+    distiller: Combined | None = None
     cached: bool = False
     axis_name: str | None = None
 
@@ -92,45 +98,41 @@ def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) 
     def loss_terms(params):
         (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
         label = seen_label(batch, setup.sensor)
-        return segmentation_terms(logits, label, setup.objective, setup.axis_name), {"model": updated}, {}
+        terms = segmentation_terms(logits, label, setup.objective, setup.axis_name)
+        return terms, {"batch_stats": {"model": updated}}, {}
 
     return _update(setup, state, loss_terms)
 
 
 def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
-    """Stage 2: one update of the SAR student: labels, plus the frozen teacher's features (and logits) on the same pair.
+    """Stage 2: one update of the SAR student: labels, plus what the frozen teacher makes of the same pair.
 
     `teacher` holds the variables of setup.teacher; it enters as an argument, is not differentiated and not returned.
     """
+    key = jax.random.key(losses.global_sum(jnp.sum(batch["key"]), setup.axis_name))
     batch = training_input(batch, setup.inputs)
-    both_valid = batch["sar_valid"] & batch["eo_valid"]
-    teacher_logits, teacher_features = teach(setup, teacher, batch)
-    objective, ramp = setup.objective, _ramp(state.step, setup.objective.warmup_steps)
+    both_valid, label = batch["sar_valid"] & batch["eo_valid"], seen_label(batch, "sar")
+    taught, weights = teach(setup, teacher, batch), setup.objective.weights(state.step)
 
     def loss_terms(params):
         (logits, features), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch["sar"])
-        terms = segmentation_terms(logits, seen_label(batch, "sar"), objective, setup.axis_name)
-        batch_stats, taps = {"model": updated}, {}
-        if objective.hfd:
-            variables = {"params": params["distiller"], "batch_stats": state.batch_stats["distiller"]}
-            taps, changed = setup.distiller.apply(
-                variables, features, teacher_features, both_valid, mutable=["batch_stats"]
-            )
-            terms["hfd"] = objective.hfd * ramp * taps.pop("hfd")
-            batch_stats["distiller"] = changed["batch_stats"]
-        if objective.logit:
-            divergence = logit_loss(logits, teacher_logits, both_valid, objective.temperature, setup.axis_name)
-            terms["logit"] = objective.logit * ramp * divergence
-        return terms, batch_stats, {f"hfd_{tap}": value for tap, value in taps.items()}
+        terms = segmentation_terms(logits, label, setup.objective, setup.axis_name)
+        statistics = state.batch_stats["distiller"]
+        variables = {"params": params["distiller"], "batch_stats": statistics, "memory": state.memory}
+        found, changed = setup.distiller.apply(variables, Outputs(features, logits), taught, label, both_valid, key)
+        terms |= {method: weight * found.pop(method) for method, weight in weights.items()}
+        batch_stats = {"model": updated, "distiller": changed["batch_stats"]}
+        return terms, {"batch_stats": batch_stats, "memory": changed["memory"]}, found
 
     return _update(setup, state, loss_terms)
 
 
-def teach(setup: Setup, teacher: Any, batch: dict) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-    """The frozen teacher's logits and features; features alone where the batch brings them from the cache."""
+def teach(setup: Setup, teacher: Any, batch: dict) -> Outputs:
+    """The frozen teacher's features and logits; features alone where the batch brings them from the cache."""
     if setup.cached:
-        return None, {tap: batch[f"{TAUGHT}{tap}"] for tap in setup.distiller.taps}
-    return setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
+        return Outputs({tap: batch[f"{TAUGHT}{tap}"] for tap in setup.distiller.taps})
+    logits, features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
+    return Outputs(features, logits)
 
 
 def variant_features(setup: Setup, variant: jax.Array, teacher: Any, batch: dict) -> dict[str, jax.Array]:
@@ -145,8 +147,9 @@ def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainSta
 
     Returns:
       A function whose metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"),
-      unweighted tap losses ("hfd_<tap>"), "loss" and "grad_norm", all float32; and int32 "skipped" and "bad_steps" of
-      `TrainState`. Where one of the former or a batch statistic is not finite, the state stays but for its counters.
+      the methods' unweighted further numbers ("hfd_<tap>"), "loss" and "grad_norm", all float32; and int32 "skipped"
+      and "bad_steps" of `TrainState`. Where one of the former, a batch statistic or a memory is not finite, the state
+      stays but for its counters.
     """
     step = student_step if setup.objective.distils else supervised_step
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
@@ -211,18 +214,18 @@ def _forward(model: Segmenter, params, batch_stats, image):
     return outputs, changed["batch_stats"]
 
 
-def _ramp(step, warmup_steps: int):
-    return jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
-
-
 def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Terms]:
-    """Differentiates the sum of the terms and applies the optimiser, unless something is not finite."""
+    """Differentiates the sum of the terms and applies the optimiser, unless something is not finite.
+
+    `loss_terms` takes params and returns (weighted terms, fields of the state that the step changes beside parameters
+    and optimiser, further metrics).
+    """
 
     def total(params):
-        terms, batch_stats, extra = loss_terms(params)
-        return sum(terms.values()), (terms, batch_stats, extra)
+        terms, kept, extra = loss_terms(params)
+        return sum(terms.values()), (terms, kept, extra)
 
-    (loss, (terms, batch_stats, extra)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+    (loss, (terms, kept, extra)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
     if setup.axis_name:
         grads = jax.lax.pmean(grads, setup.axis_name)
     grad_norm = optax.tree.norm(grads)
@@ -230,9 +233,9 @@ def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Te
     def update():
         updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        return state.replace(params=params, opt_state=opt_state, **kept)
 
-    good = _all_finite((loss, grad_norm, batch_stats))
+    good = _all_finite((loss, grad_norm, kept))
     new_state = _counted(jax.lax.cond(good, update, lambda: state), good)
     shares = {f"share_{name}": value / jnp.maximum(loss, losses.EPS) for name, value in terms.items()}
     counts = {"skipped": new_state.skipped, "bad_steps": new_state.bad_steps}

@@ -32,7 +32,7 @@ def test_variants_are_what_the_augmentation_makes(look_axis, count):
 
 def test_a_step_on_stored_features_is_the_step_with_the_teacher():
     """Up to float16, 11 bits: one step in a thousand in what the teacher says."""
-    plain = make_setup(logit=0.0)
+    plain = make_setup(kd=0.0)
     plain = dataclasses.replace(plain, inputs=dataclasses.replace(INPUTS, augmentation=inputs.augment.Augmentation()))
     cached = dataclasses.replace(plain, cached=True)
     batch, teacher = make_batch(), jax.device_get(make_teacher())
@@ -117,7 +117,7 @@ def test_what_cannot_be_stored_is_said(tmp_path, scenes, monkeypatch):
 
 def test_a_run_with_the_cache_is_the_run_without(tmp_path, scenes_dir):
     """The whole of stage 2, from one teacher."""
-    flags = ("--config.distill.warmup=0.0", "--config.model.align=none", "--config.distill.taps=('C3','C4','A')")
+    flags = ("--config.distill.warmup=0.0", "--config.model.align=none", "--config.distill.hfd.taps=('C3','C4','A')")
     runs.main(tmp_path / "plain", scenes_dir, *flags, baselines=())
     teacher = f"--config.teacher.checkpoint={tmp_path / 'plain' / 'checkpoints' / 'teacher'}"
     more = (*flags, teacher, "--config.distill.cache=True")
@@ -134,13 +134,13 @@ def test_a_run_with_the_cache_is_the_run_without(tmp_path, scenes_dir):
     ("flag", "message"),
     [
         ("augment.eo_gain=0.1", "config.distill.cache is True: stored features know no gain of the optical image"),
-        ("distill.logit_weight=1.0", "config.distill.cache is True: features are stored, logits are not"),
-        ("distill.weight=0.0", "config.distill.cache is True: distill.weight is 0"),
+        ("distill.method=('hfd','kd')", "config.distill.cache is True: features are stored, logits are not, which kd"),
+        ("distill.method=()", "config.distill.cache is True: distill.method is empty"),
         ("data.crop=32", "config.distill.cache is True: needs crops that hold whole tiles; data.crop is 32"),
     ],
 )
 def test_what_the_cache_cannot_do_is_refused(tmp_path, scenes_dir, flag, message):
-    flags = ("--config.distill.cache=True", "--config.distill.taps=('C3','A')", f"--config.{flag}")
+    flags = ("--config.distill.cache=True", "--config.distill.hfd.taps=('C3','A')", f"--config.{flag}")
     done = runs.main(tmp_path / "run", scenes_dir, *flags, check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

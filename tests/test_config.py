@@ -58,10 +58,18 @@ def set_field(config, field, value):
         ("dtype", "float16", "config.dtype is 'float16': .*float32, bfloat16"),
         ("baselines", ("sar",), "config.baselines is .*'sar' is unknown"),
         ("model.depth", 20, "config.model.depth is 20: .*18, 34, 50, 101"),
-        ("distill.taps", ("C3", "B"), "config.distill.taps is .*'B' is unknown.*C2, C3, C4, C5, A"),
-        ("distill.taps", (), "config.distill.taps is .*at least one tap"),
-        ("distill.tap_weights", (1.0,), "config.distill.tap_weights is .*expected 4 weights"),
-        ("distill.weight", -1.0, "config.distill.weight is -1.0: expected 0 or more"),
+        ("distill.method", ("hdf",), "config.distill.method is .*'hdf' is unknown; did you mean 'hfd'"),
+        ("distill.method", ("kd", "kd"), "config.distill.method is .*a method is named twice"),
+        ("distill.hfd.taps", ("C3", "B"), "config.distill.hfd.taps is .*'B' is unknown.*C2, C3, C4, C5, A"),
+        ("distill.hfd.taps", ("logits",), "config.distill.hfd.taps is .*'logits' is unknown"),
+        ("distill.cwd.taps", ("logits", "A"), None),
+        ("distill.cirkd.tap", "B", "config.distill.cirkd.tap is 'B': 'B' is unknown"),
+        ("distill.hfd.taps", (), "config.distill.hfd.taps is .*at least one tap"),
+        ("distill.hfd.tap_weights", (1.0,), "config.distill.hfd.tap_weights is .*expected 4 weights"),
+        ("distill.hfd.weight", 0.0, "config.distill.hfd.weight is 0.0: expected more than 0"),
+        ("distill.kd.weight", 0.0, None),
+        ("distill.kd.temperature", 0.0, "config.distill.kd.temperature is 0.0: expected more than 0"),
+        ("distill.mgd.masked", 1.0, "config.distill.mgd.masked is 1.0: nothing of the student's feature"),
         (
             "data.crop",
             100,
@@ -75,7 +83,7 @@ def set_field(config, field, value):
         ("eval.checkpoint", "best", "config.eval.checkpoint is 'best': .*train.eval_every"),
         ("train.eval_every", 30, "config.train.eval_every is 30: expected a multiple of train.checkpoint_every"),
         ("data.scenes.incidence", 90.0, "config.data.scenes.incidence is 90.0; expected 15 to 75 degrees"),
-        ("distill.taps", ("A", "A"), "config.distill.taps is .*a tap is named twice"),
+        ("distill.hfd.taps", ("A", "A"), "config.distill.hfd.taps is .*a tap is named twice"),
         ("teacher.which", "best", "config.teacher.which is 'best': .*train.eval_every"),
         ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': without labels"),
         ("normalise.sar_looks", 0.0, "config.normalise.sar_looks is 0.0: expected more than 0"),
@@ -128,6 +136,10 @@ def test_decibel_augmentation_needs_decibels(config, facts):
     [
         (["--config.train.log_evry=4"], "config.train.log_evry does not exist: did you mean 'train.log_every'"),
         (["--config.tain.log_every=4"], "config.tain.log_every does not exist: did you mean 'train.log_every'"),
+        (
+            ["--config.distill.tap_weights=(1,)"],
+            "config.distill.tap_weights does not exist: .*'distill.hfd.tap_weights'",
+        ),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
         (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
@@ -148,7 +160,7 @@ def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("c = default.get_config()\n    c.distill.wieght = 7.0", 'Did you mean "weight" instead of "wieght"'),
+        ("c = default.get_config()\n    c.distill.hfd.wieght = 7.0", 'Did you mean "weight" instead of "wieght"'),
         ("c = default.get_config()\n    c.teacher.steps = 'many'", "Could not override field 'steps'"),
         (
             "from ml_collections import ConfigDict\n    c = ConfigDict({'seed': 3})",
@@ -181,8 +193,22 @@ def test_stages_and_baselines(config):
     assert [run.name for run in assembly.stages(config)] == ["sar_only", "teacher_init", "student"]
     config.stage, config.teacher.checkpoint = "all", "elsewhere"
     assert "teacher" not in [run.name for run in assembly.stages(config)]
-    config.distill.weight = 0.0
+    config.distill.method = ()
     assert not assembly.student_run(config).distils
+
+
+@pytest.mark.parametrize(
+    ("methods", "title"),
+    [
+        (("hfd",), "HFD student (SAR)"),
+        (("cwd",), "CWD student (SAR)"),
+        (("hfd", "kd"), "HFD + KD student (SAR)"),
+        ((), "student without distillation (SAR)"),
+    ],
+)
+def test_the_student_is_called_after_its_methods(config, methods, title):
+    config.distill.method = methods
+    assert assembly.student_run(config).title == title
 
 
 def test_class_weights_have_mean_one_over_present_classes():

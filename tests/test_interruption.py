@@ -26,7 +26,7 @@ FLAGS = (
     "--config.train.log_every=5",
     "--config.train.eval_every=14",
     "--config.data.crop=32",
-    "--config.distill.taps=('C3','A')",
+    "--config.distill.hfd.taps=('C3','A')",
     "--config.data.batch_size=4",
     "--config.model.align=none",  # compiles sooner
 )

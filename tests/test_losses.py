@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hfd_jax.distill.hfd import HFD, mask_at, standardise, tap_loss
-from hfd_jax.distill.logits import logit_loss
+from hfd_jax.distill.hfd import HFD, standardise, tap_loss
+from hfd_jax.distill.interface import Outputs
+from hfd_jax.distill.kd import logit_loss
+from hfd_jax.distill.relations import mask_at
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.losses import cross_entropy, masked_mean, soft_dice
 
@@ -139,24 +141,27 @@ def test_mask_at_counts_a_position_when_half_its_pixels_are_valid():
 def test_hfd_reaches_the_student_and_not_the_teacher(rng):
     student = {t: rng.normal(size=(2, n, n, 4)).astype(np.float32) for t, n in (("C3", 8), ("A", 16))}
     teacher = {t: rng.normal(size=(2, n, n, 6)).astype(np.float32) for t, n in (("C3", 8), ("A", 16))}
-    valid = np.ones((2, 64, 64), bool)
+    pixels = np.zeros((2, 64, 64), np.int32), np.ones((2, 64, 64), bool)
     module = HFD(("C3", "A"), (1.0, 3.0))
-    variables = module.init(jax.random.key(0), student, teacher, valid)
+    logits = np.zeros((2, 64, 64, 3), np.float32)
+    variables = module.init(jax.random.key(0), Outputs(student, logits), Outputs(teacher), *pixels)
 
-    def loss(student, teacher):
-        return module.apply(variables, student, teacher, valid, mutable=["batch_stats"])[0]["hfd"]
+    def terms(student, teacher):
+        pair = Outputs(student, logits), Outputs(teacher)
+        return module.apply(variables, *pair, *pixels, mutable=["batch_stats"])[0]
 
-    to_student, to_teacher = jax.grad(loss, (0, 1))(student, teacher)
+    to_student, to_teacher = jax.grad(lambda *pair: terms(*pair)["hfd"], (0, 1))(student, teacher)
     assert all(np.abs(g).max() > 0 for g in to_student.values())
     assert all(np.abs(g).max() == 0 for g in to_teacher.values())
-    terms, _ = module.apply(variables, student, teacher, valid, mutable=["batch_stats"])
-    assert float(terms["hfd"]) == pytest.approx(float(terms["C3"] + 3 * terms["A"]) / 4, rel=1e-6)
+    found = terms(student, teacher)
+    assert float(found["hfd"]) == pytest.approx(float(found["hfd_C3"] + 3 * found["hfd_A"]) / 4, rel=1e-6)
 
 
 def test_unknown_tap_names_the_valid_ones(rng):
-    features = {"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))}
-    with pytest.raises(ValueError, match="'C9'; the features are C3, A"):
-        HFD(("C9",)).init(jax.random.key(0), features, features, np.ones((1, 64, 64), bool))
+    outputs = Outputs({"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))})
+    pixels = np.zeros((1, 64, 64), np.int32), np.ones((1, 64, 64), bool)
+    with pytest.raises(ValueError, match="config.distill.hfd compares 'C9'; the features are C3, A"):
+        HFD(("C9",)).init(jax.random.key(0), outputs, outputs, *pixels)
 
 
 def test_masked_mean_of_nothing_is_zero():

@@ -35,7 +35,7 @@ SMALL = {
     "baselines": "()",
     "eval.batch_size": 4,
     "eval.window": 32,
-    "distill.taps": "('C3','C4','A')",
+    "distill.hfd.taps": "('C3','C4','A')",
 }
 
 

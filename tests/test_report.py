@@ -127,7 +127,7 @@ def pictured(finished, tmp_path_factory):
     """(page, what was printed apart) of the finished run and an unfinished one whose data is gone."""
     other = tmp_path_factory.mktemp("report") / "second"
     config = small_config(str(other / "nowhere"))
-    config.distill.weight, config.seed = 2.5, 7
+    config.distill.hfd.weight, config.seed = 2.5, 7
     log = [line("teacher", step) for step in (1, 2)]
     log[1]["faults"] = [{"step": 2, "terms": ["<b>ce</b>"], "tiles": ["<script>alert(2)</script>"]}]
     write_files(other, config, log, evaluated(("land", "<script>alert(1)</script>", "none"), ["teacher"]))
@@ -221,7 +221,7 @@ def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
 def test_two_runs_show_what_differs(pictured):
     part = pictured[pictured.index('<section id="differs">') :]
     part = Page(part[: part.index("</section>") + len("</section>")]).text.split()
-    assert part[part.index("distill.weight") :][:3] == ["distill.weight", "10.0", "2.5"]
+    assert part[part.index("distill.hfd.weight") :][:3] == ["distill.hfd.weight", "10.0", "2.5"]
     assert part[part.index("seed") :][:3] == ["seed", "0", "7"]
     assert "optim.learning_rate" not in part
 

@@ -15,6 +15,8 @@ from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
 from hfd_jax.data.pipeline import Reading
 from hfd_jax.distill.hfd import HFD
+from hfd_jax.distill.kd import KD
+from hfd_jax.distill.methods import Combined
 from hfd_jax.evaluate import Evaluator
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.models.segmenter import Segmenter
@@ -51,8 +53,10 @@ def make_batch(seed=0, size=8, edge=64):
     }
 
 
-def make_setup(sensor="sar", axis_name=None, **objective):
-    objective = Objective(**{"hfd": 2.0, "logit": 0.5, "warmup_steps": 4, **objective})
+def make_setup(sensor="sar", axis_name=None, hfd=2.0, kd=0.5, **objective):
+    weights = {name: weight for name, weight in (("hfd", hfd), ("kd", kd)) if weight}
+    objective = Objective(**{"distil": tuple(weights.items()), "warmup_steps": 4, **objective})
+    modules = {"hfd": HFD(("C3", "C4", "A"), axis_name=axis_name), "kd": KD(axis_name=axis_name)}
     model = Segmenter(CLASSES, width=4, axis_name=axis_name)
     return Setup(
         model=model,
@@ -61,7 +65,7 @@ def make_setup(sensor="sar", axis_name=None, **objective):
         inputs=INPUTS,
         objective=objective,
         teacher=Segmenter(CLASSES, width=4),
-        distiller=HFD(("C3", "C4", "A"), axis_name=axis_name) if objective.hfd else None,
+        distiller=Combined(tuple(modules[name] for name in weights)) if weights else None,
         axis_name=axis_name,
     )
 
@@ -116,12 +120,13 @@ def test_the_state_that_is_saved_holds_no_teacher(trained):
     _, last, _, _, _ = trained
     assert set(last.params) == {"model", "distiller"}
     assert set(last.model_variables["params"]) == {"encoder", "alignment", "classifier"}
-    assert set(last.params["distiller"]) == {"adapter_C3", "adapter_C4", "adapter_A"}
+    assert set(last.params["distiller"]) == {"hfd"}, "kd learns nothing of its own"
+    assert set(last.params["distiller"]["hfd"]) == {"adapter_C3", "adapter_C4", "adapter_A"}
 
 
 def test_every_term_is_logged_with_its_share(trained):
     metrics = trained[2][-1]
-    terms = ("ce", "dice", "hfd", "logit")
+    terms = ("ce", "dice", "hfd", "kd")
     assert float(metrics["loss"]) == pytest.approx(sum(float(metrics[t]) for t in terms), rel=1e-5)
     assert sum(float(metrics[f"share_{t}"]) for t in terms) == pytest.approx(1, rel=1e-5)
     for t in terms:
@@ -162,7 +167,7 @@ def gradients(setup, state, teacher, batch):
 
 def test_gradient_into_the_teacher_is_exactly_zero():
     # Plain SGD without gradients inside: the update itself must be differentiable for this check.
-    setup = dataclasses.replace(make_setup(ce=0.0, dice=0.0, logit=1.0), tx=optax.sgd(0.0))
+    setup = dataclasses.replace(make_setup(ce=0.0, dice=0.0, kd=1.0), tx=optax.sgd(0.0))
     state = make_state(setup)(jax.random.key(0))
     to_student, to_teacher = gradients(setup, state, make_teacher(), make_batch())
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(to_teacher))
@@ -187,7 +192,7 @@ def test_what_the_sensors_did_not_see_changes_nothing():
 
 
 def test_unlabelled_pairs_still_teach():
-    setup, batch = make_setup(logit=0.0), make_batch()
+    setup, batch = make_setup(kd=0.0), make_batch()
     batch["label"][:] = IGNORE_LABEL
     metrics = metrics_of(setup, batch)
     assert metrics["ce"] == 0 and metrics["dice"] == 0 and metrics["hfd"] > 0
@@ -195,7 +200,7 @@ def test_unlabelled_pairs_still_teach():
 
 
 def test_teacher_step_reads_eo_and_its_own_mask():
-    setup, batch = make_setup("eo", hfd=0.0, logit=0.0), make_batch()
+    setup, batch = make_setup("eo", hfd=0.0, kd=0.0), make_batch()
     other = {k: v.copy() for k, v in batch.items()}
     other["sar"][:] = 0
     other["sar_valid"][:] = False

@@ -28,7 +28,7 @@ def test_training_learns(scenes_dir, tmp_path):
 def test_bfloat16_run(scenes_dir, tmp_path):
     """What is kept from step to step stays float32: parameters, statistics, the optimiser's moments."""
     # Without validation and pictures: this is about the steps.
-    flags = ("--config.dtype=bfloat16", "--config.distill.logit_weight=1.0")
+    flags = ("--config.dtype=bfloat16", "--config.distill.method=('hfd','kd')")
     flags += ("--config.train.eval_every=0", "--config.eval.panels=0")
     main(tmp_path / "run", scenes_dir, *flags, baselines=())
     assert all(np.isfinite(row["loss"]) for row in log_of(tmp_path / "run", "student").values())
@@ -42,7 +42,7 @@ def test_ablations_are_the_same_code(scenes_dir, tmp_path):
     flags = (
         "--config.model.align=none",
         "--config.model.context=True",
-        "--config.distill.weight=0.0",
+        "--config.distill.method=()",
     )
     text = main(tmp_path / "run", scenes_dir, *flags, baselines=()).stdout
     assert "student without distillation (SAR): 6 labelled tiles" in text

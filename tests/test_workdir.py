@@ -17,12 +17,12 @@ def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
     workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
     claim(workdir, config)
     claim(workdir, config)
-    config.distill.weight, config.data.crop = 3.0, 96
+    config.distill.hfd.weight, config.data.crop = 3.0, 96
     with pytest.raises(
-        WorkdirError, match=r"another config.*data.crop: 64 there, 96 now; distill.weight: 10.0 there, 3.0 now"
+        WorkdirError, match=r"another config.*data.crop: 64 there, 96 now; distill.hfd.weight: 10.0 there, 3.0 now"
     ):
         claim(workdir, config)
-    assert read_json(workdir.config)["distill"]["weight"] == 10.0
+    assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 10.0
 
 
 def test_fields_that_change_no_number_are_free(tmp_path):

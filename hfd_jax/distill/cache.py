@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.pipeline import Reading, Ref, Window, evaluation_batches
-from hfd_jax.distill.hfd import TAUGHT
+from hfd_jax.distill.interface import TAUGHT
 from hfd_jax.errors import ConfigError, WorkdirError, writing
 from hfd_jax.parallel import wait_for_all
 from hfd_jax.reporting import say

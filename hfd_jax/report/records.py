@@ -169,7 +169,7 @@ def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """field -> value, fields as the command line names them ("distill.weight")."""
+    """field -> value, fields as the command line names them ("distill.hfd.weight")."""
     fields: dict[str, Any] = {}
     for key, value in config.items():
         fields |= flat(value, f"{prefix}{key}.") if _nested(value) else {f"{prefix}{key}": value}

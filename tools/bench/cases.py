@@ -16,7 +16,7 @@ from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
 from hfd_jax.distill.cache import STORED
-from hfd_jax.distill.hfd import TAUGHT
+from hfd_jax.distill.interface import TAUGHT
 from hfd_jax.models.folding import fold
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit

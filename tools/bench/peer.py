@@ -31,7 +31,7 @@ class Flavour:
 def check_config(config: ConfigDict) -> None:
     """UserError where the peer does not have what the config asks for."""
     plain = {"model.context": False, "loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
-    plain |= {"distill.logit_weight": 0.0, "distill.tap_weights": (), "optim.weight_decay": 1e-2}
+    plain |= {"distill.method": ("hfd",), "distill.hfd.tap_weights": (), "optim.weight_decay": 1e-2}
     for field, value in plain.items():
         found = config
         for part in field.split("."):
@@ -84,13 +84,13 @@ class Peer:
         teacher = distiller = None
         if what == "student_step" and objective.distils:
             teacher = self.network("eo").to(memory_format=torch.channels_last)
-            taps = tuple(self._config.distill.taps)
+            taps = tuple(self._config.distill.hfd.taps)
             distiller = peer_torch.Distiller(student.channels, taps).to(self._device)
         trainer = peer_torch.Trainer(
             student,
             teacher,
             distiller,
-            weight=objective.hfd,
+            weight=self._config.distill.hfd.weight,
             clip_norm=clip_norm,
             bf16=flavour.bf16,
             compiled=flavour.compiled,

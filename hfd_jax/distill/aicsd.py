@@ -1,0 +1,57 @@
+"""Inter-class similarity distillation (AICSD; Mansourian, Ahmadi and Kasaei 2023, arXiv 2308.04243).
+
+A class k is the distribution of its logit over the valid positions of a sample, I_k = softmax_p(z_k / T); similarities
+of classes are their divergences:
+
+    D(i, j) = KL( I_i || I_j ),   loss = mean over samples and pairs (i, j) of ( D_S - D_T )^2
+
+The paper's adaptive weighting lets the teacher's influence fade as training goes on: `distill.aicsd.fade` makes the
+weight fall linearly to 0 at the last step (the paper also raises the segmentation loss's, which only their ratio
+feels). Its pixel-wise part is `kd`. The authors' code weighs 9500 with divergences that are means over positions; we
+sum, so that the image's size does not matter. On the 33 x 33 positions that we assume behind it (513 pixels at stride
+16), this is 9500 / 1089^2 = 0.008.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hfd_jax.distill.interface import LOGITS, Outputs, Terms
+from hfd_jax.distill.relations import masked_log_softmax, similarities
+from hfd_jax.losses import masked_mean
+
+
+def class_divergences(logits, mask, temperature: float):
+    """D of every sample: logits [B, N, K], mask [B, N] -> [B, K, K]; 0 where nothing is valid."""
+    mask = mask[..., None]
+    log = masked_log_softmax(logits.astype(jnp.float32) / temperature, mask, 1)
+    log = jnp.where(mask, log, 0.0).swapaxes(1, 2)
+    cross = similarities(jnp.where(mask.swapaxes(1, 2), jnp.exp(log), 0.0), log)
+    return jnp.diagonal(cross, axis1=1, axis2=2)[..., None] - cross
+
+
+class AICSD(nn.Module):
+    """The student's classes lie to one another as the teacher's do.
+
+    Attributes:
+      temperature: T.
+      axis_name: pmap axis; None under jit.
+    """
+
+    temperature: float = 1.0
+    axis_name: str | None = None
+    method: ClassVar[str] = "aicsd"
+    title: ClassVar[str] = "AICSD"
+    taps: ClassVar[tuple[str, ...]] = (LOGITS,)
+
+    def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
+        batch, classes = len(valid), student.logits.shape[-1]
+        mask = valid.reshape(batch, -1)
+        mine, theirs = (
+            class_divergences(x.reshape(batch, -1, classes), mask, self.temperature)
+            for x in (student.logits, jax.lax.stop_gradient(teacher.logits))
+        )
+        loss = masked_mean((mine - theirs) ** 2, jnp.any(mask, 1)[:, None, None], self.axis_name)
+        return {"aicsd": loss}

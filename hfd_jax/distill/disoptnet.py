@@ -1,0 +1,80 @@
+"""DisOptNet (Kang et al. 2022, IEEE TGRS, doi 10.1109/TGRS.2022.3165209): an optical branch inside the SAR network.
+
+From the article's abstract and its authors' code: a second branch of the SAR network imitates the optical one. It
+learns from the teacher's feature (mean squared distance) and prediction (segmentation loss against its most probable
+class, plus pixel-wise soft targets); both branches' features are fused and classified, and that is compared with the
+label:
+
+    loss = | o - T |^2 + seg( z_o, argmax z_T ) + pixel_weight * KL( z_T || z_o ) + seg( z_fused, label )
+
+with seg = cross-entropy + soft Dice, all of weight 1 but the soft targets, which the code sums over the 8 images of a
+batch: pixel_weight 8 with our mean.
+
+Ours: in the article branch and fusion belong to the network that is used in the end; here they are adapters on the
+student's feature, which the student is trained through and which are left behind. The branch has two 3x3 convolutions
+where the article repeats half of the encoder and the decoder, and the fusion has no attention gates. Pairs without
+labels contribute all but the last term: the teacher's prediction stands in for no label there, as in the article.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hfd_jax.distill.interface import LOGITS, Outputs, Terms, compared
+from hfd_jax.distill.kd import logit_loss
+from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.losses import cross_entropy, masked_mean, soft_dice
+from hfd_jax.models.layers import BatchNorm, convolution, upsample
+
+
+class DisOptNet(nn.Module):
+    """Optical branch and fusion.
+
+    Attributes:
+      tap: the feature that they start from.
+      pixel_weight: of the soft targets within the loss.
+      axis_name: pmap axis; None under jit.
+    """
+
+    tap: str = "A"
+    pixel_weight: float = 8.0
+    axis_name: str | None = None
+    method: ClassVar[str] = "disoptnet"
+    title: ClassVar[str] = "DisOptNet"
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return (self.tap, LOGITS)
+
+    @nn.compact
+    def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
+        maps = compared(student, teacher, self.tap, label, valid, self.method)
+        channels, axis_name = maps.target.shape[-1], self.axis_name
+        x = maps.student * maps.mask[..., None]
+        optical = x
+        for number in (1, 2):
+            optical = self._block(optical, channels, 3, f"branch_{number}", train)
+        fused = self._block(jnp.concatenate([x, optical], -1), channels, 1, "fusion", train)
+        optical_logits, fused_logits = (
+            upsample(nn.Conv(maps.classes, (1, 1), name=f"{name}_classifier")(y), valid.shape[1:])
+            for name, y in (("optical", optical), ("fused", fused))
+        )
+        theirs = jax.lax.stop_gradient(teacher.logits)
+        prediction = jnp.where(valid, jnp.argmax(theirs, -1), IGNORE_LABEL)
+        terms = {
+            "feature": masked_mean((optical - maps.target) ** 2, maps.mask[..., None], axis_name),
+            "hard": _segmentation(optical_logits, prediction, axis_name),
+            "soft": self.pixel_weight * logit_loss(optical_logits, theirs, valid, axis_name=axis_name),
+            "fused": _segmentation(fused_logits, jnp.where(valid, label, IGNORE_LABEL), axis_name),
+        }
+        return {"disoptnet": sum(terms.values()), **{f"disoptnet_{name}": value for name, value in terms.items()}}
+
+    def _block(self, x, channels: int, kernel: int, name: str, train: bool):
+        x = convolution(channels, kernel, name=f"{name}_conv")(x)
+        return nn.relu(BatchNorm(train, axis_name=self.axis_name, name=f"{name}_bn")(x))
+
+
+def _segmentation(logits, label, axis_name: str | None):
+    return cross_entropy(logits, label, axis_name=axis_name) + soft_dice(logits, label, axis_name)

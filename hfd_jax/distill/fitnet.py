@@ -1,0 +1,24 @@
+"""FitNets (Romero et al. 2015, arXiv 1412.6550): the student's feature, through a regressor, equals the teacher's.
+
+    loss = mean over valid positions and channels of ( r(S) - T )^2,   r a 1x1 convolution
+
+The paper has half the squared distance, summed; the weight 10 is that of Yang et al. 2022 (their code), with this mean.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+
+from hfd_jax.distill.interface import Maps, TapDistiller
+from hfd_jax.losses import masked_mean
+
+
+class FitNet(TapDistiller):
+    """Mean squared distance to the teacher's features, magnitudes included."""
+
+    method: ClassVar[str] = "fitnet"
+    title: ClassVar[str] = "FitNet"
+
+    def compare(self, tap: str, maps: Maps, train: bool):
+        hint = nn.Conv(maps.target.shape[-1], (1, 1), name=f"regressor_{tap}")(maps.student)
+        return masked_mean((hint - maps.target) ** 2, maps.mask[..., None], self.axis_name)

@@ -1,0 +1,39 @@
+"""Intra-class feature variation (Wang et al. 2020, ECCV): how far each position is from the mean of its class.
+
+    M(p) = cosine( f(p), mean of f over the positions of p's class in the same image )
+    loss = mean over labelled positions of ( M_S - M_T )^2
+
+Classes come from the labels: pairs without labels contribute nothing. Weight 200 is the authors' code's, whose mean
+also runs over unlabelled positions (which add 0 to the sum); Yang et al. 2022 weigh 20. The authors add pixel-wise
+distillation, which is `kd` here, and an adversarial loss, which is left out.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from hfd_jax.distill.interface import Maps, TapDistiller
+from hfd_jax.distill.relations import class_means, unit
+from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.losses import masked_mean
+
+
+def variation(x, label, classes: int):
+    """Cosine of x [B, N, C] with the mean of its class; label [B, N], anything where it is IGNORE_LABEL."""
+    means, _ = class_means(x, label, classes)
+    index = jnp.where(label == IGNORE_LABEL, 0, label)[..., None]
+    return jnp.sum(unit(x) * unit(jnp.take_along_axis(means, index, 1)), -1)
+
+
+class IFVD(TapDistiller):
+    """Channels may differ in number and meaning: only cosines are compared."""
+
+    method: ClassVar[str] = "ifvd"
+    title: ClassVar[str] = "IFVD"
+
+    def compare(self, tap: str, maps: Maps, train: bool):
+        batch, label = len(maps.label), maps.label.reshape(len(maps.label), -1)
+        mine, theirs = (
+            variation(x.reshape(batch, -1, x.shape[-1]), label, maps.classes) for x in (maps.student, maps.target)
+        )
+        return masked_mean((mine - theirs) ** 2, label != IGNORE_LABEL, self.axis_name)

@@ -1,0 +1,52 @@
+"""Logit distillation (Hinton et al. 2015, arXiv 1503.02531), pixel by pixel as in Liu et al. 2019 (arXiv 1903.04197).
+
+    loss = T^2 * mean over valid pixels of KL( softmax(teacher / T) || softmax(student / T) )
+
+T^2 keeps the gradient's size when T changes. Weight 1 is that of Yang et al. 2022 (arXiv 2204.06986), whose divergence
+is summed over classes and averaged over pixels as ours is; Liu et al. weigh 10, with a mean over classes too.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hfd_jax.distill.interface import LOGITS, Outputs, Terms
+from hfd_jax.distill.relations import divergence
+from hfd_jax.losses import masked_mean
+
+
+def logit_loss(student, teacher, valid, temperature: float = 1.0, axis_name: str | None = None):
+    """The formula above.
+
+    Args:
+      student, teacher: logits [B, H, W, K]; no gradient flows into the teacher's.
+      valid: [B, H, W] bool.
+      temperature: T.
+      axis_name: pmap axis to sum over.
+
+    Returns:
+      float32 scalar.
+    """
+    teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature
+    per_pixel = divergence(teacher, student.astype(jnp.float32) / temperature)
+    return temperature**2 * masked_mean(per_pixel, valid, axis_name)
+
+
+class KD(nn.Module):
+    """The student's class distribution follows the teacher's.
+
+    Attributes:
+      temperature: T.
+      axis_name: pmap axis; None under jit.
+    """
+
+    temperature: float = 1.0
+    axis_name: str | None = None
+    method: ClassVar[str] = "kd"
+    title: ClassVar[str] = "KD"
+    taps: ClassVar[tuple[str, ...]] = (LOGITS,)
+
+    def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
+        return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature, self.axis_name)}

@@ -1,0 +1,40 @@
+"""Masked generative distillation (Yang et al. 2022, ECCV, arXiv 2205.01529): the teacher's feature from a part of ours.
+
+A share of the student's positions, drawn anew for every sample and step, is set to 0; a generator (conv3x3 - relu -
+conv3x3) makes the teacher's whole feature of the rest:
+
+    loss = mean over valid positions and channels of ( g(S * kept) - T )^2
+
+The paper sums over positions and channels and weighs 2e-5: with its 2048 channels of 64 x 64 positions, 168 here. It
+masks 0.75 of the positions.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from hfd_jax.distill.interface import Maps, TapDistiller, projected
+from hfd_jax.distill.relations import sample_keys
+from hfd_jax.losses import masked_mean
+
+
+class MGD(TapDistiller):
+    """A 1x1 convolution brings the student's channels to the teacher's number where it differs.
+
+    Attributes:
+      masked: share of positions set to 0. (So are invalid ones: what they hold must not reach their neighbours.)
+    """
+
+    masked: float = 0.75
+    method: ClassVar[str] = "mgd"
+    title: ClassVar[str] = "MGD"
+
+    def compare(self, tap: str, maps: Maps, train: bool):
+        channels, grid = maps.target.shape[-1], maps.mask.shape[1:]
+        keys = sample_keys(self.make_rng("noise"), len(maps.mask), self.axis_name)
+        kept = jax.vmap(lambda key: jax.random.uniform(key, grid))(keys) >= self.masked
+        x = projected(maps.student, channels, f"projection_{tap}") * (kept & maps.mask)[..., None]
+        x = nn.Conv(channels, (3, 3), name=f"generator_{tap}_1")(x)
+        x = nn.Conv(channels, (3, 3), name=f"generator_{tap}_2")(nn.relu(x))
+        return masked_mean((x - maps.target) ** 2, maps.mask[..., None], self.axis_name)

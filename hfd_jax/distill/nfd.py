@@ -1,0 +1,23 @@
+"""Normalised feature distillation (Liu, Yang and Chen 2022, arXiv 2207.05256): features without their magnitude.
+
+    loss = mean over valid positions and channels of ( s(S) - s(T) )^2
+
+where s() standardises each channel of each sample over its valid positions. The paper's weight was not at hand: 10, as
+HFD's, which has the same scale. What HFD adds are adapters and several taps.
+"""
+
+from typing import ClassVar
+
+from hfd_jax.distill.hfd import tap_loss
+from hfd_jax.distill.interface import Maps, TapDistiller, projected
+
+
+class NFD(TapDistiller):
+    """A 1x1 convolution brings the student's channels to the teacher's number where it differs."""
+
+    method: ClassVar[str] = "nfd"
+    title: ClassVar[str] = "NFD"
+
+    def compare(self, tap: str, maps: Maps, train: bool):
+        x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")
+        return tap_loss(x, maps.target, maps.mask, self.axis_name)

@@ -1,0 +1,33 @@
+"""Structured distillation, pair-wise part (Liu et al. 2019, arXiv 1903.04197): how alike positions are to one another.
+
+Nodes are means over cells of the feature's grid, scaled to length 1; a = their inner products within a sample;
+
+    loss = mean over samples and pairs of valid nodes of ( a_S - a_T )^2
+
+The authors' code takes maxima over 2 x 2 large cells and weighs 1; with small cells, as here, Yang et al. 2022 weigh
+10. Their pixel-wise part is `kd`; the adversarial one is left out.
+"""
+
+from typing import ClassVar
+
+from hfd_jax.distill.interface import Maps, TapDistiller
+from hfd_jax.distill.relations import nodes, similarities, unit
+from hfd_jax.losses import masked_mean
+
+
+class SKD(TapDistiller):
+    """Channels may differ in number and meaning: only inner products are compared.
+
+    Attributes:
+      nodes: at most so many along either axis.
+    """
+
+    nodes: int = 16
+    method: ClassVar[str] = "skd"
+    title: ClassVar[str] = "SKD"
+
+    def compare(self, tap: str, maps: Maps, train: bool):
+        (x, seen), (target, _) = (nodes(y, maps.mask, self.nodes) for y in (maps.student, maps.target))
+        x, target = unit(x), unit(target)
+        difference = similarities(x, x) - similarities(target, target)
+        return masked_mean(difference**2, seen[:, :, None] & seen[:, None, :], self.axis_name)
