@@ -11,8 +11,9 @@ from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
+from hfd_jax.models.architectures import ARCHITECTURES, DEFAULT
 from hfd_jax.models.resnet import DEPTHS
-from hfd_jax.models.segmenter import STRIDE, TAP_STRIDES, TAPS
+from hfd_jax.models.segmenter import STRIDE, TAPS
 from hfd_jax.optim import SCHEDULES
 from hfd_jax.parallel import KINDS
 
@@ -21,16 +22,18 @@ _CHOICES = {
     "dtype": tuple(DTYPES),
     "parallel": KINDS,
     "normalise.sar_filter": SAR_FILTERS,
+    "model.architecture": tuple(ARCHITECTURES),
     "model.depth": tuple(DEPTHS),
     "model.align": ALIGNMENTS,
     "loss.class_weights": ("none", "inverse_sqrt"),
     "optim.schedule": SCHEDULES,
     "student.init": ("random", "teacher"),
+    "student.architecture": ("", *ARCHITECTURES),
     "teacher.which": ("latest", "best"),
     "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
-_MEMBERS = {"baselines": tuple(BASELINES), "distill.taps": TAPS}
+_MEMBERS = {"baselines": (*BASELINES, *ARCHITECTURES), "distill.taps": TAPS}
 _POSITIVE = (
     "data.crop",
     "normalise.sar_looks",
@@ -120,11 +123,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
     if config.distill.weight and not config.distill.taps:
         _fail(config, "distill.taps", "distill.weight is above 0, so at least one tap is needed")
-    for tap in config.distill.taps if config.distill.weight else ():
-        if config.data.crop <= TAP_STRIDES[tap]:
-            _fail(
-                config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
-            )
+    _check_architectures(config)
     if config.distill.cache:
         _check_cache(config)
     weights = config.distill.tap_weights
@@ -160,6 +159,41 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             SceneOptions(**{k: v for k, v in config.data.scenes.items() if k not in ("train", "validation", "test")})
         except ValueError as error:
             raise ConfigError(f"config.data.{error}") from error
+
+
+def _check_architectures(config: ConfigDict) -> None:
+    teacher = config.model.architecture
+    student = config.student.architecture or teacher
+    if student != teacher:
+        why = f"the student is {student!r}, the teacher {teacher!r}: its weights do not fit"
+        if config.student.init == "teacher":
+            _fail(config, "student.init", why)
+        if "teacher_init" in config.baselines:
+            _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
+    names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
+    used = set().union(*(ARCHITECTURES[name].fields for name in names))
+    for field, default in ARCHITECTURES[DEFAULT].fields.items():
+        if field in config.model and field not in used and config.model[field] != default:
+            _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
+    if "segformer_b0" in names and config.model.width % 2:
+        _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
+    if config.stage != "teacher":
+        check_taps(config, student)
+        if not config.teacher.checkpoint:
+            check_taps(config, teacher)
+
+
+def check_taps(config: ConfigDict, architecture: str) -> None:
+    """ConfigError where an architecture does not have what config.distill compares."""
+    strides = ARCHITECTURES[architecture].tap_strides
+    for tap in config.distill.taps if config.distill.weight else ():
+        if tap not in strides:
+            known = ", ".join(f"{name} (stride {stride})" for name, stride in strides.items())
+            _fail(config, "distill.taps", f"{architecture} has no tap {tap!r}; expected some of: {known}")
+        if config.data.crop <= strides[tap]:
+            _fail(
+                config, "distill.taps", f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn"
+            )
 
 
 def _check_cache(config: ConfigDict) -> None:

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hfd_jax.distill.hfd import HFD
 from hfd_jax.models.segmenter import Segmenter
@@ -75,25 +76,28 @@ def init_fn(
     return init
 
 
-def student_from_teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+def student_from_teacher(
+    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = Segmenter.stem
+) -> dict[str, Any]:
     """The teacher's variables with the stem fitted to the student's bands.
 
-    The stem's kernel [7, 7, bands, width] gets the mean over the teacher's bands in every band of the student, scaled
-    so that
-    the sum over bands stays: activations keep their size.
+    The stem's kernel [k, k, bands, width] gets the mean over the teacher's bands in every band of the student, scaled
+    so that the sum over bands stays: activations keep their size.
 
     Args:
       student: freshly initialised {"params", "batch_stats"}; gives the shapes.
       teacher: trained variables of the same architecture.
+      stem: path of the convolution that sees the bands.
 
     Raises:
       ValueError: any other shape differs; names the parameters.
     """
-    old = teacher["params"]["encoder"]["conv1"]["kernel"]
-    bands = student["params"]["encoder"]["conv1"]["kernel"].shape[2]
-    stem = jnp.repeat(old.mean(2, keepdims=True), bands, 2) * (old.shape[2] / bands)
-    encoder = {**teacher["params"]["encoder"], "conv1": {"kernel": stem}}
-    fitted = {**teacher, "params": {**teacher["params"], "encoder": encoder}}
+    path = (*stem, "kernel")
+    params, wanted = (flatten_dict(variables["params"]) for variables in (teacher, student))
+    if path in params and path in wanted:
+        old, bands = params[path], wanted[path].shape[2]
+        params[path] = jnp.repeat(old.mean(2, keepdims=True), bands, 2) * (old.shape[2] / bands)
+    fitted = {**teacher, "params": unflatten_dict(params)}
     problems = shape_differences(student, fitted)
     if problems:
         raise ValueError("the teacher does not fit the student: " + "; ".join(problems[:5]))

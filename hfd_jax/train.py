@@ -287,7 +287,7 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
         # The teacher must see what it was trained on, also where it comes from another data set.
         spec = dataclasses.replace(spec, eo=frozen.inputs.eo)
     return steps.Setup(
-        model=assembly.make_model(config, len(dataset.facts.class_names), axis_name),
+        model=assembly.make_model(config, network, len(dataset.facts.class_names), axis_name),
         sensor=network.sensor,
         tx=assembly.make_optimiser(config, total),
         inputs=spec,
@@ -313,7 +313,7 @@ def initial_state(
         return parallel.placed(restored[0]), restored[1], checkpoints.record(restored[1])["unlogged"]
     if network.from_teacher:
         mine, theirs = (jax.device_get(parallel.local(v)) for v in (state.model_variables, frozen.variables))
-        fitted = parallel.replicate(student_from_teacher(mine, theirs))
+        fitted = parallel.replicate(student_from_teacher(mine, theirs, training.setup.model.stem))
         params = {**state.params, "model": fitted["params"]}
         state = state.replace(params=params, batch_stats={**state.batch_stats, "model": fitted["batch_stats"]})
     return state, 0, []

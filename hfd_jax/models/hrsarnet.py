@@ -26,9 +26,7 @@ class Triple(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv = partial(
-            ConvBN, CHANNELS, 3, activation=nn.leaky_relu, dtype=self.dtype, axis_name=self.axis_name
-        )
+        conv = partial(ConvBN, CHANNELS, 3, activation=nn.leaky_relu, dtype=self.dtype, axis_name=self.axis_name)
         return jnp.concatenate([conv(dilation=d, name=f"dilation{d}")(x, train) for d in DILATIONS], -1)
 
 

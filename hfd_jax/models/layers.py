@@ -106,9 +106,7 @@ class ConvBN(nn.Module):
         if self.transposed:
             conv = TransposedConvolution(self.features, self.kernel, dtype=self.dtype, name="conv")
         else:
-            conv = convolution(
-                self.features, self.kernel, self.stride, self.dilation, dtype=self.dtype, name="conv"
-            )
+            conv = convolution(self.features, self.kernel, self.stride, self.dilation, dtype=self.dtype, name="conv")
         return self.activation(BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(x)))
 
 
@@ -213,7 +211,7 @@ def max_pool_2x2(x):
 
 
 def classify(x, classes: int, shape, dtype: Any):
-    """Layer "classifier" of the calling module: 1x1 convolution of x, upsampled -> logits [B, *shape, classes] float32."""
+    """Layer "classifier" of the calling module: 1x1 convolution, upsampled to `shape` (H, W); float32 logits."""
     logits = convolution(classes, 1, dtype=dtype, use_bias=True, name="classifier")(x)
     return upsample(logits.astype(jnp.float32), shape)
 

@@ -1,8 +1,8 @@
 """MP-ResNet: a ResNet that goes on at strides 8, 16 and 32 side by side, and a decoder that adds up what they found.
 
-Ding et al. 2022, "MP-ResNet: multipath residual network for the semantic segmentation of high-resolution PolSAR images",
-after the authors' code (github.com/ggsDing/SARSeg). Left out: the auxiliary classifier, and the biases that a batch
-normalisation takes away.
+Ding et al. 2022, "MP-ResNet: multipath residual network for the semantic segmentation of high-resolution PolSAR
+images", after the authors' code (github.com/ggsDing/SARSeg). Left out: the auxiliary classifier, and the biases that a
+batch normalisation takes away.
 """
 
 from typing import Any, ClassVar

@@ -18,7 +18,7 @@ BINS = (1, 2, 3, 6)
 
 
 class PSPNet(nn.Module):
-    """Interface as of `Segmenter`; published with depth 50 and width 64. A map of less than 6 positions has less bins."""
+    """Interface as of `Segmenter`; published with depth 50 and width 64. A map of fewer positions has fewer bins."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")

@@ -109,9 +109,11 @@ class ResNet(nn.Module):
         x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(train, name="bn1", **options)(x))
         x = max_pool(x)
-        features, options = {}, options | {"depth": self.depth, "width": self.width, "remat": self.remat}
+        options |= {"depth": self.depth, "width": self.width, "remat": self.remat}
+        features, before = {}, 1
         for number, name in enumerate(STAGES[: self.stages], 1):
-            before, after = (max(STRIDES[stage] // self.output_stride, 1) for stage in (STAGES[max(number - 2, 0)], name))
-            stride = 2 if number > 1 and after == 1 else 1
-            features[name] = x = run_stage(x, train, number, stride, (before, after), **options)
+            dilation = max(STRIDES[name] // self.output_stride, 1)
+            stride = 2 if number > 1 and dilation == 1 else 1
+            features[name] = x = run_stage(x, train, number, stride, (before, dilation), **options)
+            before = dilation
         return features

@@ -30,7 +30,7 @@ class Pair(nn.Module):
 
 
 class UNet(nn.Module):
-    """Interface as of `Segmenter`; `width` channels at full size, twice as many with every halving (64 is published)."""
+    """Interface as of `Segmenter`; `width` channels at full size (64 is published), twice as many per halving."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "A": 1}
     stem: ClassVar[tuple[str, ...]] = ("down0", "0", "conv")
