@@ -12,8 +12,9 @@ def get_config() -> ConfigDict:
     # What to run: "teacher" (stage 1), "student" (stage 2) or "all" (both). Later stages may be run in the same
     # workdir.
     config.stage = "all"
-    # Students trained beside the HFD student, on the same budget and seed, from the labelled pairs alone:
-    # "sar_only" (from scratch) and "teacher_init" (starts from the teacher's weights); neither distils.
+    # Networks trained on SAR beside the HFD student, on the same budget and seed, from the labelled pairs alone; none
+    # distils: "sar_only" (the student from scratch), "teacher_init" (the student from the teacher's weights), and
+    # any architecture by name (see model.architecture).
     config.baselines = ()
     # Initialisation, order, crops, augmentation, choice of labels. Same config and seed, same numbers.
     config.seed = 0
@@ -70,10 +71,14 @@ def get_config() -> ConfigDict:
     augment.eo_gain = 0.0  # one factor per sample, uniform within 1 plus or minus this
     augment.speckle_looks = 0.0  # extra speckle of so many looks on dB data; 0: none
 
-    # The architecture that teacher and student share.
+    # The architecture that teacher and student share, unless student.architecture says otherwise. Every network takes
+    # those fields that it has a use for; hfdnet has all of them.
     config.model = model = ConfigDict()
+    # "hfdnet", or with depth and width "fcn", "deeplabv3plus", "pspnet" (published with depth 50) and "mpresnet" (34);
+    # with width "unet", "hrnet" and "segformer_b0"; "hrsarnet" has one size.
+    model.architecture = "hfdnet"
     model.depth = 18  # ResNet-18, 34, 50 or 101
-    model.width = 64  # channels of the first stage; 64 is the standard network
+    model.width = 64  # channels of the first stage; 64 is the standard (published) size of every architecture
     model.align = "flow"  # feature alignment: "flow", or "none" for a plain feature pyramid
     model.align_channels = 0  # channels of the alignment module; 0: 2 * width (18, 34) or 4 * width (50, 101)
     model.context = False  # pyramid pooling on the coarsest level
@@ -107,6 +112,7 @@ def get_config() -> ConfigDict:
     config.student = student = ConfigDict()
     student.steps = 400  # of stage 2, and of every baseline
     student.init = "random"  # "random", or "teacher": start from the teacher's weights
+    student.architecture = ""  # "": the teacher's, model.architecture; or another of those
     # As teacher.pretrained, for the student and, so that the rows of a table stay comparable, for every SAR baseline
     # that would start at random.
     student.pretrained = ""

@@ -18,6 +18,9 @@ from hfd_jax.data.normalise import Normalisation
 from hfd_jax.data.pipeline import Reading, Ref, training_pools
 from hfd_jax.data.scenes import SceneOptions
 from hfd_jax.distill.methods import METHODS, Combined
+from hfd_jax.errors import CheckpointError, nearest
+from hfd_jax.models import architectures
+from hfd_jax.models.architectures import ARCHITECTURES
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.steps import Objective, Setup
 from hfd_jax.workdir import Workdir
@@ -62,8 +65,9 @@ BASELINES = {"sar_only": "SAR-only student", "teacher_init": "student from teach
 
 
 def baseline_run(name: str) -> Run:
-    """A student that is trained beside the distilled one; `name` is one of BASELINES."""
-    return Run(name, "sar", distils=False, from_teacher=name == "teacher_init", title=BASELINES[name])
+    """What is trained on SAR beside the distilled student; `name` is one of BASELINES or of ARCHITECTURES."""
+    title = BASELINES[name] if name in BASELINES else f"{ARCHITECTURES[name].title} (SAR)"
+    return Run(name, "sar", distils=False, from_teacher=name == "teacher_init", title=title)
 
 
 def stages(config: ConfigDict) -> list[Run]:
@@ -85,9 +89,24 @@ def scene_source(scenes: ConfigDict) -> SceneSource:
     return SceneSource(SceneOptions(**{k: v for k, v in scenes.items() if k not in counts}), **counts)
 
 
-def make_model(config: ConfigDict, classes: int, axis_name: str | None = None) -> Segmenter:
+def architecture(config: ConfigDict, run: Run) -> str:
+    """Which of ARCHITECTURES a network is."""
+    if run.name == "teacher":
+        return config.model.architecture
+    return run.name if run.name in ARCHITECTURES else config.student.architecture or config.model.architecture
+
+
+def describe_model(config: ConfigDict, run: Run) -> dict[str, Any]:
+    """The architecture of a network and those fields of config.model that it has a use for."""
+    name = architecture(config, run)
+    fields = [field for field in ARCHITECTURES[name].fields if field in config.model]
+    return {"architecture": name} | {field: config.model[field] for field in fields}
+
+
+def make_model(config: ConfigDict, run: Run, classes: int, axis_name: str | None = None) -> Segmenter:
+    """The network of a run: a Segmenter, or another architecture with its interface."""
     options = {"dtype": DTYPES[config.dtype], "axis_name": axis_name, "remat": config.train.remat}
-    return Segmenter(classes=classes, **options, **config.model.to_dict())
+    return architectures.build(describe_model(config, run), classes=classes, **options)
 
 
 def teacher_dtype(config: ConfigDict, teacher: Segmenter) -> Any:
@@ -199,7 +218,7 @@ def make_record(
         "network": run.name,
         "title": run.title,
         "sensor": run.sensor,
-        "model": config.model.to_dict(),
+        "model": describe_model(config, run),
         "dtype": config.dtype,
         "bands": {sensor: list(chosen_bands(config, dataset.facts, sensor)) for sensor in ("sar", "eo")},
         "facts": dataset.facts.to_dict(),
@@ -231,9 +250,20 @@ def jsonable(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
+def described_model(record: dict[str, Any]) -> dict[str, Any]:
+    """What `describe_model` said of a checkpoint's network; CheckpointError for an architecture that is not known."""
+    # Records that are older than the choice do not name theirs.
+    model = {"architecture": architectures.DEFAULT, **record["model"]}
+    if model["architecture"] not in ARCHITECTURES:
+        found = model["architecture"]
+        raise CheckpointError(f"{record['title']} is of architecture {found!r}; {nearest(found, ARCHITECTURES)}")
+    return model
+
+
 def model_of(record: dict[str, Any]) -> Segmenter:
-    """The network that a record describes."""
-    return Segmenter(classes=len(record["facts"]["class_names"]), dtype=DTYPES[record["dtype"]], **record["model"])
+    """The network that a record describes; CheckpointError for an architecture that is not known."""
+    options = {"dtype": DTYPES[record["dtype"]]}
+    return architectures.build(described_model(record), classes=len(record["facts"]["class_names"]), **options)
 
 
 def inputs_of(record: dict[str, Any]) -> InputSpec:

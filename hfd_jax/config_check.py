@@ -13,8 +13,9 @@ from hfd_jax.distill.interface import LOGITS
 from hfd_jax.distill.methods import METHODS
 from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
+from hfd_jax.models.architectures import ARCHITECTURES, DEFAULT
 from hfd_jax.models.resnet import DEPTHS
-from hfd_jax.models.segmenter import STRIDE, TAP_STRIDES, TAPS
+from hfd_jax.models.segmenter import STRIDE, TAPS
 from hfd_jax.optim import SCHEDULES
 from hfd_jax.parallel import KINDS
 
@@ -23,16 +24,18 @@ _CHOICES = {
     "dtype": tuple(DTYPES),
     "parallel": KINDS,
     "normalise.sar_filter": SAR_FILTERS,
+    "model.architecture": tuple(ARCHITECTURES),
     "model.depth": tuple(DEPTHS),
     "model.align": ALIGNMENTS,
     "loss.class_weights": ("none", "inverse_sqrt"),
     "optim.schedule": SCHEDULES,
     "student.init": ("random", "teacher"),
+    "student.architecture": ("", *ARCHITECTURES),
     "teacher.which": ("latest", "best"),
     "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
-_MEMBERS = {"baselines": tuple(BASELINES), "distill.method": tuple(METHODS)}
+_MEMBERS = {"baselines": (*BASELINES, *ARCHITECTURES), "distill.method": tuple(METHODS)}
 _POSITIVE = (
     "data.crop",
     "normalise.sar_looks",
@@ -140,6 +143,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
     _check_starts(config)
     _check_distillation(config)
+    _check_architectures(config)
     for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
         if _get(config, field) == "best" and not config.train.eval_every:
             _fail(config, field, "the best checkpoint is known only with train.eval_every above 0")
@@ -176,9 +180,8 @@ def _check_distillation(config: ConfigDict) -> None:
     if len(set(methods)) < len(methods):
         _fail(config, "distill.method", "a method is named twice")
     for method in METHODS:
-        for name in ("tap", "taps"):
-            if name in config.distill[method]:
-                _check_taps(config, f"distill.{method}.{name}", used=method in methods)
+        for field, taps in _taps(config, method):
+            _check_tap_names(config, field, taps)
         if method in methods and not config.distill[method].weight > 0:
             _fail(config, f"distill.{method}.weight", "expected more than 0; distill.method says what is left out")
     weights, taps = config.distill.hfd.tap_weights, config.distill.hfd.taps
@@ -192,20 +195,56 @@ def _check_distillation(config: ConfigDict) -> None:
         _check_cache(config)
 
 
-def _check_taps(config: ConfigDict, field: str, used: bool) -> None:
-    value = _get(config, field)
-    taps, known = (value,) if isinstance(value, str) else value, TAPS
-    if field == "distill.cwd.taps":
-        known = (*TAPS, LOGITS)
+def _taps(config: ConfigDict, method: str) -> list[tuple[str, tuple[str, ...]]]:
+    """(field, taps) of a distillation method, from its field "tap" or "taps" if it has one."""
+    options = config.distill[method]
+    found = [(f"distill.{method}.{name}", options[name]) for name in ("tap", "taps") if name in options]
+    return [(field, (taps,) if isinstance(taps, str) else taps) for field, taps in found]
+
+
+def _check_tap_names(config: ConfigDict, field: str, taps: tuple[str, ...]) -> None:
+    known = (*TAPS, LOGITS) if field == "distill.cwd.taps" else TAPS
     for tap in taps:
         if tap not in known:
             _fail(config, field, f"{tap!r} is unknown; {nearest(tap, known)}")
-        if used and config.data.crop <= TAP_STRIDES.get(tap, 1):
-            _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn")
     if not taps:
         _fail(config, field, "at least one tap is needed")
     if len(set(taps)) < len(taps):
         _fail(config, field, "a tap is named twice")
+
+
+def _check_architectures(config: ConfigDict) -> None:
+    teacher = config.model.architecture
+    student = config.student.architecture or teacher
+    if student != teacher:
+        why = f"the student is {student!r}, the teacher {teacher!r}: its weights do not fit"
+        if config.student.init == "teacher":
+            _fail(config, "student.init", why)
+        if "teacher_init" in config.baselines:
+            _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
+    names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
+    used = set().union(*(ARCHITECTURES[name].fields for name in names))
+    for field, default in ARCHITECTURES[DEFAULT].fields.items():
+        if field in config.model and field not in used and config.model[field] != default:
+            _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
+    if "segformer_b0" in names and config.model.width % 2:
+        _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
+    if config.stage != "teacher":
+        check_taps(config, student)
+        if not config.teacher.checkpoint:
+            check_taps(config, teacher)
+
+
+def check_taps(config: ConfigDict, architecture: str) -> None:
+    """ConfigError where an architecture does not have what config.distill compares."""
+    strides = ARCHITECTURES[architecture].tap_strides
+    for field, taps in (pair for method in config.distill.method for pair in _taps(config, method)):
+        for tap in taps:
+            if tap not in (*strides, LOGITS):
+                known = ", ".join(f"{name} (stride {stride})" for name, stride in strides.items())
+                _fail(config, field, f"{architecture} has no tap {tap!r}; expected some of: {known}")
+            if config.data.crop <= strides.get(tap, 1):
+                _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn")
 
 
 def _check_cache(config: ConfigDict) -> None:

@@ -17,13 +17,13 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       ConfigError: a config file that is missing, a misspelt field, a value of the wrong type.
     """
-    path = _config_path(argv)
+    path, argument = _config_path(argv)
     if path and not os.path.isfile(path):
         raise ConfigError(f"--config={path}: no such file; configs/ holds those that come with the project")
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, flags.Error) as error:
-        raise ConfigError(_unknown_field(path, argv) or str(error).splitlines()[0]) from error
+        raise ConfigError(_unknown_field(path, argument, argv) or str(error).splitlines()[0]) from error
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # the libraries report every file they touch
     return rest
@@ -62,22 +62,22 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def _config_path(argv: list[str]) -> str | None:
+def _config_path(argv: list[str]) -> tuple[str | None, list[str]]:
+    """(file, what its get_config is given) of --config=FILE or --config=FILE:ARGUMENT; (None, []) without the flag."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word in ("--config", "-config"):
-            return following
-        if word.startswith(("--config=", "-config=")):
-            return word.split("=", 1)[1]
-    return None
+        if word in ("--config", "-config") or word.startswith(("--config=", "-config=")):
+            path, *argument = (word.split("=", 1)[1] if "=" in word else following).split(":", 1)
+            return path, argument
+    return None, []
 
 
-def _unknown_field(path: str | None, argv: list[str]) -> str | None:
+def _unknown_field(path: str | None, argument: list[str], argv: list[str]) -> str | None:
     """Names the first --config.FIELD of argv, or the first field set by the file, that does not exist."""
     fields = [word.split("=")[0].lstrip("-").removeprefix("config.") for word in argv if word.startswith("--config.")]
     if path is None:
         return "--config.FIELD needs --config=FILE" if fields else None
     try:
-        config = runpy.run_path(path)["get_config"]()
+        config = runpy.run_path(path)["get_config"](*argument)
     except (AttributeError, KeyError, TypeError) as error:
         return f"{path}: " + str(error).replace("\\n", " ").strip("'\"")
     return next(filter(None, (unknown_field(field, config) for field in fields)), None)

@@ -21,7 +21,9 @@ from ml_collections import ConfigDict
 from hfd_jax import assembly
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError, ConfigError, writing
+from hfd_jax.models.architectures import ARCHITECTURES
 from hfd_jax.models.resnet import fit_stem
+from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import same_everywhere
 from hfd_jax.reporting import say
 from hfd_jax.state import listed, shape_differences
@@ -167,7 +169,7 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, runs: Sequence[assemb
 
     Raises:
       CheckpointError: one is missing, damaged, or no file of tools.import_weights.
-      ConfigError: another depth or width than the config's.
+      ConfigError: another depth or width than the config's, or an architecture without ResNet encoder.
     """
     for run in runs:
         path = assembly.pretrained_file(config, run)
@@ -175,6 +177,9 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, runs: Sequence[assemb
         if not path or (os.path.isdir(folder) and CheckpointReader(folder).steps()):
             continue
         field = f"config.{'teacher' if run.sensor == 'eo' else 'student'}.pretrained"
+        name = assembly.architecture(config, run)
+        if ARCHITECTURES[name].network.stem != Segmenter.stem:
+            raise ConfigError(f"{field} is {path!r}: {name} has no ResNet encoder to begin with it; leave it empty")
         try:
             encoder = read_encoder(path)
         except CheckpointError as error:

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hfd_jax.distill.interface import Outputs
 from hfd_jax.distill.methods import Combined
@@ -87,7 +88,9 @@ def init_fn(
     return init
 
 
-def student_from_teacher(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+def student_from_teacher(
+    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = Segmenter.stem
+) -> dict[str, Any]:
     """The teacher's variables with the stem fitted to the student's bands.
 
     Another sensor's bands have nothing in common with the teacher's: each gets the mean over them (`fit_stem`).
@@ -95,14 +98,16 @@ def student_from_teacher(student: dict[str, Any], teacher: dict[str, Any]) -> di
     Args:
       student: freshly initialised {"params", "batch_stats"}; gives the shapes.
       teacher: trained variables of the same architecture.
+      stem: path of the convolution that sees the bands.
 
     Raises:
       ValueError: any other shape differs; names the parameters.
     """
-    old = teacher["params"]["encoder"]["conv1"]["kernel"]
-    bands = student["params"]["encoder"]["conv1"]["kernel"].shape[2]
-    encoder = {**teacher["params"]["encoder"], "conv1": {"kernel": fit_stem(old, [None] * bands)}}
-    fitted = {**teacher, "params": {**teacher["params"], "encoder": encoder}}
+    path = (*stem, "kernel")
+    params, wanted = (flatten_dict(variables["params"]) for variables in (teacher, student))
+    if path in params and path in wanted:
+        params[path] = fit_stem(params[path], [None] * wanted[path].shape[2])
+    fitted = {**teacher, "params": unflatten_dict(params)}
     problems = shape_differences(student, fitted)
     if problems:
         raise ValueError("the teacher does not fit the student: " + "; ".join(problems[:5]))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from hfd_jax import assembly
 from hfd_jax.assembly import Run
 from hfd_jax.checkpoint import CheckpointReader
+from hfd_jax.config_check import check_taps
 from hfd_jax.data.facts import Facts
 from hfd_jax.errors import CheckpointError, ConfigError
 from hfd_jax.evaluate import Network, load_network
@@ -48,12 +49,15 @@ def check_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, runs: list
         "normalise.clip": record["inputs"]["normalisation"]["clip"],
     }
     if any(run.from_teacher for run in runs):
-        expected["model"], found["model"] = config.model.to_dict(), record["model"]
+        student = next(run for run in runs if run.from_teacher)
+        expected["model"], found["model"] = assembly.describe_model(config, student), assembly.described_model(record)
     if not config.teacher.checkpoint and config.teacher.which == "latest":
         expected["steps"], found["steps"] = config.teacher.steps, record["step"]
     for what in expected:
         if found[what] != expected[what]:
             raise ConfigError(f"the teacher in {folder} has {what} {found[what]}; this run needs {expected[what]}")
+    if any(run.distils for run in runs):
+        check_taps(config, assembly.described_model(record)["architecture"])
 
 
 def load_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, run: Run, parallel: Jit | Pmap) -> Network:

@@ -306,7 +306,7 @@ def make_setup(shared: Context, network: Run, frozen: Network | None, total: int
         # The teacher must see what it was trained on, also where it comes from another data set.
         spec = dataclasses.replace(spec, eo=frozen.inputs.eo)
     return steps.Setup(
-        model=assembly.make_model(config, len(dataset.facts.class_names), axis_name),
+        model=assembly.make_model(config, network, len(dataset.facts.class_names), axis_name),
         sensor=network.sensor,
         tx=assembly.make_optimiser(config, total),
         inputs=spec,
@@ -339,7 +339,8 @@ def initial_state(
     if network.from_teacher or path:
         mine = jax.device_get(parallel.local(state.model_variables))
         if network.from_teacher:
-            fitted = student_from_teacher(mine, jax.device_get(parallel.local(frozen.variables)))
+            theirs = jax.device_get(parallel.local(frozen.variables))
+            fitted = student_from_teacher(mine, theirs, training.setup.model.stem)
         else:
             bands = assembly.chosen_bands(shared.config, shared.dataset.facts, network.sensor)
             fitted, origin = pretrained.begin(mine, path, bands)

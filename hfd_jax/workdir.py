@@ -28,6 +28,8 @@ FREE = (
     "train",
     "eval",
 )
+# Fields that came later: what they are for a run whose config.json does not have them.
+_LATER = {"model": {"architecture": "hfdnet"}, "student": {"architecture": ""}}
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "scipy", "rasterio",
@@ -83,7 +85,7 @@ def check_claim(workdir: Workdir, config: ConfigDict) -> None:
         raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
     if not os.path.exists(workdir.config):
         return
-    lines = differences(read_json(workdir.config), _jsonable(config))
+    lines = differences(read_config(workdir), _jsonable(config))
     differing = [line for field, line in lines if not _is_free(field)]
     if differing:
         raise WorkdirError(
@@ -138,6 +140,12 @@ def read_json(path: str) -> Any:
         raise WorkdirError(f"{path}: missing; is {os.path.dirname(path)} the workdir of a run?") from error
     except json.JSONDecodeError as error:
         raise WorkdirError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_config(workdir: Workdir) -> dict[str, Any]:
+    """The config of the run in a workdir, with every field there is today; WorkdirError as of `read_json`."""
+    config = read_json(workdir.config)
+    return config | {part: fields | config.get(part, {}) for part, fields in _LATER.items()}
 
 
 def write_json(path: str, values: Any) -> None:

@@ -28,13 +28,14 @@ from hfd_jax.context import open_run
 from hfd_jax.data.catalogue import find_dataset
 from hfd_jax.errors import WorkdirError
 from hfd_jax.evaluate import check_fits, evaluate_workdir, table
-from hfd_jax.workdir import Workdir, read_json
+from hfd_jax.models.architectures import ARCHITECTURES
+from hfd_jax.workdir import Workdir, read_config
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
     workdir = Workdir(arguments.workdir)
-    config = ConfigDict(read_json(workdir.config))
+    config = ConfigDict(read_config(workdir))
     if arguments.data_dir:
         config.data.dir = arguments.data_dir
     for field in ("batch_size", "window", "split", "panels"):
@@ -78,7 +79,7 @@ def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Nam
 
 def networks(stage: str | None) -> list[str]:
     """Folders below checkpoints/ that belong to a stage; every stage without one."""
-    students = [*assembly.BASELINES, "student"]
+    students = [*assembly.BASELINES, *ARCHITECTURES, "student"]
     return {"teacher": ["teacher"], "student": students, None: ["teacher", *students]}[stage]
 
 

@@ -10,6 +10,7 @@ from hfd_jax.models.layers import BatchNorm
 
 # The convolution before a BatchNorm, in the same module: pattern of the norm's name -> the convolution's.
 _BEFORE = (
+    (r"bn", r"conv"),
     (r"bn(\d)", r"conv\1"),
     (r"downsample_bn", r"downsample_conv"),
     (r"bn_(C\d)", r"merge_\1"),
@@ -20,7 +21,7 @@ _BEFORE = (
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a Segmenter -> variables without batch statistics, with which it gives the same in inference.
+    """Variables of a network -> variables without batch statistics, with which it gives the same in inference.
 
     kernel' = kernel * scale / sqrt(var + epsilon), bias' = bias - mean * scale / sqrt(var + epsilon); float32.
 

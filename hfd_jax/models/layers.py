@@ -1,5 +1,6 @@
-"""Layers that encoder and alignment module are built of."""
+"""Layers that the networks are built of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,18 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def convolution(
-    features: int, kernel: int, stride: int = 1, *, dtype: Any = jnp.float32, use_bias: bool = False, **kwargs
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    *,
+    dtype: Any = jnp.float32,
+    use_bias: bool = False,
+    **kwargs,
 ):
-    """A square convolution, `kernel // 2` zeros of padding on every side (SAME would shift strided maps)."""
-    pad = kernel // 2
+    """A square convolution with `kernel // 2 * dilation` zeros on every side (SAME would shift strided maps)."""
+    pad = kernel // 2 * dilation
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
         padding=((pad, pad), (pad, pad)),
+        kernel_dilation=dilation,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=kwargs.pop("kernel_init", kernel_init),
@@ -72,6 +82,108 @@ class BatchNorm(nn.Module):
         return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
+class ConvBN(nn.Module):
+    """Convolution, batch normalisation, activation.
+
+    Attributes:
+      features, kernel, stride, dilation: of the convolution.
+      transposed: it is a `TransposedConvolution`, which doubles the map.
+      activation: at the end.
+      dtype, axis_name: as of `BatchNorm`.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    transposed: bool = False
+    activation: Callable = nn.relu
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        if self.transposed:
+            conv = TransposedConvolution(self.features, self.kernel, dtype=self.dtype, name="conv")
+        else:
+            conv = convolution(self.features, self.kernel, self.stride, self.dilation, dtype=self.dtype, name="conv")
+        return self.activation(BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(x)))
+
+
+class DepthwiseConvolution(nn.Module):
+    """3x3 convolution of every channel by itself, zeros around the map.
+
+    Parameters are those of an `nn.Conv` with as many groups as channels. A sum of shifted maps: the library's grouped
+    convolution and its gradient take the CPU three to thirty times as long.
+
+    Attributes:
+      dilation, use_bias, dtype: as of `convolution`.
+    """
+
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        (_, height, width, channels), step = x.shape, self.dilation
+        kernel = self.param("kernel", depthwise_init, (3, 3, 1, channels))
+        padded = jnp.pad(x, ((0, 0), (step, step), (step, step), (0, 0)))
+        y = sum(
+            padded[:, i * step : i * step + height, j * step : j * step + width] * kernel[i, j, 0]
+            for i in range(3)
+            for j in range(3)
+        )
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (channels,))
+        return y.astype(self.dtype)
+
+
+class TransposedConvolution(nn.Module):
+    """Transposed convolution of stride 2: [B, h, w, C] -> [B, 2h, 2w, features]; kernels of 2, 3 or 4.
+
+    Padding is (k - 1) // 2 and output padding k % 2 in PyTorch's terms; the parameters are those of `nn.ConvTranspose`.
+    Computed as one convolution of the small map that yields the four output pixels of each position: the library's
+    gradient takes the CPU five to ten times as long.
+
+    Attributes:
+      features, kernel, use_bias, dtype: as of `convolution`.
+    """
+
+    features: int
+    kernel: int
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        batch, h, w, channels = x.shape
+        kernel = self.param("kernel", kernel_init, (self.kernel, self.kernel, channels, self.features))
+        spread = _spread(self.kernel)
+        size = len(spread)
+        kernel = jnp.einsum("rai,sbj,ijcd->rscabd", spread, spread, kernel).reshape(size, size, channels, -1)
+        y = _convolve(x.astype(self.dtype), kernel.astype(self.dtype)).reshape(batch, h, w, 2, 2, self.features)
+        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * h, 2 * w, self.features)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+def _spread(kernel: int):
+    """[1 or 3, 2, kernel]: 1 where output pixel 2 i + a meets input position i + r - r_max in kernel position t."""
+    before = kernel - 1 - (kernel - 1) // 2
+    shift = np.array([[(a + t - before) / 2 for t in range(kernel)] for a in range(2)])
+    reach = int(max(abs(s) for s in shift.flat if s == int(s)))
+    return np.stack([shift == r for r in range(-reach, reach + 1)]).astype(np.float32)
+
+
+def _convolve(x, kernel):
+    """With zeros around the map, which keeps its size."""
+    pad = kernel.shape[0] // 2
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
+
+
 def max_pool(x):
     """3x3 maxima at stride 2 with a border of one: [B, H, W, C] -> [B, H/2, W/2, C]; H and W are even.
 
@@ -88,6 +200,20 @@ def max_pool(x):
         return jnp.maximum(jnp.maximum(before, even), odd)
 
     return along(along(x, 1), 2)
+
+
+def max_pool_2x2(x):
+    """2x2 maxima at stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; H and W are even. As `max_pool` in speed and ties."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+
+
+def classify(x, classes: int, shape, dtype: Any):
+    """Layer "classifier" of the calling module: 1x1 convolution, upsampled to `shape` (H, W); float32 logits."""
+    logits = convolution(classes, 1, dtype=dtype, use_bias=True, name="classifier")(x)
+    return upsample(logits.astype(jnp.float32), shape)
 
 
 def upsample(x, shape):
@@ -129,25 +255,28 @@ def _shifted_upsampling(small: int, large: int, kernel: int):
 
 
 class JoinedConvolution(nn.Module):
-    """3x3 convolution of several maps, as if they were upsampled to the largest one's size and concatenated.
+    """Convolution of several maps, as if they were upsampled to the largest one's size and concatenated.
 
     Parameters are those of an `nn.Conv` over the concatenated maps.
 
     Attributes:
       features: channels of the result.
       use_bias, dtype, kernel_init: as of `convolution`.
+      kernel: edge of the kernel, odd.
     """
 
     features: int
     use_bias: bool = False
     dtype: Any = jnp.float32
     kernel_init: Any = kernel_init
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, maps):
         """[[B, H, W, C0], [B, h, w, C1], ...], the largest anywhere -> [B, H, W, features]."""
         channels = [x.shape[-1] for x in maps]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, sum(channels), self.features)).astype(self.dtype)
+        shape = (self.kernel, self.kernel, sum(channels), self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         parts, shape = jnp.split(kernel, np.cumsum(channels)[:-1], 2), max(x.shape[1:3] for x in maps)
         y = sum(self._one(x.astype(self.dtype), part, shape) for x, part in zip(maps, parts, strict=True))
         if self.use_bias:
@@ -155,7 +284,4 @@ class JoinedConvolution(nn.Module):
         return y
 
     def _one(self, x, kernel, shape):
-        if x.shape[1:3] != shape:
-            return convolve_upsampled(x, kernel, shape)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+        return _convolve(x, kernel) if x.shape[1:3] == shape else convolve_upsampled(x, kernel, shape)

@@ -20,11 +20,12 @@ STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a fourfold widening when `bottleneck`."""
+    """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a fourfold widening when `bottleneck`; dilated are the 3x3 ones."""
 
     features: int
     stride: int
     bottleneck: bool
+    dilation: int = 1
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -35,14 +36,51 @@ class Block(nn.Module):
         out = self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             y = nn.relu(norm(name="bn1")(conv(self.features, 1, name="conv1")(x)))
-            y = nn.relu(norm(name="bn2")(conv(self.features, 3, self.stride, name="conv2")(y)))
+            y = nn.relu(norm(name="bn2")(conv(self.features, 3, self.stride, self.dilation, name="conv2")(y)))
             y = norm(name="bn3")(conv(out, 1, name="conv3")(y))
         else:
-            y = nn.relu(norm(name="bn1")(conv(out, 3, self.stride, name="conv1")(x)))
-            y = norm(name="bn2")(conv(out, 3, name="conv2")(y))
+            y = nn.relu(norm(name="bn1")(conv(out, 3, self.stride, self.dilation, name="conv1")(x)))
+            y = norm(name="bn2")(conv(out, 3, 1, self.dilation, name="conv2")(y))
         if x.shape != y.shape:
             x = norm(name="downsample_bn")(conv(out, 1, self.stride, name="downsample_conv")(x))
         return nn.relu(x + y)
+
+
+def run_stage(
+    x,
+    train: bool,
+    number: int,
+    stride: int,
+    dilations: tuple[int, int] = (1, 1),
+    *,
+    depth: int,
+    width: int,
+    name: str = "layer",
+    remat: bool = False,
+    **options,
+):
+    """The blocks of a stage, in the scope of the calling module.
+
+    Args:
+      x: [B, H, W, C].
+      train: of the batch statistics.
+      number: of the stage, 1 to 4.
+      stride, dilations: of the first block; the second dilation is that of the others.
+      depth, width, remat: as of `ResNet`.
+      name: blocks are called <name><number>_<index>.
+      **options: dtype and axis_name.
+    """
+    block = nn.remat(Block, static_argnums=(2,)) if remat else Block
+    for index in range(DEPTHS[depth][number - 1]):
+        x = block(
+            features=width * 2 ** (number - 1),
+            stride=stride if index == 0 else 1,
+            bottleneck=depth >= 50,
+            dilation=dilations[min(index, 1)],
+            name=f"{name}{number}_{index}",
+            **options,
+        )(x, train)
+    return x
 
 
 class ResNet(nn.Module):
@@ -54,6 +92,9 @@ class ResNet(nn.Module):
       dtype: of the computation; parameters are float32.
       axis_name: pmap axis over which the batch statistics are averaged; None under jit.
       remat: keep only what goes from block to block for the backward pass and compute the rest again.
+      output_stride: 32, or 16 or 8: stages beyond it dilate their kernels instead of striding (Chen et al. 2017); the
+        first block of a stage as the stage before, the others twice as much.
+      stages: how many of the four there are; those that are not give no feature.
     """
 
     depth: int = 18
@@ -61,25 +102,22 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    output_stride: int = 32
+    stages: int = 4
 
     @nn.compact
     def __call__(self, x, train: bool):
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
         x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn1")(x))
+        x = nn.relu(BatchNorm(train, name="bn1", **options)(x))
         x = max_pool(x)
-        features = {}
-        for stage, (name, blocks) in enumerate(zip(STAGES, DEPTHS[self.depth], strict=True)):
-            for index in range(blocks):
-                x = block(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and index == 0 else 1,
-                    bottleneck=self.depth >= 50,
-                    dtype=self.dtype,
-                    axis_name=self.axis_name,
-                    name=f"layer{stage + 1}_{index}",
-                )(x, train)
-            features[name] = x
+        options |= {"depth": self.depth, "width": self.width, "remat": self.remat}
+        features, before = {}, 1
+        for number, name in enumerate(STAGES[: self.stages], 1):
+            dilation = max(STRIDES[name] // self.output_stride, 1)
+            stride = 2 if number > 1 and dilation == 1 else 1
+            features[name] = x = run_stage(x, train, number, stride, (before, dilation), **options)
+            before = dilation
         return features
 
 

@@ -1,12 +1,12 @@
 """The architecture that teacher and student share: encoder, alignment, classifier."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from hfd_jax.models.alignment import FeatureAlignment
-from hfd_jax.models.layers import convolution, upsample
+from hfd_jax.models.layers import classify
 from hfd_jax.models.resnet import STAGES, STRIDES, ResNet
 
 TAP_STRIDES = {**STRIDES, "A": 4}
@@ -17,6 +17,9 @@ STRIDE = 32  # input height and width must be multiples of it
 class Segmenter(nn.Module):
     """x [B, H, W, bands] -> (logits [B, H, W, classes] float32, features {"C2".."C5", "A"}).
 
+    Other architectures (`architectures.py`) have the same interface: features {tap: [B, H / stride, W / stride, .]}, of
+    which `tap_strides` tells the taps and strides, and `stem`, where the convolution that sees the bands lies.
+
     Attributes:
       classes: number of classes.
       depth, width: of the ResNet encoder.
@@ -26,6 +29,9 @@ class Segmenter(nn.Module):
       axis_name: pmap axis of the batch statistics; None under jit.
       remat: less memory in training, more computation (`ResNet`).
     """
+
+    tap_strides: ClassVar[dict[str, int]] = TAP_STRIDES
+    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
 
     classes: int
     depth: int = 18
@@ -45,5 +51,4 @@ class Segmenter(nn.Module):
             x.astype(self.dtype), train
         )
         aligned = FeatureAlignment(channels, self.align, self.context, name="alignment", **options)(features, train)
-        logits = convolution(self.classes, 1, dtype=self.dtype, use_bias=True, name="classifier")(aligned)
-        return upsample(logits.astype(jnp.float32), x.shape[1:3]), {**features, "A": aligned}
+        return classify(aligned, self.classes, x.shape[1:3], self.dtype), {**features, "A": aligned}

@@ -85,7 +85,7 @@ def make_inputs(config: ConfigDict, shapes: Shapes) -> InputSpec:
 def make_setup(config: ConfigDict, shapes: Shapes, network: Run, cached: bool = False) -> steps.Setup:
     """Of a network's training step, as `train.make_setup` builds it from a data set."""
     return steps.Setup(
-        model=assembly.make_model(config, shapes.classes),
+        model=assembly.make_model(config, network, shapes.classes),
         sensor=network.sensor,
         tx=assembly.make_optimiser(config, STEPS),
         inputs=make_inputs(config, shapes),
@@ -107,7 +107,7 @@ def made_up_features(setup: steps.Setup, shapes: Shapes) -> dict[str, np.ndarray
 
 
 def frozen_model(config: ConfigDict, classes: int) -> Segmenter:
-    model = assembly.make_model(config, classes)
+    model = assembly.make_model(config, assembly.teacher_run(), classes)
     return model.clone(dtype=assembly.teacher_dtype(config, model))
 
 

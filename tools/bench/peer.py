@@ -30,7 +30,8 @@ class Flavour:
 
 def check_config(config: ConfigDict) -> None:
     """UserError where the peer does not have what the config asks for."""
-    plain = {"model.context": False, "loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
+    plain = {"model.architecture": "hfdnet", "student.architecture": "", "model.context": False}
+    plain |= {"loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
     plain |= {"distill.method": ("hfd",), "distill.hfd.tap_weights": (), "optim.weight_decay": 1e-2}
     for field, value in plain.items():
         found = config

@@ -1,0 +1,73 @@
+"""DeepLabV3+: atrous spatial pyramid pooling on a ResNet, and a decoder that brings in the level of stride 4.
+
+Chen et al. 2018, "Encoder-decoder with atrous separable convolution for semantic image segmentation": output stride 16,
+rates 6, 12 and 18, depthwise separable convolutions in pyramid and decoder. Left out: dropout.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
+from hfd_jax.models.resnet import ResNet
+
+RATES = (6, 12, 18)
+
+
+class SeparableConvolution(nn.Module):
+    """3x3 per channel, then 1x1 across channels."""
+
+    features: int
+    dilation: int = 1
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = DepthwiseConvolution(self.dilation, dtype=self.dtype, name="depthwise")(x)
+        return ConvBN(self.features, 1, dtype=self.dtype, axis_name=self.axis_name, name="pointwise")(x, train)
+
+
+class AtrousPyramid(nn.Module):
+    """Atrous spatial pyramid pooling: 1x1, 3x3 at three rates, and the mean of the map, joined."""
+
+    channels: int
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        parts = [ConvBN(self.channels, 1, name="point", **options)(x, train)]
+        for rate in RATES:
+            parts.append(SeparableConvolution(self.channels, rate, name=f"rate{rate}", **options)(x, train))
+        mean = ConvBN(self.channels, 1, name="image", **options)(x.mean((1, 2), keepdims=True), train)
+        parts.append(jnp.broadcast_to(mean, parts[0].shape))
+        return ConvBN(self.channels, 1, name="project", **options)(jnp.concatenate(parts, -1), train)
+
+
+class DeepLabV3Plus(nn.Module):
+    """Interface as of `Segmenter`; the published pyramid has 256 = 4 * width channels, the lower level 48."""
+
+    tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
+    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
+
+    classes: int
+    depth: int = 18
+    width: int = 64
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        encoder = ResNet(self.depth, self.width, remat=self.remat, output_stride=16, name="encoder", **options)
+        features = encoder(x.astype(self.dtype), train)
+        y = AtrousPyramid(4 * self.width, name="pyramid", **options)(features["C5"], train)
+        low = ConvBN(max(3 * self.width // 4, 1), 1, name="low", **options)(features["C2"], train)
+        y = jnp.concatenate([upsample(y, low.shape[1:3]), low], -1)
+        for index in range(2):
+            y = SeparableConvolution(4 * self.width, name=f"decoder{index}", **options)(y, train)
+        return classify(y, self.classes, x.shape[1:3], self.dtype), {**features, "A": y}

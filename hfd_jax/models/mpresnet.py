@@ -1,0 +1,60 @@
+"""MP-ResNet: a ResNet that goes on at strides 8, 16 and 32 side by side, and a decoder that adds up what they found.
+
+Ding et al. 2022, "MP-ResNet: multipath residual network for the semantic segmentation of high-resolution PolSAR
+images", after the authors' code (github.com/ggsDing/SARSeg). Left out: the auxiliary classifier, and the biases that a
+batch normalisation takes away.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hfd_jax.models.layers import ConvBN, classify
+from hfd_jax.models.resnet import ResNet, run_stage
+
+
+class Upsampling(nn.Module):
+    """1x1 to a quarter of the channels, transposed 3x3 of stride 2, 1x1 back."""
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        options, channels = {"dtype": self.dtype, "axis_name": self.axis_name}, x.shape[-1]
+        x = ConvBN(channels // 4, 1, name="reduce", **options)(x, train)
+        x = ConvBN(channels // 4, 3, transposed=True, name="double", **options)(x, train)
+        return ConvBN(channels, 1, name="expand", **options)(x, train)
+
+
+class MPResNet(nn.Module):
+    """Interface as of `Segmenter`; published with depth 34 and width 64. C4 and C5 are those of the coarsest path."""
+
+    tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 8}
+    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
+
+    classes: int
+    depth: int = 18
+    width: int = 64
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        size = {"depth": self.depth, "width": self.width, "remat": self.remat}
+        features = ResNet(**size, stages=2, name="encoder", **options)(x.astype(self.dtype), train)
+
+        def stage(x, number, stride, path):
+            return run_stage(x, train, number, stride, name=path, **size, **options)
+
+        fine = stage(stage(features["C3"], 3, 1, "fine"), 4, 1, "fine")
+        features["C4"] = stage(features["C3"], 3, 2, "coarse")
+        middle = stage(features["C4"], 4, 1, "middle")
+        features["C5"] = stage(features["C4"], 4, 2, "coarse")
+        y = Upsampling(name="decoder5", **options)(features["C5"], train) + middle
+        y = Upsampling(name="decoder4", **options)(y, train) + fine
+        y = ConvBN(y.shape[-1] // 4, 1, name="head", **options)(y, train)
+        return classify(y, self.classes, x.shape[1:3], self.dtype), {**features, "A": y}

@@ -1,0 +1,93 @@
+"""SegFormer-B0: a hierarchical transformer encoder and a decoder of linear layers.
+
+Xie et al. 2021, "SegFormer: simple and efficient design for semantic segmentation with transformers": overlapping patch
+embeddings, self-attention whose keys and values come from a reduced map, feed-forward layers with a depthwise 3x3
+convolution in place of positions. Left out: stochastic depth and dropout.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hfd_jax.models.layers import BatchNorm, DepthwiseConvolution, JoinedConvolution, classify, convolution
+
+TAPS = ("C2", "C3", "C4", "C5")
+BLOCKS = 2  # per stage
+HEADS = (1, 2, 5, 8)
+REDUCTIONS = (8, 4, 2, 1)  # of the map that keys and values come from, per axis
+linear_init = nn.initializers.truncated_normal(0.02)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of x [B, h, w, C] over all of its positions, with keys and values of a reduced map."""
+
+    heads: int
+    reduction: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        seen = x
+        if self.reduction > 1:
+            size = (self.reduction, self.reduction)
+            seen = nn.Conv(channels, size, size, "VALID", dtype=self.dtype, name="reduce")(x)
+            seen = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(seen)
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, self.dtype, kernel_init=linear_init, force_fp32_for_softmax=True, name="attention"
+        )
+        y = attention(x.reshape(batch, -1, channels), seen.reshape(batch, -1, channels))
+        return y.reshape(batch, height, width, channels)
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), with a depthwise convolution inside of the latter."""
+
+    heads: int
+    reduction: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm1")(x)
+        x += Attention(self.heads, self.reduction, self.dtype, name="attention")(y)
+        y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm2")(x)
+        y = nn.Dense(4 * channels, dtype=self.dtype, kernel_init=linear_init, name="expand")(y)
+        y = DepthwiseConvolution(use_bias=True, dtype=self.dtype, name="mix")(y)
+        y = nn.gelu(y, approximate=False)
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=linear_init, name="reduce")(y)
+
+
+class SegFormer(nn.Module):
+    """Interface as of `Segmenter`; `width` (even) is that of the second stage: 32, 64, 160 and 256 channels at 64."""
+
+    tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
+    stem: ClassVar[tuple[str, ...]] = ("embed1",)
+
+    classes: int
+    width: int = 64
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+        shape, x, features = x.shape[1:3], x.astype(self.dtype), {}
+        for stage, (tap, heads, reduction) in enumerate(zip(TAPS, HEADS, REDUCTIONS, strict=True), 1):
+            kernel, stride = (7, 4) if stage == 1 else (3, 2)
+            channels = heads * self.width // 2
+            x = convolution(channels, kernel, stride, dtype=self.dtype, use_bias=True, name=f"embed{stage}")(x)
+            x = nn.LayerNorm(1e-5, dtype=self.dtype, name=f"embed_norm{stage}")(x)
+            for index in range(BLOCKS):
+                x = block(heads, reduction, self.dtype, name=f"block{stage}_{index}")(x)
+            x = features[tap] = nn.LayerNorm(1e-6, dtype=self.dtype, name=f"norm{stage}")(x)
+        maps = [
+            nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=linear_init, name=f"linear_{tap}")(features[tap])
+            for tap in TAPS
+        ]
+        joined = JoinedConvolution(4 * self.width, dtype=self.dtype, kernel=1, name="project")(maps)
+        joined = nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn")(joined))
+        return classify(joined, self.classes, shape, self.dtype), {**features, "A": joined}
