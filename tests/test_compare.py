@@ -48,7 +48,7 @@ def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on()
     assert students["few"].config.teacher.checkpoint == "w/teachers/data.label_share_0.1/seed_3/checkpoints/teacher"
     assert students["SAR-only"].config.teacher.checkpoint == "", "it needs none"
     assert all(job.config.seed == job.seed and job.config.baselines == () for job in jobs)
-    assert [job.network for job in jobs] == ["teacher"] * 6 + ["student"] * 8, "each finds its teacher"
+    assert [job.network for job in jobs] == ["teacher"] * 6 + ["student"] * 10, "each finds its teacher"
 
 
 @pytest.mark.parametrize("path", SHIPPED)

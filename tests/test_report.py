@@ -93,7 +93,7 @@ def one_device():
 
 def save_checkpoint(workdir, config, dataset, run):
     """The student as it is before training; of the other networks some numbers, which need no compilation."""
-    model = assembly.make_model(config, len(dataset.facts.class_names))
+    model = assembly.make_model(config, run, len(dataset.facts.class_names))
     bands = len(getattr(dataset.facts, f"{run.sensor}_bands"))
     if run.name == "student":
         init = init_fn(model, optax.identity(), bands)

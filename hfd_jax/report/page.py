@@ -149,7 +149,7 @@ def similarity_section(survey: Survey) -> dict[str, Any]:
             ("What differs from tile to tile: centred at each position of the tile", block(survey.content)),
         ],
         "before": titles[before],
-        "positions": [survey.positions[tap] for tap in TAPS],
+        "positions": [survey.positions.get(tap, 0) for tap in TAPS],
         "tiles": len(survey.tiles),
     }
 

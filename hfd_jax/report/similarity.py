@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hfd_jax.distill.hfd import mask_at
+from hfd_jax.distill.relations import mask_at
 
 Moments = dict[str, Any]
 

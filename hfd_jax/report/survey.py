@@ -107,12 +107,16 @@ def survey_step(model: Segmenter, inputs: InputSpec, sensor: str):
         logits, features = model.apply(variables, batch[sensor], train=False)
         prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
         valid = batch["sar_valid"] & batch["eo_valid"]
+        # Another architecture may lack a tap of the teacher's, or have it on another grid.
+        shared = [
+            tap for tap, x in teacher_features.items() if tap in features and features[tap].shape[:3] == x.shape[:3]
+        ]
         found = {
             "confusion": jax.vmap(lambda p, t: confusion_matrix(p, t, model.classes))(
                 prediction, steps.common_label(batch)
             ),
             "prediction": prediction,
-            "moments": {tap: moments(features[tap], feature, valid) for tap, feature in teacher_features.items()},
+            "moments": {tap: moments(features[tap], teacher_features[tap], valid) for tap in shared},
         }
         return found, features
 
@@ -202,7 +206,7 @@ def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
     init = init_fn(student.model, optax.identity(), bands)
     variables = parallel.init(lambda key: init(key).model_variables, initial_key(config["seed"], student.sensor))
     if config["student"]["init"] == "teacher":
-        variables = parallel.replicate(student_from_teacher(variables, teacher.variables))
+        variables = parallel.replicate(student_from_teacher(variables, teacher.variables, student.model.stem))
     return dataclasses.replace(student, variables=variables)
 
 
@@ -224,14 +228,19 @@ def look(shared: Context, evaluator: Evaluator, networks: dict[str, Network], co
         tiles=tiles,
         whole=len(tiles) == shared.dataset.size(evaluator.split),
         confusion=confusion,
-        similarity={name: {tap: linear_cka(taps[tap]) for tap in TAPS} for name, taps in sums.items()},
-        content={name: {tap: linear_cka(taps[tap], True) for tap in TAPS} for name, taps in sums.items()},
+        similarity={name: likeness(taps) for name, taps in sums.items()},
+        content={name: likeness(taps, each_position=True) for name, taps in sums.items()},
         positions={tap: round(float(part["count"].sum())) for taps in sums.values() for tap, part in taps.items()},
         worst=pictured[: len(worst)],
         best=pictured[len(worst) :],
         judge=judge,
         throughput=measure(judge, networks[judge], batch, shared.parallel),
     )
+
+
+def likeness(taps: Mapping[str, Any], each_position: bool = False) -> dict[str, float]:
+    """tap -> CKA with the teacher from {tap: moments}; NaN where there is nothing to compare."""
+    return {tap: linear_cka(taps[tap], each_position) if tap in taps else float("nan") for tap in TAPS}
 
 
 def pictures(
