@@ -81,6 +81,7 @@ def scene_source(scenes: ConfigDict) -> SceneSource:
 
 def make_model(config: ConfigDict, classes: int, axis_name: str | None = None) -> Segmenter:
     options = {"dtype": DTYPES[config.dtype], "axis_name": axis_name, "remat": config.train.remat}
+    options["pool_size"] = config.data.crop
     return Segmenter(classes=classes, **options, **config.model.to_dict())
 
 
@@ -221,7 +222,8 @@ def jsonable(values: Any) -> Any:
 
 def model_of(record: dict[str, Any]) -> Segmenter:
     """The network that a record describes."""
-    return Segmenter(classes=len(record["facts"]["class_names"]), dtype=DTYPES[record["dtype"]], **record["model"])
+    options = {"dtype": DTYPES[record["dtype"]], "pool_size": record["config"]["data"]["crop"]}
+    return Segmenter(classes=len(record["facts"]["class_names"]), **options, **record["model"])
 
 
 def inputs_of(record: dict[str, Any]) -> InputSpec:

@@ -20,7 +20,7 @@ class Segmenter(nn.Module):
     Attributes:
       classes: number of classes.
       depth, width: of the ResNet encoder.
-      align, context: of the alignment module.
+      align, context, pool_size: of the alignment module.
       align_channels: its channels D; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
       dtype: of the computation; parameters, batch statistics and logits are float32.
       axis_name: pmap axis of the batch statistics; None under jit.
@@ -33,6 +33,7 @@ class Segmenter(nn.Module):
     align: str = "flow"
     align_channels: int = 0
     context: bool = False
+    pool_size: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
@@ -44,6 +45,7 @@ class Segmenter(nn.Module):
         features = ResNet(self.depth, self.width, remat=self.remat, name="encoder", **options)(
             x.astype(self.dtype), train
         )
-        aligned = FeatureAlignment(channels, self.align, self.context, name="alignment", **options)(features, train)
+        align = FeatureAlignment(channels, self.align, self.context, self.pool_size, name="alignment", **options)
+        aligned = align(features, train)
         logits = convolution(self.classes, 1, dtype=self.dtype, use_bias=True, name="classifier")(aligned)
         return upsample(logits.astype(jnp.float32), x.shape[1:3]), {**features, "A": aligned}
