@@ -1,0 +1,70 @@
+"""Many scenes, one after the other: what is finished is left alone, what fails does not stop the others."""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from hfd_jax.errors import DataError
+from hfd_jax.parallel import wait_for_all
+from hfd_jax.reporting import duration
+from hfd_jax.scenes.predict import Predictor
+from hfd_jax.scenes.writer import Target
+
+
+def predict_scenes(predictor: Predictor, scenes: Sequence[str], targets: Sequence[Target], overwrite: bool) -> None:
+    """Makes the maps of this process's share of the scenes, every n-th one on n processes.
+
+    Args:
+      predictor: to use.
+      scenes: paths.
+      targets: where the maps of each scene go.
+      overwrite: makes all of them anew.
+
+    Raises:
+      DataError: some scenes failed; the maps of all others are written.
+      WorkdirError: maps of these names were made otherwise (before anything is computed), or cannot be written.
+    """
+    pairs = list(zip(scenes, targets, strict=True))
+    finished = set() if overwrite else {path for path, target in pairs if _is_finished(predictor, path, target)}
+    failed, megapixels, seconds = [], 0.0, 0.0
+    mine = list(enumerate(pairs, 1))[jax.process_index() :: jax.process_count()]
+    for number, (path, target) in mine:
+        label = f"scene {number}/{len(scenes)}"
+        if path in finished:
+            print(f"{label}: {path}: is finished", flush=True)
+            continue
+        try:
+            size, spent = _predict(predictor, path, target, label)
+            megapixels, seconds = megapixels + size, seconds + spent
+        except DataError as error:
+            print(f"{label}: failed: {error}", file=sys.stderr, flush=True)
+            failed.append(str(error))
+    if megapixels:
+        print(f"{megapixels:.1f} Mpixel in {duration(seconds)}: {megapixels / seconds:.2f} Mpixel/s", flush=True)
+    wait_for_all("scenes predicted")
+    if failed:
+        others = f"{len(failed)} of {len(mine)} scenes failed: " if len(mine) > 1 else ""
+        raise DataError(others + "; ".join(failed))
+
+
+def _is_finished(predictor: Predictor, path: str, target: Target) -> bool:
+    try:
+        with predictor.open(path) as scene:
+            return target.is_complete(predictor.settings(scene))
+    except DataError:  # said where it is predicted
+        return False
+
+
+def _predict(predictor: Predictor, path: str, target: Target, label: str) -> tuple[float, float]:
+    """(Mpixel, seconds)."""
+    with predictor.open(path) as scene:
+        height, width = scene.shape
+        print(f"{label}: {path}, {width} x {height} pixels", flush=True)
+        seconds = predictor(scene, target, label)
+        for note in scene.notes:
+            print(f"{label}: note: {note}", flush=True)
+        written = ", ".join(map(target.path, target.products))
+        megapixels = height * width / 1e6
+        print(f"{label}: written: {written} ({duration(seconds)}, {megapixels / seconds:.2f} Mpixel/s)", flush=True)
+    return megapixels, seconds
