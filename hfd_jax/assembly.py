@@ -106,7 +106,8 @@ def describe_model(config: ConfigDict, run: Run) -> dict[str, Any]:
 def make_model(config: ConfigDict, run: Run, classes: int, axis_name: str | None = None) -> Segmenter:
     """The network of a run: a Segmenter, or another architecture with its interface."""
     options = {"dtype": DTYPES[config.dtype], "axis_name": axis_name, "remat": config.train.remat}
-    return architectures.build(describe_model(config, run), classes=classes, **options)
+    options |= {"pool_size": config.data.crop, "classes": classes}
+    return architectures.build(describe_model(config, run), **options)
 
 
 def teacher_dtype(config: ConfigDict, teacher: Segmenter) -> Any:
@@ -262,7 +263,7 @@ def described_model(record: dict[str, Any]) -> dict[str, Any]:
 
 def model_of(record: dict[str, Any]) -> Segmenter:
     """The network that a record describes; CheckpointError for an architecture that is not known."""
-    options = {"dtype": DTYPES[record["dtype"]]}
+    options = {"dtype": DTYPES[record["dtype"]], "pool_size": record["config"]["data"]["crop"]}
     return architectures.build(described_model(record), classes=len(record["facts"]["class_names"]), **options)
 
 

@@ -18,7 +18,7 @@ from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.pipeline import Reading, Window, evaluation_batches, evaluation_windows
-from hfd_jax.errors import ConfigError
+from hfd_jax.errors import ConfigError, WorkdirError, nearest
 from hfd_jax.metrics import Scores, scores
 from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import Jit, Pmap
@@ -69,6 +69,28 @@ def load_network(directory: str, which: str, parallel: Jit | Pmap) -> Network:
     restored = checkpoints.restore(step, wanted)
     variables = {collection: restored[collection]["model"] for collection in wanted}
     return Network(record, model, assembly.inputs_of(record), parallel.replicate(variables))
+
+
+def find_network(workdir: Workdir, name: str, which: str | None, parallel: Jit | Pmap) -> Network:
+    """Restores a network of a run by its name.
+
+    Args:
+      workdir: of the run.
+      name: "teacher" (also one that another run has trained), "student", or a baseline.
+      which: "latest" or "best"; None: as the run evaluated.
+      parallel: where to put it.
+
+    Raises:
+      WorkdirError: no run, or it has no such network; names those that are there.
+      CheckpointError: of `load_network`.
+    """
+    config = read_json(workdir.config)
+    folder = (config["teacher"]["checkpoint"] if name == "teacher" else "") or workdir.checkpoints(name)
+    if not os.path.isdir(folder):
+        root = os.path.dirname(workdir.checkpoints(name))
+        known = sorted(set(os.listdir(root)) - {"damaged"}) if os.path.isdir(root) else []
+        raise WorkdirError(f"{root}: no network {name!r} in it" + (f"; {nearest(name, known)}" if known else " yet"))
+    return load_network(folder, which or config["eval"]["checkpoint"], parallel)
 
 
 def check_fits(record: dict[str, Any], facts: Facts) -> None:

@@ -18,8 +18,8 @@ from jax.export import Exported, symbolic_shape
 
 from hfd_jax import assembly, export_folder
 from hfd_jax.data.inputs import network_input
-from hfd_jax.errors import ConfigError, WorkdirError, nearest
-from hfd_jax.evaluate import Network, load_network
+from hfd_jax.errors import ConfigError
+from hfd_jax.evaluate import Network, find_network
 from hfd_jax.models.segmenter import STRIDE
 from hfd_jax.parallel import Jit
 from hfd_jax.workdir import Workdir
@@ -58,13 +58,13 @@ class Options:
             raise ConfigError("format savedmodel: TensorFlow is not installed (package tensorflow or tensorflow-cpu)")
 
 
-def open_network(workdir: Workdir, name: str, which: str, dtype: str | None = None) -> Network:
+def open_network(workdir: Workdir, name: str, which: str | None, dtype: str | None = None) -> Network:
     """Restores a SAR network of a run.
 
     Args:
       workdir: of the run.
       name: of the network, as its folder below checkpoints/.
-      which: "latest" or "best".
+      which: "latest" or "best"; None: as the run evaluated.
       dtype: to compute in, of `assembly.DTYPES`; None for that of the training.
 
     Raises:
@@ -72,12 +72,7 @@ def open_network(workdir: Workdir, name: str, which: str, dtype: str | None = No
       ConfigError: the network reads EO.
       CheckpointError: of `load_network`.
     """
-    folder = workdir.checkpoints(name)
-    root = os.path.dirname(folder)
-    known = sorted(set(os.listdir(root)) - {"damaged"}) if os.path.isdir(root) else []
-    if name not in known:
-        raise WorkdirError(f"{root}: no network {name!r} in it" + (f"; {nearest(name, known)}" if known else " yet"))
-    network = load_network(folder, which, Jit(jax.local_devices()[:1]))
+    network = find_network(workdir, name, which, Jit(jax.local_devices()[:1]))
     if network.sensor != "sar":
         raise ConfigError(f"network {name!r} reads {network.sensor.upper()}; what is exported reads SAR")
     if not dtype:

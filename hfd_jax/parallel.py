@@ -47,6 +47,15 @@ class Jit:
         """Compiles (variables, batch) -> sums over the whole batch."""
         return self._compile(function, 2)
 
+    def map_step(self, function: Callable) -> Callable:
+        """Compiles (variables, batch) -> an array with an entry per sample, each on its sample's device."""
+        return jax.jit(
+            function,
+            in_shardings=(self._whole, self._split),
+            out_shardings=self._split,
+            compiler_options=compiler_options(),
+        )
+
     def replicate(self, tree: Any) -> Any:
         """Puts a tree of host arrays on every device."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._whole, np.asarray(x)), tree)
@@ -105,6 +114,15 @@ class Pmap:
     def eval_step(self, function: Callable) -> Callable:
         step = jax.pmap(function, axis_name=AXIS, devices=self._devices)
         return lambda variables, batch: self.single(step(variables, batch))
+
+    def map_step(self, function: Callable) -> Callable:
+        step = jax.pmap(function, axis_name=AXIS, devices=self._devices)
+
+        def run(variables, batch):
+            parts = step(variables, batch)
+            return parts.reshape(-1, *parts.shape[2:])
+
+        return run
 
     def replicate(self, tree: Any) -> Any:
         return jax.tree.map(

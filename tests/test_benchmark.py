@@ -40,7 +40,7 @@ def test_steps_are_timed_and_written(tmp_path):
             ["--what=student"],
             "--what=student is unknown; expected some of teacher_step, sar_step, student_step",
         ),
-        (["--what=data,sar_step"], "startup, data, prepare are measured alone"),
+        (["--what=data,sar_step"], "startup, data, prepare, scene are measured alone"),
         (["--what=sar_step", "--size=100"], "--size=100: expected a multiple of 32"),
         (["--what=sar_step", "--devices=4"], "--devices=4: this process has 1"),
     ],

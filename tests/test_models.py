@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hfd_jax.models.alignment import FeatureAlignment, bin_means, warp
+from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
 from hfd_jax.models.folding import fold
 from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
 from hfd_jax.models.resnet import ResNet
@@ -94,6 +94,31 @@ def test_bin_means_are_adaptive_average_pooling():
     # Cells 0-1, 1-3, 3-4 (start floor(i n / bins), end ceil((i + 1) n / bins)).
     np.testing.assert_allclose(bin_means(x, 3)[0, :, 0, 0], [0.5, 2.0, 3.5])
     np.testing.assert_allclose(bin_means(x, 1)[0, :, 0, 0], [2.0])
+
+
+@pytest.mark.parametrize(("shape", "box"), [((9, 12), 4), ((5, 12), 8), ((12, 5), 5), ((7, 7), 1)])
+def test_box_mean_averages_the_whole_box_around_each_position(rng, shape, box):
+    x = rng.normal(size=(2, *shape, 3)).astype(np.float32)
+    expected = np.zeros((2, *(1 if n <= box else n for n in shape), 3))
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            rows, cols = (
+                slice(0, n) if n <= box else slice(start := min(max(k - box // 2, 0), n - box), start + box)
+                for k, n in zip((i, j), shape, strict=True)
+            )
+            expected[:, i, j] = x[:, rows, cols].mean((1, 2))
+    np.testing.assert_allclose(box_mean(x, box), expected, atol=1e-6)
+
+
+def test_maps_that_the_box_holds_are_gated_as_ever():
+    """By the same program, so bit for bit the same numbers: training does not change. Larger maps have another one."""
+    x, plain = jnp.ones((1, 4, 6, 3)), Selection(4)
+    variables = jax.eval_shape(lambda: plain.init(jax.random.key(0), x, False))
+
+    def program(box):
+        return str(jax.make_jaxpr(lambda v, x: plain.clone(box=box).apply(v, x, False))(variables, x))
+
+    assert program(6) == program(0) != program(5)
 
 
 # Of the published networks without their classifier: stem, blocks, BatchNorm scale and bias.

@@ -7,6 +7,8 @@
   python -m tools.benchmark --what=data --config=configs/quickstart.py --config.data.crop=256 \\
       --config.data.scenes.size=256 --config.data.scenes.train=64
   python -m tools.benchmark --what=prepare --dataset=sen12ms --raw_dir=SEN12MS --limit=2000
+  python -m tools.benchmark --what=scene --size=4096,20000 --config=configs/quickstart.py
+  python -m tools.benchmark --what=scene --size=4096 --workdir=runs/quickstart --window=1024,512 --flips
 
 teacher_step, sar_step, student_step: one training step (input, forward, backward, update) of the EO teacher, of a
 student on SAR and labels alone, of the HFD student with its frozen teacher. cached_student_step: the last one with the
@@ -20,6 +22,10 @@ startup: from the command to the first training step, with an empty and with a f
 data: random crops per second from the config's data set (data.workers readers, at least one), training steps on one
 batch, and training on what is read, with the share of the time in which it waits for data.
 prepare: tiles per second of a plain loop and of tools.prepare_data with 1, 2, ... --workers processes.
+scene: tools.predict on a made-up scene of --size pixels: Mpixel/s, and the most memory that it holds beyond what a
+scene of a single window takes. With the --workdir of a run on simulated scenes (as the quickstart) its student is taken
+instead of a random one, and the map is held against the truth: mIoU, error rates near windows' borders and elsewhere,
+and the share of pixels whose class is that of the first row, for every --window, and with --flips.
 """
 
 import argparse
@@ -29,7 +35,7 @@ from hfd_jax.errors import UserError
 from tools import cli, datasets
 
 STEPS = ("teacher_step", "sar_step", "student_step", "cached_student_step", "inference")
-ALONE = ("startup", "data", "prepare")
+ALONE = ("startup", "data", "prepare", "scene")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -53,6 +59,10 @@ def main(arguments: argparse.Namespace) -> None:
 
         with tempfile.TemporaryDirectory() as workdir:
             print(reading(workdir))
+    elif what == ["scene"]:
+        from tools.bench.scene import predicting
+
+        print(predicting(arguments))
     elif what == ["startup"]:
         from tools.bench.startup import first_steps
 
@@ -91,6 +101,11 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--limit", type=int, default=1000, help="tiles of each split")
     prepare.add_argument("--workers", type=int, default=2, help="most processes")
     datasets.add_options(parser)
+    scene = parser.add_argument_group("scene")
+    scene.add_argument("--workdir", help="of a run on simulated scenes; default: random weights, of --config")
+    scene.add_argument("--window", type=whole_numbers, default=[1024], help="their edge, pixels; several: each")
+    scene.add_argument("--overlap", type=int, default=256, help="of neighbouring windows, pixels")
+    scene.add_argument("--flips", action="store_true", help="also average over flips, as tools.predict --flips")
     return parser
 
 

@@ -24,15 +24,13 @@ import os
 
 from hfd_jax import export
 from hfd_jax.assembly import DTYPES
-from hfd_jax.workdir import Workdir, read_json
+from hfd_jax.workdir import Workdir
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
     options = export.Options(arguments.size or (), arguments.format, arguments.platforms, arguments.overwrite)
-    workdir = Workdir(arguments.workdir)
-    which = arguments.checkpoint or read_json(workdir.config)["eval"]["checkpoint"]
-    network = export.open_network(workdir, arguments.network, which, arguments.dtype)
+    network = export.open_network(Workdir(arguments.workdir), arguments.network, arguments.checkpoint, arguments.dtype)
     description = export.write(network, arguments.output, options)
     print(f"{description['name']}, step {description['step']}, {description['parameters']['count']} parameters")
     print(f"written to {arguments.output}: {', '.join(sorted(os.listdir(arguments.output)))}")

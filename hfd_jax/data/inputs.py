@@ -53,9 +53,11 @@ def variant_input(batch: dict, variant, spec: InputSpec) -> dict:
 
 
 def network_input(batch: dict, spec: InputSpec) -> dict:
-    """The batch without augmentation: sar and eo standardised [B, H, W, C] float32, the rest as it is."""
-    sar = filtered(batch["sar"].astype(jnp.float32), batch["sar_valid"], spec.normalisation)
-    return _standardise(batch | {"sar": sar}, spec)
+    """The batch without augmentation: sar and eo, as far as they are there, standardised [B, H, W, C] float32."""
+    if "sar" in batch:
+        sar = filtered(batch["sar"].astype(jnp.float32), batch["sar_valid"], spec.normalisation)
+        batch = batch | {"sar": sar}
+    return _standardise(batch, spec)
 
 
 def training_input(batch: dict, spec: InputSpec) -> dict:

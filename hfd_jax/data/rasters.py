@@ -1,9 +1,10 @@
 """Reading GeoTIFFs through rasterio, with errors that name the file."""
 
+import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,24 @@ def open_raster(path: str):
     return raster
 
 
-def read_window(raster, window=None) -> np.ndarray:
+def read_window(raster, window=None, bands: Sequence[int] | None = None) -> np.ndarray:
+    """[bands, H, W] of a raster's window (default: all of it) and bands, counted from 1 (default: all of them)."""
     height, width = (window.height, window.width) if window else raster.shape
-    size = height * width * sum(np.dtype(dtype).itemsize for dtype in raster.dtypes)
+    dtypes = [raster.dtypes[band - 1] for band in bands or raster.indexes]
+    size = height * width * sum(np.dtype(dtype).itemsize for dtype in dtypes)
     if size > MOST_BYTES:
         raise RasterError(
             f"{raster.name}: {size / 2**30:.1f} GiB in one piece; at most {MOST_BYTES / 2**30:g} are read"
         )
+    with reading(raster):
+        return raster.read(bands, window=window)
+
+
+@contextlib.contextmanager
+def reading(raster) -> Iterator[None]:
+    """Turns what GDAL says while pixels of `raster` are read into a RasterError."""
     try:
-        return raster.read(window=window)
+        yield
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{raster.name}: damaged or truncated ({error})") from error
 

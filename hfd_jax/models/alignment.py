@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolution, upsample
+from hfd_jax.models.resnet import STAGES, STRIDES
 
-LEVELS = ("C2", "C3", "C4", "C5")
+LEVELS = STAGES
 ALIGNMENTS = ("flow", "none")
 
 
@@ -49,10 +50,45 @@ def warp(x, flow):
     return upper * (1 - down) + lower * down
 
 
+def box_mean(x, box: int):
+    """Averages x [B, H, W, C] over a box of `box` positions per axis around each position, moved to stay inside.
+
+    A gate that was trained on the mean over whole crops sees boxes of the crop's size in a larger map: its input is
+    distributed as in training, and does not depend on the map's size ("test-time local converter", Chu et al. 2022).
+
+    Args:
+      x: any map.
+      box: positions; an axis that is not longer is averaged as a whole. 0: every axis.
+
+    Returns:
+      [B, H or 1, W or 1, C] of x's dtype; a 1 where the mean is the same for the whole axis.
+    """
+    height, width = x.shape[1:3]
+    if not box or max(height, width) <= box:
+        return x.mean((1, 2), keepdims=True)
+    rows, cols = (_box_weights(length, box) for length in (height, width))
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, cols, x).astype(x.dtype)
+
+
+def _box_weights(length: int, box: int) -> np.ndarray:
+    """[length, length] whose row i averages the box around i; a single row where the box holds everything."""
+    if length <= box:
+        return np.full((1, length), 1 / length, np.float32)
+    start = np.clip(np.arange(length) - box // 2, 0, length - box)[:, None]
+    position = np.arange(length)
+    return np.where((position >= start) & (position < start + box), np.float32(1 / box), np.float32(0))
+
+
 class Selection(nn.Module):
-    """Lateral connection with channel attention: L' = conv1x1(L + sigmoid(conv1x1(GAP(L))) * L), L = BN(conv1x1(C))."""
+    """Lateral connection with channel attention: L' = conv1x1(L + sigmoid(conv1x1(GAP(L))) * L), L = BN(conv1x1(C)).
+
+    Attributes:
+      channels: of L and L'.
+      box: GAP averages over the box of so many positions around each one (`box_mean`); 0: over the whole map.
+    """
 
     channels: int
+    box: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -60,7 +96,7 @@ class Selection(nn.Module):
     def __call__(self, x, train: bool):
         conv = partial(convolution, self.channels, 1, dtype=self.dtype)
         x = BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(name="lateral")(x))
-        gate = nn.sigmoid(conv(name="gate", use_bias=True)(x.mean((1, 2), keepdims=True)))
+        gate = nn.sigmoid(conv(name="gate", use_bias=True)(box_mean(x, self.box)))
         return conv(name="select")(x + gate * x)
 
 
@@ -78,7 +114,10 @@ def bin_means(x, bins: int):
 
 
 class PyramidPooling(nn.Module):
-    """Averages of the coarsest level over 1, 2, 3 and 6 bins per axis, joined to the map (Zhao et al. 2017)."""
+    """Averages of the coarsest level over 1, 2, 3 and 6 bins per axis, joined to the map (Zhao et al. 2017).
+
+    The bins divide the whole input, however large it is: with them what a network says depends on how much it sees.
+    """
 
     channels: int
     bins: tuple[int, ...] = (1, 2, 3, 6)
@@ -102,11 +141,13 @@ class FeatureAlignment(nn.Module):
       channels: D, of every level and of A.
       align: "flow" warps the coarser level along a learnt flow before adding it; "none" upsamples it (a plain FPN).
       context: pyramid pooling on the coarsest level.
+      pool_size: edge in pixels of the input over which the selection averages; 0: all of it.
     """
 
     channels: int
     align: str = "flow"
     context: bool = False
+    pool_size: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -116,7 +157,9 @@ class FeatureAlignment(nn.Module):
         norm = partial(BatchNorm, train, self.dtype, self.axis_name)
         conv = partial(convolution, self.channels, 3, dtype=self.dtype)
         lateral = {
-            name: Selection(self.channels, name=f"selection_{name}", **options)(features[name], train)
+            name: Selection(self.channels, self.pool_size // STRIDES[name], name=f"selection_{name}", **options)(
+                features[name], train
+            )
             for name in LEVELS
         }
 

@@ -55,12 +55,16 @@ ARCHITECTURES = {
 }
 
 
-def build(description: Mapping[str, Any], **common: Any) -> nn.Module:
+def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> nn.Module:
     """A network from {"architecture": name, field: value}; without a name it is the default one.
 
     Args:
       description: fields as of `Architecture.fields`.
+      pool_size: of a `Segmenter`, pixels; the others have no use for it.
       **common: classes, dtype, axis_name, remat.
     """
     fields = dict(description)
-    return ARCHITECTURES[fields.pop("architecture", DEFAULT)].network(**fields, **common)
+    network = ARCHITECTURES[fields.pop("architecture", DEFAULT)].network
+    if "pool_size" in network.__dataclass_fields__:
+        fields["pool_size"] = pool_size
+    return network(**fields, **common)

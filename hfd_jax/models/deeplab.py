@@ -52,6 +52,7 @@ class DeepLabV3Plus(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
+    sees_all: ClassVar[bool] = True
 
     classes: int
     depth: int = 18

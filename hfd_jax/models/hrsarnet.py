@@ -35,6 +35,7 @@ class HRSARNet(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "A": 2}
     stem: ClassVar[tuple[str, ...]] = ("stem", "conv")
+    sees_all: ClassVar[bool] = False
 
     classes: int
     dtype: Any = jnp.float32

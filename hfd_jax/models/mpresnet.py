@@ -33,6 +33,7 @@ class MPResNet(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 8}
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
+    sees_all: ClassVar[bool] = False
 
     classes: int
     depth: int = 18

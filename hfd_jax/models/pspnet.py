@@ -22,6 +22,7 @@ class PSPNet(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
+    sees_all: ClassVar[bool] = True
 
     classes: int
     depth: int = 18

@@ -65,6 +65,7 @@ class SegFormer(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("embed1",)
+    sees_all: ClassVar[bool] = True
 
     classes: int
     width: int = 64

@@ -18,12 +18,13 @@ class Segmenter(nn.Module):
     """x [B, H, W, bands] -> (logits [B, H, W, classes] float32, features {"C2".."C5", "A"}).
 
     Other architectures (`architectures.py`) have the same interface: features {tap: [B, H / stride, W / stride, .]}, of
-    which `tap_strides` tells the taps and strides, and `stem`, where the convolution that sees the bands lies.
+    which `tap_strides` tells the taps and strides, `stem`, where the convolution that sees the bands lies, and
+    `sees_all`, whether what is said of a pixel depends on all of the input instead of what is around the pixel.
 
     Attributes:
       classes: number of classes.
       depth, width: of the ResNet encoder.
-      align, context: of the alignment module.
+      align, context, pool_size: of the alignment module.
       align_channels: its channels D; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
       dtype: of the computation; parameters, batch statistics and logits are float32.
       axis_name: pmap axis of the batch statistics; None under jit.
@@ -39,9 +40,14 @@ class Segmenter(nn.Module):
     align: str = "flow"
     align_channels: int = 0
     context: bool = False
+    pool_size: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+
+    @property
+    def sees_all(self) -> bool:
+        return self.context
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -50,5 +56,6 @@ class Segmenter(nn.Module):
         features = ResNet(self.depth, self.width, remat=self.remat, name="encoder", **options)(
             x.astype(self.dtype), train
         )
-        aligned = FeatureAlignment(channels, self.align, self.context, name="alignment", **options)(features, train)
+        align = FeatureAlignment(channels, self.align, self.context, self.pool_size, name="alignment", **options)
+        aligned = align(features, train)
         return classify(aligned, self.classes, x.shape[1:3], self.dtype), {**features, "A": aligned}

@@ -34,6 +34,7 @@ class UNet(nn.Module):
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "A": 1}
     stem: ClassVar[tuple[str, ...]] = ("down0", "0", "conv")
+    sees_all: ClassVar[bool] = False
 
     classes: int
     width: int = 64

@@ -67,6 +67,7 @@ def measure(arguments: argparse.Namespace, what: Sequence[str]) -> None:
         rows, differences = [], {}
         for batch, size in itertools.product(arguments.batch, arguments.size):
             shapes = Shapes(batch, size, arguments.sar_bands, arguments.eo_bands, arguments.num_classes)
+            config.data.crop = size  # as in training, where nothing is larger than the crop
             print(f"batch {batch}, {size} x {size}: compiling and timing {', '.join(what)} ...", flush=True)
             found, differences = time_steps(config, shapes, what, devices, arguments)
             rows += found

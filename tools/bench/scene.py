@@ -1,0 +1,170 @@
+"""Maps of made-up large scenes: how fast, in how much memory, and whether windows leave traces."""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import resource
+import tempfile
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rasterio
+from ml_collections import ConfigDict
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from configs import default
+from hfd_jax import assembly, config_flags, reporting
+from hfd_jax.data.scenes import simulate
+from hfd_jax.errors import UserError
+from hfd_jax.evaluate import Network
+from hfd_jax.metrics import scores
+from hfd_jax.parallel import Jit, enable_compilation_cache
+from hfd_jax.scenes.predict import Options, Predictor
+from hfd_jax.scenes.windows import place
+from hfd_jax.scenes.writer import CLASSES, Target
+from hfd_jax.workdir import Workdir, read_json
+from tools.bench import cases
+from tools.predict import CACHE_MB, find_network
+
+# Scenes are laid out with simulated patches, whose edges have little in common with those of windows.
+PATCH, PATCHES, FIRST = 500, 12, 1_000_000  # pixels; different ones; index of the first, far from any training tile
+NEAR = 8  # pixels from the border of a window
+STRIPE = 512  # rows that are compared at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to map one scene; options as of `predict.Options`.
+
+    Attributes:
+      folder: of the scene, and of its map.
+      workdir: whose student maps it; None for one with random weights.
+      config: of that one.
+    """
+
+    folder: str
+    options: Options
+    workdir: str | None
+    config: ConfigDict
+
+    @property
+    def map(self) -> str:
+        return os.path.join(self.folder, f"map_{self.options.window}_{self.options.overlap}_{self.options.flips}.tif")
+
+
+def predicting(arguments: argparse.Namespace) -> str:
+    """A table with a row for every size, window and use of flips."""
+    config = default.get_config() if config_flags.given() is None else config_flags.config(default.get_config())
+    if arguments.workdir:
+        config = ConfigDict(read_json(Workdir(arguments.workdir).config))
+        if config.data.name != "scenes":
+            raise UserError(f"--workdir={arguments.workdir}: trained on {config.data.name}; expected simulated scenes")
+    header = ["size", "window", "flips", "Mpixel/s", "MiB over a single window's"]
+    header += ["mIoU", f"errors within {NEAR} px of windows' borders", "elsewhere", "classes as in the first row"]
+    lines = [header if arguments.workdir else header[:5]]
+    for size in arguments.size:
+        with tempfile.TemporaryDirectory() as folder:
+            write_scene(folder, size, arguments.window, config)
+            options = [
+                Options(window=window, overlap=arguments.overlap, flips=flips)
+                for flips, window in itertools.product((False, True)[: 1 + arguments.flips], arguments.window)
+            ]
+            rows = [Case(folder, chosen, arguments.workdir, config) for chosen in options]
+            for case in rows:
+                print(f"{size} x {size}, windows of {case.options.window} ...", flush=True)
+                line = [str(size), str(case.options.window), "yes" if case.options.flips else "no", *measured(case)]
+                lines.append(line + (judged(case, rows[0].map) if arguments.workdir else []))
+    return reporting.columns(lines)
+
+
+def measured(case: Case) -> list[str]:
+    """Speed and memory, from a process of its own: memory is the most that a process ever held."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as executor:
+        size, seconds, memory = executor.submit(run, case).result()
+    return [f"{size / 1e6 / seconds:.2f}", f"{memory / 2**20:.0f}"]
+
+
+def run(case: Case) -> tuple[int, float, int]:
+    """(pixels, seconds, bytes held beyond what a scene of one window takes: network, its compilation, libraries)."""
+    enable_compilation_cache()
+    parallel = Jit(jax.local_devices())
+    workdir = Workdir(case.workdir) if case.workdir else None
+    network = find_network(workdir, "student", None, parallel) if workdir else random_network(case.config, parallel)
+    predictor = Predictor(network, parallel, case.options)
+    held = []
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+        single = f"single_{case.options.window}"
+        for name, output in ((single, f"map_of_{single}"), ("scene", case.map.removesuffix(".tif"))):
+            with predictor.open(os.path.join(case.folder, f"{name}.tif")) as scene:
+                seconds = predictor(scene, Target(os.path.join(case.folder, output), (CLASSES,)), name)
+                size = scene.shape[0] * scene.shape[1]
+            held.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return size, seconds, held[1] - held[0]
+
+
+def random_network(config: ConfigDict, parallel: Jit) -> Network:
+    """A student as the config says, that has learnt nothing."""
+    facts = assembly.scene_source(config.data.scenes).facts
+    shapes = cases.Shapes(1, 64, len(facts.sar_bands), len(facts.eo_bands), len(facts.class_names))
+    model, inputs = assembly.make_model(config, shapes.classes), cases.make_inputs(config, shapes)
+    variables = parallel.init(model.init, jax.random.key(0), np.zeros((1, 64, 64, shapes.sar_bands), np.float32))
+    about = types.SimpleNamespace(facts=facts, sizes={})
+    record = assembly.make_record(config, assembly.student_run(config), about, inputs, {})
+    return Network(record | {"step": 0, "arrays": {}}, model, inputs, variables)
+
+
+def write_scene(folder: str, size: int, windows: Sequence[int], config: ConfigDict) -> None:
+    """Writes scene.tif [size, size], its truth.tif, and single_WINDOW.tif, a corner of it, for each window."""
+    options = assembly.scene_source(config.data.scenes).options
+    options = dataclasses.replace(options, size=PATCH)
+    patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
+    corners = [(f"single_{window}", window, 2) for window in windows]
+    for name, edge, bands in (("scene", size, 2), ("truth", size, 1), *corners):
+        layout = {"tiled": True, "blockxsize": STRIPE, "blockysize": STRIPE, "bigtiff": "IF_SAFER"}
+        grid: dict[str, Any] = {"crs": "EPSG:32631", "transform": from_origin(592000, 5750000, 1, 1)}
+        kind = {"count": bands, "dtype": "uint8" if name == "truth" else "float32"}
+        path = os.path.join(folder, f"{name}.tif")
+        with rasterio.open(path, "w", driver="GTiff", height=edge, width=edge, **kind, **layout, **grid) as file:
+            for row, col in itertools.product(range(0, edge, PATCH), repeat=2):
+                patch = patches[(7 * (row // PATCH) + col // PATCH) % PATCHES]
+                image = patch.label[None] if name == "truth" else np.moveaxis(patch.sar, -1, 0)
+                image = image[:, : edge - row, : edge - col]
+                file.write(image, window=Window(col, row, *image.shape[:0:-1]))
+
+
+def judged(case: Case, first: str) -> list[str]:
+    """mIoU, share of wrong pixels near windows' borders and elsewhere, share of pixels classified as in `first`."""
+    with contextlib.ExitStack() as opened:
+        paths = (case.map, os.path.join(case.folder, "truth.tif"), first)
+        found, truth, other = (opened.enter_context(rasterio.open(path)) for path in paths)
+        size, tags = found.height, found.tags()
+        names = tuple(tags[f"CLASS_{k}"] for k in range(sum(tag.startswith("CLASS_") for tag in tags)))
+        near, matrix = near_borders(size, case.options), np.zeros((len(names),) * 2, np.int64)
+        wrong, count, equal = np.zeros(2), np.zeros(2), 0
+        for row in range(0, size, STRIPE):
+            window = Window(0, row, size, min(STRIPE, size - row))
+            mine, true, theirs = (file.read(1, window=window).astype(int) for file in (found, truth, other))
+            matrix += np.bincount((true * len(names) + mine).ravel(), minlength=matrix.size).reshape(matrix.shape)
+            beside = near[row : row + STRIPE, None] | near
+            for k, where in enumerate((beside, ~beside)):
+                wrong[k] += np.sum((mine != true) & where)
+                count[k] += where.sum()
+            equal += int(np.sum(mine == theirs))
+    rates = [f"{rate:.4f}" for rate in wrong / count]
+    return [f"{scores(matrix, names, 0).mean_iou:.4f}", *rates, f"{equal / size**2:.4%}"]
+
+
+def near_borders(size: int, options: Options) -> np.ndarray:
+    """[size] bool: positions within NEAR pixels of where a window begins or ends inside the scene."""
+    axis = place(size, options.window, options.overlap)
+    borders = np.array([*axis.starts[1:], *(start + axis.size for start in axis.starts[:-1])])
+    return (np.abs(np.arange(size)[:, None] + 0.5 - borders) < NEAR).any(1)
