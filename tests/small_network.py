@@ -36,8 +36,8 @@ def write_network(workdir, sensor="sar"):
     batch = {name: np.stack([getattr(tile, name) for tile in tiles]) for name in (sensor, f"{sensor}_valid")}
     image, label = network_input(batch, inputs)[sensor], np.stack([tile.label for tile in tiles])
 
-    variables = fitted(assembly.make_model(config, len(source.facts.class_names)), image, label)
     run = assembly.teacher_run() if sensor == "eo" else assembly.student_run(config)
+    variables = fitted(assembly.make_model(config, run, len(source.facts.class_names)), image, label)
     record = assembly.make_record(config, run, types.SimpleNamespace(facts=source.facts, sizes={}), inputs, {})
     folder = Workdir(str(workdir))
     checkpoints = Checkpoints(folder.checkpoints(run.name))

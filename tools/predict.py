@@ -9,8 +9,8 @@
 Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices (the names and colours are in the file) with the scene's
 CRS and transform, 255 where the scene has no data, as a cloud-optimised GeoTIFF. --probabilities adds
 NAME_probabilities.tif (one band per class), --confidence NAME_confidence.tif (probability of the class that won);
-0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected areas of one class with area
-and mean confidence (tools.polygonize makes them of a map that is there).
+0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected areas of one class with
+area and mean confidence (tools.polygonize makes them of a map that is there).
 
 The scene is read in overlapping windows whose logits are blended, so memory does not grow with the scene, and windows
 leave no seams. A pixel's class does not depend on the window as long as the overlap holds what the network looks at
