@@ -1,6 +1,7 @@
 """The folder of an exported network: the artifacts, model.json and README.txt, put in place as a whole."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,17 +22,33 @@ from hfd_jax.workdir import read_json, write_json
 FORMAT_VERSION = 1
 DESCRIPTION, README = "model.json", "README.txt"
 
-_IMPORTS = {
-    "stablehlo": "jax, json, pathlib, numpy as np",
-    "savedmodel": "json, pathlib, numpy as np, tensorflow as tf",
-}
-_LOADS = {
-    "stablehlo": "network = jax.jit(jax.export.deserialize(pathlib.Path(artifact['file']).read_bytes()).call)",
-    "savedmodel": "network = tf.saved_model.load(artifact['file'])",
-}
-_CALLS = {
-    "stablehlo": "logits = network(sar, np.isfinite(sar).all(-1))",
-    "savedmodel": "logits = network.serve(sar, np.isfinite(sar).all(-1))['logits']",
+
+@dataclasses.dataclass(frozen=True)
+class _Calling:
+    """How an artifact is called from Python: what that needs, the lines that do it, how long they will do."""
+
+    needs: str
+    imports: str
+    load: str
+    call: str
+    promise: str
+
+
+_CALLING = {
+    "stablehlo": _Calling(
+        "JAX",
+        "import jax, json, pathlib, numpy as np",
+        "network = jax.jit(jax.export.deserialize(pathlib.Path(artifact['file']).read_bytes()).call)",
+        "logits = network(sar, np.isfinite(sar).all(-1))",
+        "JAX {jax} wrote it, and promises that it is read by versions up to six months younger.",
+    ),
+    "savedmodel": _Calling(
+        "TensorFlow",
+        "import json, pathlib, numpy as np, tensorflow as tf",
+        "network = tf.saved_model.load(artifact['file'])",
+        "logits = network.serve(sar, np.isfinite(sar).all(-1))['logits']",
+        "JAX {jax} wrote it, for TensorFlow's operation XlaCallModule.",
+    ),
 }
 
 _README = """{name}: classes of the ground from radar images alone.
@@ -46,12 +63,8 @@ logits  [batch, height, width, {classes}] float32: argmax over the last axis is 
 
 The batch may have any size; height and width are those of the artifact: {sizes}. It runs on {platforms}.
 model.json tells the rest: classes and colours, statistics, origin, digests.
-{promise}"""
-
-_PROMISES = {
-    "stablehlo": "JAX {jax} wrote it, and promises that it is read by versions up to six months younger.\n",
-    "savedmodel": "Written with JAX {jax} for the op XlaCallModule of TensorFlow.\n",
-}
+{promise}
+"""
 
 
 @contextlib.contextmanager
@@ -84,16 +97,20 @@ def _check_replaceable(output: str, overwrite: bool) -> None:
     if os.path.exists(output) and not os.path.isdir(output):
         raise WorkdirError(f"{output} is a file; --output names a folder")
     found = set(os.listdir(output)) if os.path.exists(output) else set()
-    if not found:
-        return
-    if not overwrite:
+    if found and not overwrite:
         raise WorkdirError(f"{output}: holds files already; choose another --output, or --overwrite an earlier export")
-    if DESCRIPTION not in found:
-        raise WorkdirError(f"{output}: no {DESCRIPTION} in it, so no earlier export; it is not overwritten")
-    artifacts = {artifact["file"] for artifact in read_json(os.path.join(output, DESCRIPTION)).get("artifacts", [])}
-    others = sorted(found - artifacts - {DESCRIPTION, README})
+    others = sorted(found - _files_of_export(output))
     if others:
-        raise WorkdirError(f"{output}: {others[0]} in it is of no export; it is not overwritten")
+        raise WorkdirError(f"{output}: {others[0]} in it is of no earlier export; nothing is overwritten")
+
+
+def _files_of_export(folder: str) -> set[str]:
+    """Names of what an export has written there; none where it is no export."""
+    path = os.path.join(folder, DESCRIPTION)
+    description = read_json(path) if os.path.exists(path) else {}
+    if not isinstance(description, dict) or "artifacts" not in description:
+        return set()
+    return {DESCRIPTION, README, *(artifact["file"] for artifact in description["artifacts"])}
 
 
 def describe(
@@ -121,6 +138,8 @@ def describe(
         "name": network.record["title"],
         "network": network.record["network"],
         "step": network.record["step"],
+        "model": network.record["model"],
+        "dtype": network.record["dtype"],
         "artifacts": artifacts,
         "platforms": list(platforms),
         **_interface(network),
@@ -180,20 +199,19 @@ def _origin(network: Network) -> dict[str, Any]:
         "tiles": record["tiles"],
         "validation_miou": record["score"],
         "checkpoint": record["blake2b"],
-        "model": record["model"],
-        "dtype": record["dtype"],
         "versions": record["versions"],
     }
 
 
 def _usage(kind: str) -> list[str]:
+    calling = _CALLING[kind]
     return [
-        f"import {_IMPORTS[kind]}",
+        calling.imports,
         f"model = json.loads(pathlib.Path('{DESCRIPTION}').read_text())",
         "artifact = model['artifacts'][0]",
-        _LOADS[kind],
+        calling.load,
         "sar = np.zeros((1, artifact['height'], artifact['width'], len(model['input']['sar']['bands'])), np.float32)",
-        _CALLS[kind],
+        calling.call,
     ]
 
 
@@ -201,7 +219,7 @@ def _readme(description: dict[str, Any]) -> str:
     kind, sar = description["format"], description["input"]["sar"]
     return _README.format(
         name=description["name"],
-        needs={"stablehlo": "JAX", "savedmodel": "TensorFlow"}[kind],
+        needs=_CALLING[kind].needs,
         usage="\n    ".join(description["usage"]),
         bands=len(sar["bands"]),
         band_names=", ".join(sar["bands"]),
@@ -209,7 +227,7 @@ def _readme(description: dict[str, Any]) -> str:
         classes=len(description["classes"]),
         sizes=", ".join(f"{artifact['height']} x {artifact['width']}" for artifact in description["artifacts"]),
         platforms=", ".join(description["platforms"]),
-        promise=_PROMISES[kind].format(**description["written_with"]),
+        promise=_CALLING[kind].promise.format(**description["written_with"]),
     )
 
 
