@@ -48,16 +48,17 @@ def scene():
 
 @pytest.fixture(scope="module")
 def predictors(workdir):
-    """(devices, options) -> Predictor; one that is asked for again has compiled already."""
+    """(devices, kind of parallelism, options) -> Predictor; one that is asked for again has compiled already."""
     made, networks = {}, {}
 
-    def make(devices=1, said=None, **options):
-        key = devices, said, tuple(options.items())
-        parallel = make_parallel("jit", jax.devices()[:devices])
-        if devices not in networks:
-            networks[devices] = load_network(str(workdir / "checkpoints" / "student"), "latest", parallel)
+    def make(devices=1, kind="jit", said=None, **options):
+        parallel = make_parallel(kind, jax.devices()[:devices])
+        if (kind, devices) not in networks:
+            networks[kind, devices] = load_network(str(workdir / "checkpoints" / "student"), "latest", parallel)
+        key = kind, devices, said, tuple(options.items())
         if key not in made:
-            made[key] = Predictor(networks[devices], parallel, Options(said=said or Interpretation(), **options))
+            options = Options(said=said or Interpretation(), **options)
+            made[key] = Predictor(networks[kind, devices], parallel, options)
         return made[key]
 
     return make
@@ -163,6 +164,7 @@ def test_windows_batches_and_devices_change_nothing(predictors, scene, tmp_path)
     whole = predictors(window=416, batch_size=1)
     kinds = [
         predictors(window=224, overlap=192, batch_size=5),
+        predictors(devices=2, kind="pmap", window=224, overlap=192, batch_size=1),
         predictors(devices=8, window=256, overlap=192, batch_size=8),
     ]
     expected, probabilities, _ = mapped(whole, path, tmp_path, (CLASSES, PROBABILITIES))

@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
     network = find_network(Workdir(arguments.workdir), arguments.network, arguments.checkpoint, parallel)
     predictor = Predictor(network, parallel, make_options(arguments))
     say(f"network: {network.record['title']}, step {network.record['step']}")
-    say(f"devices: {jax.local_device_count()} {jax.default_backend()}, {arguments.parallel}")
+    say(f"devices: {parallel.local_devices} {jax.default_backend()}, {arguments.parallel}")
     if network.model.context:
         say("note: with config.model.context the network looks at whole windows: its maps depend on --window")
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
