@@ -13,23 +13,21 @@ import rasterio.shutil
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
 
-from hfd_jax.data.scenes import CLASS_COLOURS, CLASS_NAMES, SceneOptions, simulate
+from hfd_jax.data.scenes import CLASS_COLOURS, CLASS_NAMES, simulate
 from hfd_jax.errors import DataError, UserError, WorkdirError
 from hfd_jax.evaluate import load_network
-from hfd_jax.metrics import scores
 from hfd_jax.parallel import make_parallel
 from hfd_jax.scenes import mosaic, run
 from hfd_jax.scenes.listing import targets
 from hfd_jax.scenes.predict import Options, Predictor, views
 from hfd_jax.scenes.reader import Interpretation
 from hfd_jax.scenes.writer import CLASSES, CONFIDENCE, PROBABILITIES, Target
-from tests.conftest import ROOT, run_python
-from tests.runs import evaluation
+from tests.conftest import ROOT
+from tests.scene_files import read, run_tool, write
 from tests.small_network import TILES, write_network
 from tools import predict as tool
 
 ROTTERDAM = ROOT.parent / "shared" / "data" / "spacenet6_rotterdam" / "sar_masked.tif"
-UTM = {"crs": "EPSG:32631", "transform": from_origin(592000, 5750000, 1, 1)}
 SMALL = {"window": 64, "overlap": 32}
 
 
@@ -66,21 +64,6 @@ def predictors(workdir):
     return make
 
 
-def write(path, image, nodata=None, names=(), **georeference):
-    """Writes [H, W, bands] as a GeoTIFF."""
-    height, width, count = image.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(
-            path, "w", driver="GTiff", width=width, height=height, count=count, dtype=image.dtype, nodata=nodata,
-            **(georeference or UTM),
-        ) as raster:  # fmt: skip
-            raster.write(np.moveaxis(image, -1, 0))
-            for band, name in enumerate(names, 1):
-                raster.set_band_description(band, name)
-    return str(path)
-
-
 def mapped(predictor, path, output, products=(CLASSES,)):
     """The maps of a scene: [H, W] classes, and [bands, H, W] of the other products."""
     target = Target(os.path.join(output, "map"), products)
@@ -89,15 +72,6 @@ def mapped(predictor, path, output, products=(CLASSES,)):
         notes = scene.notes
     found = [read(target.path(product)) for product in products]
     return found[0][0], *found[1:], notes
-
-
-def read(path):
-    with rasterio.open(path) as raster:
-        return raster.read()
-
-
-def run_tool(*arguments):
-    tool.main(tool.make_parser().parse_args([f"--{argument}" for argument in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -403,41 +377,6 @@ def test_the_real_rotterdam_scene_keeps_its_place(predictors, tmp_path):
     assert np.array_equal(found == 255, ~np.isfinite(image[2:]).all(0)) and len(np.unique(found)) > 2
     with rasterio.open(tmp_path / "map.tif") as raster, rasterio.open(ROTTERDAM) as source:
         assert (raster.crs, raster.transform, raster.shape) == (source.crs, source.transform, source.shape)
-
-
-@pytest.mark.slow
-def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
-    """Training, tiles and a scene from the simulator: the map is as good as the tiles' (whose borders hide more)."""
-    small = {
-        "stage": "student",
-        "distill.weight": 0.0,
-        "data.dir": tmp_path / "data",
-        "data.scenes.train": 200,
-        "data.scenes.validation": 0,
-        "data.scenes.test": 60,
-        "model.width": 8,
-        "student.steps": 300,
-        "baselines": "()",
-        "data.label_share": 1.0,
-    }
-    flags = [f"--config.{field}={value}" for field, value in small.items()]
-    run_python("main.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *flags)
-    counts, wrong = np.zeros((5, 5), int), {512: [], 256: []}
-    near = (np.abs(np.arange(512)[:, None] + 0.5 - np.arange(128, 512, 128)) < 8).any(1)
-    near = near[:, None] | near
-    for index in range(4):
-        scene = simulate(10_000 + index, SceneOptions(size=512))
-        path = write(tmp_path / f"{index}.tif", scene.sar)
-        for window in wrong:
-            output = tmp_path / f"maps{window}"
-            run_tool(f"workdir={tmp_path}/run", f"input={path}", f"output={output}", f"window={window}", "overlap=128")
-            found = read(output / f"{index}.tif")[0]
-            wrong[window].append((found != scene.label)[near].mean())
-        np.add.at(counts, (scene.label, found), 1)
-    tiles = evaluation(tmp_path / "run")["student"]["mean_iou"]
-    # Four scenes are no more than 256 tiles of a few places each: some points of mIoU either way.
-    assert scores(counts, CLASS_NAMES).mean_iou > tiles - 0.05
-    assert np.mean(wrong[256]) < 1.02 * np.mean(wrong[512]), "no more errors at the borders than where there are none"
 
 
 def test_the_tool_explains_itself():
