@@ -34,6 +34,7 @@ class Jit:
         self.mesh = jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        self.local_devices = len(self.mesh.local_devices)
 
     def init(self, function: Callable, *args) -> Any:
         """Runs an initialiser with its outputs born on the devices, replicated."""
@@ -95,7 +96,7 @@ class Pmap:
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self._devices = devices
         local = list(devices or jax.local_devices())
-        self._local = len(local)
+        self.local_devices = len(local)
         mesh = jax.sharding.Mesh(np.array(local), (AXIS,), axis_types=(AxisType.Auto,))
         self._stacked = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -126,7 +127,7 @@ class Pmap:
 
     def replicate(self, tree: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.device_put(np.broadcast_to(x, (self._local, *np.shape(x))), self._stacked), tree
+            lambda x: jax.device_put(np.broadcast_to(x, (self.local_devices, *np.shape(x))), self._stacked), tree
         )
 
     def single(self, tree: Any) -> Any:
@@ -141,7 +142,9 @@ class Pmap:
         return self.replicate(restored)
 
     def shard(self, batch: dict) -> dict:
-        return {k: jax.device_put(x.reshape(self._local, -1, *x.shape[1:]), self._stacked) for k, x in batch.items()}
+        return {
+            k: jax.device_put(x.reshape(self.local_devices, -1, *x.shape[1:]), self._stacked) for k, x in batch.items()
+        }
 
 
 def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Jit | Pmap:

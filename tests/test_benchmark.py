@@ -50,6 +50,26 @@ def test_what_is_wrong_is_named(flags, message):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_scene_is_mapped_timed_and_judged(tmp_path, monkeypatch):
+    from configs import quickstart
+    from hfd_jax.scenes.predict import Options
+    from tools.bench import scene
+
+    monkeypatch.setattr(scene, "PATCH", 96)
+    monkeypatch.setattr(scene, "PATCHES", 2)
+    config = quickstart.get_config()
+    config.model.update({"width": 4, "align": "none"})
+    scene.write_scene(str(tmp_path), 150, config)
+    case = scene.Case(str(tmp_path), Options(window=64, overlap=32, batch_size=1), None, config)
+    pixels, seconds, memory = scene.run(case)
+    assert pixels == 150 * 150 and seconds > 0 and memory >= 0
+    mean_iou, near, elsewhere, equal = scene.judged(case, case.map)
+    assert 0 <= float(mean_iou) < 0.5 < float(near) < 1 and 0 < float(elsewhere) < 1, "random weights"
+    assert equal == "100.0000%", "as itself"
+    # Windows begin at 32, 64 and 96 and end at 64, 96 and 128: 16 pixels around four places.
+    assert scene.near_borders(150, case.options).sum() == 4 * 16
+
+
 def test_table_says_what_the_teacher_costs_and_how_a_peer_compares():
     ours = {"compile_seconds": (2.0, 1.0), "flops": 4e9, "bytes_accessed": 1e9, "memory": 2**20}
     rows = [

@@ -23,11 +23,11 @@ from hfd_jax.scenes.predict import Options, Predictor, views
 from hfd_jax.scenes.reader import Interpretation
 from hfd_jax.scenes.writer import CLASSES, CONFIDENCE, PROBABILITIES, Target
 from tests.conftest import ROOT
+from tests.scene_files import read, run_tool, write
 from tests.small_network import TILES, write_network
 from tools import predict as tool
 
 ROTTERDAM = ROOT.parent / "shared" / "data" / "spacenet6_rotterdam" / "sar_masked.tif"
-UTM = {"crs": "EPSG:32631", "transform": from_origin(592000, 5750000, 1, 1)}
 SMALL = {"window": 64, "overlap": 32}
 
 
@@ -48,34 +48,20 @@ def scene():
 
 @pytest.fixture(scope="module")
 def predictors(workdir):
-    """(devices, options) -> Predictor; one that is asked for again has compiled already."""
+    """(devices, kind of parallelism, options) -> Predictor; one that is asked for again has compiled already."""
     made, networks = {}, {}
 
-    def make(devices=1, said=None, **options):
-        key = devices, said, tuple(options.items())
-        parallel = make_parallel("jit", jax.devices()[:devices])
-        if devices not in networks:
-            networks[devices] = load_network(str(workdir / "checkpoints" / "student"), "latest", parallel)
+    def make(devices=1, kind="jit", said=None, **options):
+        parallel = make_parallel(kind, jax.devices()[:devices])
+        if (kind, devices) not in networks:
+            networks[kind, devices] = load_network(str(workdir / "checkpoints" / "student"), "latest", parallel)
+        key = kind, devices, said, tuple(options.items())
         if key not in made:
-            made[key] = Predictor(networks[devices], parallel, Options(said=said or Interpretation(), **options))
+            options = Options(said=said or Interpretation(), **options)
+            made[key] = Predictor(networks[kind, devices], parallel, options)
         return made[key]
 
     return make
-
-
-def write(path, image, nodata=None, names=(), **georeference):
-    """Writes [H, W, bands] as a GeoTIFF."""
-    height, width, count = image.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(
-            path, "w", driver="GTiff", width=width, height=height, count=count, dtype=image.dtype, nodata=nodata,
-            **(georeference or UTM),
-        ) as raster:  # fmt: skip
-            raster.write(np.moveaxis(image, -1, 0))
-            for band, name in enumerate(names, 1):
-                raster.set_band_description(band, name)
-    return str(path)
 
 
 def mapped(predictor, path, output, products=(CLASSES,)):
@@ -86,15 +72,6 @@ def mapped(predictor, path, output, products=(CLASSES,)):
         notes = scene.notes
     found = [read(target.path(product)) for product in products]
     return found[0][0], *found[1:], notes
-
-
-def read(path):
-    with rasterio.open(path) as raster:
-        return raster.read()
-
-
-def run_tool(*arguments):
-    tool.main(tool.make_parser().parse_args([f"--{argument}" for argument in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +140,7 @@ def test_windows_batches_and_devices_change_nothing(predictors, scene, tmp_path)
     whole = predictors(window=416, batch_size=1)
     kinds = [
         predictors(window=224, overlap=192, batch_size=5),
+        predictors(devices=2, kind="pmap", window=224, overlap=192, batch_size=1),
         predictors(devices=8, window=256, overlap=192, batch_size=8),
     ]
     expected, probabilities, _ = mapped(whole, path, tmp_path, (CLASSES, PROBABILITIES))
@@ -370,7 +348,7 @@ def test_the_teacher_maps_optical_scenes(scene, tmp_path):
         (scene.eo[:96, :96], ["sar_unit=db"], "--sar_unit=db: teacher .* reads optical scenes"),
         (scene.eo[:96, :96], ["window=50"], "--window=50: expected a multiple of the network's stride 32"),
         (scene.eo[:96, :96], ["overlap=64"], "--overlap=64: expected less than the window's edge, 64"),
-        (scene.eo[:96, :96], ["network=student"], "no checkpoint of 'student'; in .* are: teacher"),
+        (scene.eo[:96, :96], ["network=student"], "no network 'student' in it; expected one of: teacher"),
     ):
         with pytest.raises(UserError, match=message):
             run_tool(*flags, f"input={write(tmp_path / 'wrong.tif', image)}", *more)

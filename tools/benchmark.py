@@ -23,7 +23,7 @@ data: random crops per second from the config's data set (data.workers readers, 
 batch, and training on what is read, with the share of the time in which it waits for data.
 prepare: tiles per second of a plain loop and of tools.prepare_data with 1, 2, ... --workers processes.
 scene: tools.predict on a made-up scene of --size pixels: Mpixel/s, and the most memory that it holds beyond what a
-scene of a single window takes. With the --workdir of a run on simulated scenes (as the quickstart) its student is taken
+scene of a single batch takes. With the --workdir of a run on simulated scenes (as the quickstart) its student is taken
 instead of a random one, and the map is held against the truth: mIoU, error rates near windows' borders and elsewhere,
 and the share of pixels whose class is that of the first row, for every --window, and with --flips.
 """

@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
     predictor = Predictor(network, parallel, make_options(arguments))
     polygons = make_polygons(arguments, network.record["facts"]["class_names"])
     say(f"network: {network.record['title']}, step {network.record['step']}")
-    say(f"devices: {jax.local_device_count()} {jax.default_backend()}, {arguments.parallel}")
+    say(f"devices: {parallel.local_devices} {jax.default_backend()}, {arguments.parallel}")
     if network.model.sees_all:
         say("note: the network looks at whole windows: its maps depend on --window")
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):

@@ -40,7 +40,8 @@ class Options:
     Attributes:
       window: edge in pixels, a multiple of the network's stride; 0: WINDOW, or the training crop where that is larger.
       overlap: of neighbouring windows, pixels, a multiple of the stride.
-      batch_size: windows at a time, all local devices together; rounded up to a multiple of their number.
+      batch_size: windows at a time, all local devices together, rounded up to a multiple of their number; no more than
+        a scene has.
       flips: averages the logits over the flips that the look direction allows.
       rotate: turns every window by 180 degrees before the network and back afterwards.
       said: about the scenes.
@@ -105,7 +106,7 @@ def window_step(model: Segmenter, inputs: InputSpec, sensor: str, seen: Sequence
 
 
 class Predictor:
-    """Makes maps of scenes with one network; compiles once per size of window.
+    """Makes maps of scenes with one network; compiles once per size of window and batch.
 
     Args:
       network: whose variables lie on the devices of `parallel`.
@@ -124,7 +125,6 @@ class Predictor:
         self._wanted = Wanted.of(network)
         check_unit(self._wanted, options.said.sar_unit)
         self._facts = Facts.from_dict(network.record["facts"])
-        self._batch_size = round_up(options.batch_size, jax.local_device_count())
         seen = views(network.inputs.look_axis, options.flips, options.rotate)
         self._step = parallel.map_step(window_step(network.model, network.inputs, network.sensor, seen))
 
@@ -163,13 +163,13 @@ class Predictor:
           Seconds that it took.
         """
         begin = time.perf_counter()
-        if not check_values(scene):
+        grid, empty = self._grid(scene), not check_values(scene)
+        if empty:
             scene.notes.append(f"it has no valid pixel, and its map {NO_DATA} everywhere")
-        grid = self._grid(scene)
         with maps(target, scene.shape, scene.georeference, self._facts, self._tags(scene)) as files:
             mosaic = Mosaic(grid, len(self._facts.class_names), files.write)
             with _progress(label, grid) as progress:
-                for batch, logits in self._logits(scene, grid):
+                for batch, logits in () if empty else self._logits(scene, grid):
                     for window, values, valid in zip(batch.windows, logits, batch.valid, strict=False):
                         mosaic.add(window, values, valid)
                     # Windows without data are passed over, so it is the place that tells how much is done.
@@ -197,8 +197,8 @@ class Predictor:
 
     def _logits(self, scene: Scene, grid: Grid) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches with their weighted logits; while one is waited for, the next one is on the devices."""
-        waiting = None
-        for batch in read_ahead(batches(scene, grid, self._batch_size)):
+        waiting, size = None, round_up(min(self._options.batch_size, len(grid)), self._parallel.local_devices)
+        for batch in read_ahead(batches(scene, grid, size)):
             coming = batch, self._step(self._network.variables, self._parallel.shard(batch.arrays))
             if waiting:
                 yield waiting[0], np.asarray(waiting[1])

@@ -10,7 +10,6 @@ import os
 import resource
 import tempfile
 import types
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,6 +55,10 @@ class Case:
     config: ConfigDict
 
     @property
+    def scene(self) -> str:
+        return os.path.join(self.folder, "scene.tif")
+
+    @property
     def map(self) -> str:
         return os.path.join(self.folder, f"map_{self.options.window}_{self.options.overlap}_{self.options.flips}.tif")
 
@@ -67,12 +70,12 @@ def predicting(arguments: argparse.Namespace) -> str:
         config = ConfigDict(read_json(Workdir(arguments.workdir).config))
         if config.data.name != "scenes":
             raise UserError(f"--workdir={arguments.workdir}: trained on {config.data.name}; expected simulated scenes")
-    header = ["size", "window", "flips", "Mpixel/s", "MiB over a single window's"]
+    header = ["size", "window", "flips", "Mpixel/s", "MiB over a batch's"]
     header += ["mIoU", f"errors within {NEAR} px of windows' borders", "elsewhere", "classes as in the first row"]
     lines = [header if arguments.workdir else header[:5]]
     for size in arguments.size:
         with tempfile.TemporaryDirectory() as folder:
-            write_scene(folder, size, arguments.window, config)
+            write_scene(folder, size, config)
             options = [
                 Options(window=window, overlap=arguments.overlap, flips=flips)
                 for flips, window in itertools.product((False, True)[: 1 + arguments.flips], arguments.window)
@@ -94,7 +97,7 @@ def measured(case: Case) -> list[str]:
 
 
 def run(case: Case) -> tuple[int, float, int]:
-    """(pixels, seconds, bytes held beyond what a scene of one window takes: network, its compilation, libraries)."""
+    """(pixels, seconds, bytes held beyond what a corner of the scene takes: network, its compilation, libraries)."""
     enable_compilation_cache()
     parallel = Jit(jax.local_devices())
     workdir = Workdir(case.workdir) if case.workdir else None
@@ -102,13 +105,22 @@ def run(case: Case) -> tuple[int, float, int]:
     predictor = Predictor(network, parallel, case.options)
     held = []
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
-        single = f"single_{case.options.window}"
-        for name, output in ((single, f"map_of_{single}"), ("scene", case.map.removesuffix(".tif"))):
-            with predictor.open(os.path.join(case.folder, f"{name}.tif")) as scene:
-                seconds = predictor(scene, Target(os.path.join(case.folder, output), (CLASSES,)), name)
+        corner = write_corner(case)
+        for path, output in ((corner, os.path.join(case.folder, "map_of_corner.tif")), (case.scene, case.map)):
+            with predictor.open(path) as scene:
+                seconds = predictor(scene, Target(output.removesuffix(".tif"), (CLASSES,)), os.path.basename(path))
                 size = scene.shape[0] * scene.shape[1]
-            held.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            held.append(most_memory())
     return size, seconds, held[1] - held[0]
+
+
+def most_memory() -> int:
+    """The most bytes that this process ever held."""
+    try:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:  # no Linux; there, what getrusage says would begin with the most that the parent held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def random_network(config: ConfigDict, parallel: Jit) -> Network:
@@ -122,22 +134,32 @@ def random_network(config: ConfigDict, parallel: Jit) -> Network:
     return Network(record | {"step": 0, "arrays": {}}, model, inputs, variables)
 
 
-def write_scene(folder: str, size: int, windows: Sequence[int], config: ConfigDict) -> None:
-    """Writes scene.tif [size, size], its truth.tif, and single_WINDOW.tif, a corner of it, for each window."""
+def write_corner(case: Case) -> str:
+    """Writes the corner of the scene that holds two by two windows, a batch; returns its path."""
+    edge, path = 2 * case.options.window - case.options.overlap, os.path.join(case.folder, "corner.tif")
+    with rasterio.open(case.scene) as scene:
+        edge = min(edge, scene.height)
+        corner = scene.read(window=Window(0, 0, edge, edge))
+        with rasterio.open(path, "w", **{**scene.profile, "height": edge, "width": edge}) as file:
+            file.write(corner)
+    return path
+
+
+def write_scene(folder: str, size: int, config: ConfigDict) -> None:
+    """Writes scene.tif [size, size] and its truth.tif."""
     options = assembly.scene_source(config.data.scenes).options
     options = dataclasses.replace(options, size=PATCH)
     patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
-    corners = [(f"single_{window}", window, 2) for window in windows]
-    for name, edge, bands in (("scene", size, 2), ("truth", size, 1), *corners):
+    for name, bands in (("scene", 2), ("truth", 1)):
         layout = {"tiled": True, "blockxsize": STRIPE, "blockysize": STRIPE, "bigtiff": "IF_SAFER"}
         grid: dict[str, Any] = {"crs": "EPSG:32631", "transform": from_origin(592000, 5750000, 1, 1)}
         kind = {"count": bands, "dtype": "uint8" if name == "truth" else "float32"}
         path = os.path.join(folder, f"{name}.tif")
-        with rasterio.open(path, "w", driver="GTiff", height=edge, width=edge, **kind, **layout, **grid) as file:
-            for row, col in itertools.product(range(0, edge, PATCH), repeat=2):
+        with rasterio.open(path, "w", driver="GTiff", height=size, width=size, **kind, **layout, **grid) as file:
+            for row, col in itertools.product(range(0, size, PATCH), repeat=2):
                 patch = patches[(7 * (row // PATCH) + col // PATCH) % PATCHES]
                 image = patch.label[None] if name == "truth" else np.moveaxis(patch.sar, -1, 0)
-                image = image[:, : edge - row, : edge - col]
+                image = image[:, : size - row, : size - col]
                 file.write(image, window=Window(col, row, *image.shape[:0:-1]))
 
 
