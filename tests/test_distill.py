@@ -565,7 +565,7 @@ def prepared(kind, devices):
 
 
 def batch_of(number):
-    """Two of four images without much; on two devices unequally so."""
+    """Four images, of which the first and the last are valid in part: unequal shares on two devices."""
     batch = make_batch(number, size=4, edge=32)
     batch["sar_valid"][:], batch["eo_valid"][:] = True, True
     batch["sar_valid"][0, :24] = batch["eo_valid"][3, :, :12] = False
@@ -595,19 +595,19 @@ def test_methods_train_together_and_are_logged(trained):
 
 
 def test_two_devices_train_like_one_under_pmap(trained):
-    """Draws and memory are the same; numbers up to the order of float32 sums, which batch statistics pass on."""
+    """Draws and memory are the same; numbers up to the order of float32 sums, of which AICSD squares a difference."""
     parallel, step, state, teacher = prepared("pmap", 2)
     for number, row in enumerate(trained[2]):
         state, metrics = step(state, teacher, parallel.shard(batch_of(number)))
         found = jax.device_get(metrics)
         assert row.keys() == found.keys()
         for name in row:
-            np.testing.assert_allclose(found[name], row[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(found[name], row[name], rtol=1e-3, atol=1e-6, err_msg=name)
     copies = [jax.tree.map(lambda x, k=k: np.asarray(x.addressable_data(k)[0]), state) for k in range(2)]
     paths = jax.tree.leaves_with_path(trained[1][-1])
     for (path, alone), one, other in zip(paths, *map(jax.tree.leaves, copies), strict=True):
         np.testing.assert_array_equal(one, other, err_msg="devices agree")
-        np.testing.assert_allclose(one, alone, rtol=1e-3, atol=1e-4, err_msg=str(path))
+        np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
 def test_a_skipped_step_leaves_the_memory(trained):

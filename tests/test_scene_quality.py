@@ -15,7 +15,7 @@ def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
     """Training, tiles and a scene from the simulator: the map is as good as the tiles' (whose borders hide more)."""
     small = {
         "stage": "student",
-        "distill.weight": 0.0,
+        "distill.method": "()",
         "data.dir": tmp_path / "data",
         "data.scenes.train": 200,
         "data.scenes.validation": 0,
