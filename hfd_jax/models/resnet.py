@@ -18,12 +18,15 @@ STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a fourfold widening when `bottleneck`; dilated are the 3x3 ones."""
+    """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a fourfold widening when `bottleneck`.
+
+    `dilations` are those of the first (strided) 3x3 convolution and of a second one.
+    """
 
     features: int
     stride: int
     bottleneck: bool
-    dilation: int = 1
+    dilations: tuple[int, int] = (1, 1)
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -34,11 +37,11 @@ class Block(nn.Module):
         out = self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             y = nn.relu(norm(name="bn1")(conv(self.features, 1, name="conv1")(x)))
-            y = nn.relu(norm(name="bn2")(conv(self.features, 3, self.stride, self.dilation, name="conv2")(y)))
+            y = nn.relu(norm(name="bn2")(conv(self.features, 3, self.stride, self.dilations[0], name="conv2")(y)))
             y = norm(name="bn3")(conv(out, 1, name="conv3")(y))
         else:
-            y = nn.relu(norm(name="bn1")(conv(out, 3, self.stride, self.dilation, name="conv1")(x)))
-            y = norm(name="bn2")(conv(out, 3, 1, self.dilation, name="conv2")(y))
+            y = nn.relu(norm(name="bn1")(conv(out, 3, self.stride, self.dilations[0], name="conv1")(x)))
+            y = norm(name="bn2")(conv(out, 3, 1, self.dilations[1], name="conv2")(y))
         if x.shape != y.shape:
             x = norm(name="downsample_bn")(conv(out, 1, self.stride, name="downsample_conv")(x))
         return nn.relu(x + y)
@@ -63,7 +66,8 @@ def run_stage(
       x: [B, H, W, C].
       train: of the batch statistics.
       number: of the stage, 1 to 4.
-      stride, dilations: of the first block; the second dilation is that of the others.
+      stride: of the first block.
+      dilations: of the first 3x3 convolution, and of all others.
       depth, width, remat: as of `ResNet`.
       name: blocks are called <name><number>_<index>.
       **options: dtype and axis_name.
@@ -74,7 +78,7 @@ def run_stage(
             features=width * 2 ** (number - 1),
             stride=stride if index == 0 else 1,
             bottleneck=depth >= 50,
-            dilation=dilations[min(index, 1)],
+            dilations=dilations if index == 0 else dilations[1:] * 2,
             name=f"{name}{number}_{index}",
             **options,
         )(x, train)
@@ -90,8 +94,7 @@ class ResNet(nn.Module):
       dtype: of the computation; parameters are float32.
       axis_name: pmap axis over which the batch statistics are averaged; None under jit.
       remat: keep only what goes from block to block for the backward pass and compute the rest again.
-      output_stride: 32, or 16 or 8: stages beyond it dilate their kernels instead of striding (Chen et al. 2017); the
-        first block of a stage as the stage before, the others twice as much.
+      output_stride: 32, or 16 or 8: stages beyond it dilate what follows instead of striding (Chen et al. 2017).
       stages: how many of the four there are; those that are not give no feature.
     """
 
