@@ -60,12 +60,14 @@ def made_up(tree, seed=0):
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """One block where there are several of the same kind, no exchange of four branches: half the time to compile."""
+    """Less of the same kind, one block instead of several: half the time to compile."""
     monkeypatch.setitem(resnet.DEPTHS, 18, (1, 1, 1, 1))
     monkeypatch.setattr(hrnet, "MODULES", (1, 1, 0))
     monkeypatch.setattr(hrnet, "BLOCKS", 1)
     monkeypatch.setattr(deeplab, "RATES", (6,))
-    monkeypatch.setattr(segformer, "BLOCKS", 1)
+    # Of the transformer a stage whose keys come from a reduced map, and one where they do not.
+    for field, value in {"BLOCKS": 1, "TAPS": ("C2", "C3"), "HEADS": (1, 2), "REDUCTIONS": (8, 1)}.items():
+        monkeypatch.setattr(segformer, field, value)
 
 
 @pytest.mark.parametrize(
