@@ -1,5 +1,7 @@
 """Variants of the run, the tools around it, and real tiles; every test here starts its own run."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -51,10 +53,18 @@ def test_ablations_are_the_same_code(scenes_dir, tmp_path):
         assert "/context/" in paths and "/flow_" not in paths
 
 
-@pytest.mark.parametrize("tool", ["evaluate", "prepare_data", "compare", "contact_sheet", "check_data", "benchmark"])
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "def make_parser" in path.read_text())
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_explains_itself(tool):
-    text = run_python("-m", f"tools.{tool}", "--help").stdout
+    text = importlib.import_module(f"tools.{tool}").make_parser().format_help()
     assert f"usage: python -m tools.{tool}" in text and f"  python -m tools.{tool} " in text
+    assert (ROOT / "README.md").read_text().count(f"tools.{tool}") > 0
+
+
+def test_help_needs_no_workdir():
+    assert "usage: python -m tools.compare" in run_python("-m", "tools.compare", "--help").stdout
 
 
 def test_prepare_tool_writes_scenes_and_says_how_to_use_them(tmp_path):
