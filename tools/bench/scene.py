@@ -127,10 +127,11 @@ def random_network(config: ConfigDict, parallel: Jit) -> Network:
     """A student as the config says, that has learnt nothing."""
     facts = assembly.scene_source(config.data.scenes).facts
     shapes = cases.Shapes(1, 64, len(facts.sar_bands), len(facts.eo_bands), len(facts.class_names))
-    model, inputs = assembly.make_model(config, shapes.classes), cases.make_inputs(config, shapes)
+    run, inputs = assembly.student_run(config), cases.make_inputs(config, shapes)
+    model = assembly.make_model(config, run, shapes.classes)
     variables = parallel.init(model.init, jax.random.key(0), np.zeros((1, 64, 64, shapes.sar_bands), np.float32))
     about = types.SimpleNamespace(facts=facts, sizes={})
-    record = assembly.make_record(config, assembly.student_run(config), about, inputs, {})
+    record = assembly.make_record(config, run, about, inputs, {})
     return Network(record | {"step": 0, "arrays": {}}, model, inputs, variables)
 
 
