@@ -74,7 +74,8 @@ def predict_scenes(
             if polygons:
                 print(f"{label}: written: {polygons.write(target)}", flush=True)
         except DataError as error:
-            print(f"{label}: failed: {error}", file=sys.stderr, flush=True)
+            if len(mine) > 1:  # else it is said once, at the end
+                print(f"{label}: failed: {error}", file=sys.stderr, flush=True)
             failed.append(str(error))
     if megapixels:
         print(f"{megapixels:.1f} Mpixel in {duration(seconds)}: {megapixels / seconds:.2f} Mpixel/s", flush=True)
