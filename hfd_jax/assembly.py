@@ -21,7 +21,7 @@ from hfd_jax.distill.methods import METHODS, Combined
 from hfd_jax.errors import CheckpointError, nearest
 from hfd_jax.models import architectures
 from hfd_jax.models.architectures import ARCHITECTURES
-from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.steps import Objective, Setup
 from hfd_jax.workdir import Workdir
 
@@ -103,14 +103,14 @@ def describe_model(config: ConfigDict, run: Run) -> dict[str, Any]:
     return {"architecture": name} | {field: config.model[field] for field in fields}
 
 
-def make_model(config: ConfigDict, run: Run, classes: int, axis_name: str | None = None) -> Segmenter:
-    """The network of a run: a Segmenter, or another architecture with its interface."""
+def make_model(config: ConfigDict, run: Run, classes: int, axis_name: str | None = None) -> SegmentationNetwork:
+    """The network of a run."""
     options = {"dtype": DTYPES[config.dtype], "axis_name": axis_name, "remat": config.train.remat}
     options |= {"pool_size": config.data.crop, "classes": classes}
     return architectures.build(describe_model(config, run), **options)
 
 
-def teacher_dtype(config: ConfigDict, teacher: Segmenter) -> Any:
+def teacher_dtype(config: ConfigDict, teacher: SegmentationNetwork) -> Any:
     """In which the frozen teacher computes."""
     return DTYPES[config.teacher.dtype] if config.teacher.dtype else teacher.dtype
 
@@ -261,7 +261,7 @@ def described_model(record: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def model_of(record: dict[str, Any]) -> Segmenter:
+def model_of(record: dict[str, Any]) -> SegmentationNetwork:
     """The network that a record describes; CheckpointError for an architecture that is not known."""
     options = {"dtype": DTYPES[record["dtype"]], "pool_size": record["config"]["data"]["crop"]}
     return architectures.build(described_model(record), classes=len(record["facts"]["class_names"]), **options)

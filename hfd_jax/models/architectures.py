@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-
 from hfd_jax.models.deeplab import DeepLabV3Plus
 from hfd_jax.models.fcn import FCN
 from hfd_jax.models.hrnet import HRNet
 from hfd_jax.models.hrsarnet import HRSARNet
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.models.mpresnet import MPResNet
 from hfd_jax.models.pspnet import PSPNet
 from hfd_jax.models.segformer import SegFormer
@@ -26,11 +25,11 @@ class Architecture:
 
     Attributes:
       title: for tables.
-      network: its class; the interface is that of `Segmenter`.
+      network: its class.
     """
 
     title: str
-    network: type[nn.Module]
+    network: type[SegmentationNetwork]
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -55,7 +54,7 @@ ARCHITECTURES = {
 }
 
 
-def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> nn.Module:
+def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> SegmentationNetwork:
     """A network from {"architecture": name, field: value}; without a name it is the default one.
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import ResNetBased
 from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
-from hfd_jax.models.resnet import ResNet
 
 RATES = (6, 12, 18)
 
@@ -47,25 +47,16 @@ class AtrousPyramid(nn.Module):
         return ConvBN(self.channels, 1, name="project", **options)(jnp.concatenate(parts, -1), train)
 
 
-class DeepLabV3Plus(nn.Module):
-    """Interface as of `Segmenter`; the published pyramid has 256 = 4 * width channels, the lower level 48."""
+class DeepLabV3Plus(ResNetBased):
+    """The published pyramid has 256 = 4 * width channels, the lower level 48."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
-    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
     sees_all: ClassVar[bool] = True
-
-    classes: int
-    depth: int = 18
-    width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
-        encoder = ResNet(self.depth, self.width, remat=self.remat, output_stride=16, name="encoder", **options)
-        features = encoder(x.astype(self.dtype), train)
+        options = self.options
+        features = self.encode(x, train, output_stride=16)
         y = AtrousPyramid(4 * self.width, name="pyramid", **options)(features["C5"], train)
         low = ConvBN(max(3 * self.width // 4, 1), 1, name="low", **options)(features["C2"], train)
         y = jnp.concatenate([upsample(y, low.shape[1:3]), low], -1)

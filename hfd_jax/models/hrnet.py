@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify, upsample
 from hfd_jax.models.resnet import Block
 
@@ -60,22 +61,17 @@ class Exchange(nn.Module):
         return x
 
 
-class HRNet(nn.Module):
-    """Interface as of `Segmenter`; branches of 18, 36, 72 and 144 channels at width 64, in proportion at others."""
+class HRNet(SegmentationNetwork):
+    """Branches of 18, 36, 72 and 144 channels at width 64, in proportion at others."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("stem0", "conv")
-    sees_all: ClassVar[bool] = False
 
-    classes: int
     width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = self.options
         exchange = nn.remat(Exchange, static_argnums=(2,)) if self.remat else Exchange
         shape, x = x.shape[1:3], x.astype(self.dtype)
         for index in range(2):

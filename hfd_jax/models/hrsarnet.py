@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.models.layers import ConvBN, TransposedConvolution
 
 CHANNELS = 16
@@ -30,21 +31,15 @@ class Triple(nn.Module):
         return jnp.concatenate([conv(dilation=d, name=f"dilation{d}")(x, train) for d in DILATIONS], -1)
 
 
-class HRSARNet(nn.Module):
-    """Interface as of `Segmenter`; of one size, without a width."""
+class HRSARNet(SegmentationNetwork):
+    """Of one size, without a width."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "A": 2}
     stem: ClassVar[tuple[str, ...]] = ("stem", "conv")
-    sees_all: ClassVar[bool] = False
-
-    classes: int
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = self.options
         conv = partial(ConvBN, CHANNELS, activation=nn.leaky_relu, **options)
         triple = nn.remat(Triple, static_argnums=(2,)) if self.remat else Triple
         x = conv(5, name="stem")(x.astype(self.dtype), train)

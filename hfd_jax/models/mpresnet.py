@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import ResNetBased
 from hfd_jax.models.layers import ConvBN, classify
-from hfd_jax.models.resnet import ResNet, run_stage
+from hfd_jax.models.resnet import run_stage
 
 
 class Upsampling(nn.Module):
@@ -28,25 +29,16 @@ class Upsampling(nn.Module):
         return ConvBN(channels, 1, name="expand", **options)(x, train)
 
 
-class MPResNet(nn.Module):
-    """Interface as of `Segmenter`; published with depth 34 and width 64. C4 and C5 are those of the coarsest path."""
+class MPResNet(ResNetBased):
+    """Published with depth 34 and width 64. C4 and C5 are those of the coarsest path."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 8}
-    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
-    sees_all: ClassVar[bool] = False
-
-    classes: int
-    depth: int = 18
-    width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = self.options
         size = {"depth": self.depth, "width": self.width, "remat": self.remat}
-        features = ResNet(**size, stages=2, name="encoder", **options)(x.astype(self.dtype), train)
+        features = self.encode(x, train, stages=2)
 
         def stage(x, number, stride, path):
             return run_stage(x, train, number, stride, name=path, **size, **options)

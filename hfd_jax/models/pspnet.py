@@ -5,37 +5,27 @@ and 6 bins per axis, one 3x3 convolution of all of it. The encoder has the stand
 convolutions); left out: dropout, the auxiliary classifier.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from hfd_jax.models.alignment import bin_means
+from hfd_jax.models.interface import ResNetBased
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify
-from hfd_jax.models.resnet import ResNet
 
 BINS = (1, 2, 3, 6)
 
 
-class PSPNet(nn.Module):
-    """Interface as of `Segmenter`; published with depth 50 and width 64. A map of fewer positions has fewer bins."""
+class PSPNet(ResNetBased):
+    """Published with depth 50 and width 64. A map of fewer positions has fewer bins."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}
-    stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
     sees_all: ClassVar[bool] = True
-
-    classes: int
-    depth: int = 18
-    width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
-        encoder = ResNet(self.depth, self.width, remat=self.remat, output_stride=8, name="encoder", **options)
-        features = encoder(x.astype(self.dtype), train)
+        options = self.options
+        features = self.encode(x, train, output_stride=8)
         last = features["C5"]
         channels = last.shape[-1] // 4
         maps = [last]

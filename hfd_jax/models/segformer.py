@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, DepthwiseConvolution, JoinedConvolution, classify, convolution
 
 TAPS = ("C2", "C3", "C4", "C5")
@@ -60,18 +61,14 @@ class TransformerBlock(nn.Module):
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=linear_init, name="reduce")(y)
 
 
-class SegFormer(nn.Module):
-    """Interface as of `Segmenter`; `width` (even) is that of the second stage: 32, 64, 160 and 256 channels at 64."""
+class SegFormer(SegmentationNetwork):
+    """`width` (even) is that of the second stage: 32, 64, 160 and 256 channels at 64."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("embed1",)
     sees_all: ClassVar[bool] = True
 
-    classes: int
     width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.models.layers import ConvBN, TransposedConvolution, classify, max_pool_2x2
 
 LEVELS = 5
@@ -29,22 +30,17 @@ class Pair(nn.Module):
         return x
 
 
-class UNet(nn.Module):
-    """Interface as of `Segmenter`; `width` channels at full size (64 is published), twice as many per halving."""
+class UNet(SegmentationNetwork):
+    """`width` channels at full size (64 is published), twice as many per halving."""
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "A": 1}
     stem: ClassVar[tuple[str, ...]] = ("down0", "0", "conv")
-    sees_all: ClassVar[bool] = False
 
-    classes: int
     width: int = 64
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = self.options
         pair = nn.remat(Pair, static_argnums=(2,)) if self.remat else Pair
         shape, x, maps = x.shape[1:3], x.astype(self.dtype), []
         for level in range(LEVELS):
