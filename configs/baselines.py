@@ -24,5 +24,7 @@ def get_config(architecture="unet"):
     config.model.architecture = architecture
     if architecture == "hrsarnet":  # of one size
         config.model.width = default.get_config().model.width
+    if architecture == "deeplabv3plus":
+        config.model.rates = (1, 2, 3)  # in proportion to the published ones, whose map is 33 x 33, ours 4 x 4
     config.distill.hfd.taps = TAPS.get(architecture, config.distill.hfd.taps)
     return config

@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     model.align = "flow"  # feature alignment: "flow", or "none" for a plain feature pyramid
     model.align_channels = 0  # channels of the alignment module; 0: 2 * width (18, 34) or 4 * width (50, 101)
     model.context = False  # pyramid pooling on the coarsest level
+    model.rates = (6, 12, 18)  # deeplabv3plus: rates of its pyramid; one of crop / 16 or more sees a single position
 
     config.loss = loss = ConfigDict()
     loss.ce = 1.0  # weight of the cross-entropy
@@ -123,7 +124,7 @@ def get_config() -> ConfigDict:
     config.distill = distill = ConfigDict()
     # Methods, any of those below, whose losses are added; () switches distillation off.
     distill.method = ("hfd",)
-    distill.warmup = 0.1  # share of the steps over which their weights grow from 0
+    distill.warmup = 0.1  # share of the steps over which their weights grow from 0; ours, for all of them
     # Compute the teacher's features of every training tile once (below the workdir, float16) and read them in stage 2
     # instead of optical images. For crops that hold whole tiles, without augment.eo_gain and methods that need logits.
     distill.cache = False
@@ -134,8 +135,9 @@ def get_config() -> ConfigDict:
     hfd.tap_weights = ()  # one per tap; () for equal weights
 
     distill.kd = kd = ConfigDict()  # class probabilities, pixel by pixel
-    kd.weight = 1.0  # as published
+    kd.weight = 1.0  # as of Yang et al. 2022
     kd.temperature = 1.0  # its square multiplies the loss
+    kd.fade = False  # the weight falls linearly to 0 at the last step, as beside aicsd
 
     distill.fitnet = fitnet = ConfigDict()  # squared distance through a 1x1 convolution
     fitnet.weight = 10.0  # as published
@@ -149,6 +151,7 @@ def get_config() -> ConfigDict:
     cwd.weight = 3.0  # as published for logits; 50 for a feature
     cwd.temperature = 4.0  # as published; its square multiplies the loss
     cwd.taps = ("logits",)  # "logits" or features
+    cwd.tap_weights = ()  # one per tap; () for equal weights
 
     distill.skd = skd = ConfigDict()  # similarities between the nodes of an image (pair-wise structure)
     skd.weight = 10.0  # as published for nodes of few positions
@@ -176,18 +179,17 @@ def get_config() -> ConfigDict:
     cirkd.contrasted_pixels, cirkd.contrasted_regions = 4096, 1024
 
     distill.aicsd = aicsd = ConfigDict()  # divergences between the classes' distributions over positions
-    aicsd.weight = 0.008  # published: 9500, with divergences that are smaller by some 1089 positions (assumed)
+    aicsd.weight = 0.1  # ours; the published one belongs to another normalisation
     aicsd.temperature = 1.0  # of the distributions
-    aicsd.fade = True  # the weight falls linearly to 0 at the last step
 
     distill.mgd = mgd = ConfigDict()  # the teacher's feature, generated from a part of the student's
     mgd.weight = 168.0  # published: 2e-5 of a sum over 2048 channels of 64 x 64 positions
     mgd.masked = 0.75  # share of positions that are left out, as published
-    mgd.taps = ("A",)  # features compared
+    mgd.taps = ("A",)  # features compared; published: C5
 
     distill.fakd = fakd = ConfigDict()  # class probabilities, for all features that vary as their class does
     fakd.weight = 1.0  # as of kd; the published one was not at hand
-    fakd.strength = 0.5  # of the variation; 0: kd
+    fakd.strength = 0.5  # of the variation, ours; 0: kd
 
     distill.disoptnet = disoptnet = ConfigDict()  # an optical branch on the student's feature, and its fusion
     disoptnet.weight = 1.0  # as published

@@ -13,7 +13,7 @@ from scipy import stats
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError
 from hfd_jax.reporting import duration
-from hfd_jax.sweep import Job, cost_file, is_finished
+from hfd_jax.sweep import Job, Sweep, at_same_point, cost_file, is_finished
 from hfd_jax.workdir import Workdir, read_json
 
 
@@ -50,8 +50,10 @@ class Line:
       macro_f1, accuracy, iou: means over seeds.
       gain, gain_half_width, p: paired difference in mIoU to the reference row, half of its 95 % interval, and the
         two-sided p value of the paired t test; None for the reference itself.
-      closed: share of the gap between reference and teacher that the row closes; None where it has no meaning.
-      parameters, seconds, megapixels: cost; megapixels a second are of inference, None where not measured.
+      closed: share of the gap between the undistilled student and the teacher that the row closes, over the seeds that
+        all three have; None where it has no meaning.
+      parameters, seconds, megapixels: cost; seconds are the row's own, without its teacher's training; megapixels a
+        second are of inference, None where not measured.
     """
 
     row: str
@@ -103,27 +105,19 @@ def half_width(values: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def lines_of(results: Results, reference: str, teacher: str | None, speed: Mapping[str, float]) -> list[Line]:
-    """The table's rows.
-
-    Args:
-      results: of all rows; `reference` must be among them.
-      reference: what differences are taken to, seed by seed.
-      teacher: row that is the ceiling, if there is one.
-      speed: row -> Mpixel/s of inference, as far as measured.
-    """
-    return [_line(row, results, reference, teacher, speed.get(row)) for row in results]
+def lines_of(results: Results, sweep: Sweep, speed: Mapping[str, float]) -> list[Line]:
+    """The table's rows: of `results`, against the sweep's reference, floor and teacher, points of curves against those
+    of the same place; `speed` has Mpixel/s of inference, as far as measured."""
+    return [_line(row, results, sweep, speed.get(row)) for row in results]
 
 
-def _line(row: str, results: Results, reference: str, teacher: str | None, megapixels: float | None) -> Line:
+def _line(row: str, results: Results, sweep: Sweep, megapixels: float | None) -> Line:
     mine = list(results[row].values())
     values = np.array([result.mean_iou for result in mine])
+    reference, floor, teacher = (at_same_point(name, row) for name in (sweep.reference, sweep.floor, sweep.teacher))
     gain = _gains(results, row, reference)
     compared = row != reference and len(gain) > 0
-    closed = None
-    if compared and teacher and row != teacher and teacher in results:
-        gap = _gains(results, teacher, reference).mean()
-        closed = float(gain.mean() / gap) if gap > 0 else None
+    closed = _closed(results, row, floor, teacher) if row not in (floor, teacher) else None
     names = mine[0].iou
     found = {name: [result.iou[name] for result in mine if result.iou[name] is not None] for name in names}
     seconds = [result.seconds for result in mine if result.seconds is not None]
@@ -145,9 +139,16 @@ def _line(row: str, results: Results, reference: str, teacher: str | None, megap
     )
 
 
+def _closed(results: Results, row: str, floor: str, teacher: str) -> float | None:
+    low, mine, high = (results.get(name, {}) for name in (floor, row, teacher))
+    seeds = low.keys() & mine.keys() & high.keys()
+    gain, gap = (sum(top[seed].mean_iou - low[seed].mean_iou for seed in seeds) for top in (mine, high))
+    return float(gain / gap) if gap > 0 else None
+
+
 def _gains(results: Results, row: str, reference: str) -> np.ndarray:
     """Differences in mIoU over the seeds that both rows have."""
-    mine, theirs = results[row], results[reference]
+    mine, theirs = results[row], results.get(reference, {})
     return np.array([mine[seed].mean_iou - theirs[seed].mean_iou for seed in mine if seed in theirs])
 
 
@@ -165,26 +166,35 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def _scores(line: Line) -> list[str]:
-    gain = "" if line.gain is None else f"{line.gain:+.3f} ± {line.gain_half_width:.3f}"
+    gain = "" if line.gain is None else _interval(f"{line.gain:+.3f}", line.gain_half_width)
     p = "" if line.p is None or np.isnan(line.p) else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}"
     closed = "" if line.closed is None else f"{line.closed:.0%}"
-    return [f"{line.mean_iou:.3f} ± {line.half_width:.3f}", gain, p, closed, f"{line.macro_f1:.3f}"]
+    return [_interval(f"{line.mean_iou:.3f}", line.half_width), gain, p, closed, f"{line.macro_f1:.3f}"]
+
+
+def _interval(mean: str, half: float | None) -> str:
+    return mean if half is None or np.isnan(half) else f"{mean} ± {half:.3f}"
 
 
 def _costs(line: Line) -> list[str]:
     time = "" if line.seconds is None else duration(line.seconds)
     speed = "" if line.megapixels is None else f"{line.megapixels:.2f}"
-    return [
-        f"{line.parameters / 1e6:.2f} M" if line.parameters >= 1e6 else f"{line.parameters / 1e3:.0f} k",
-        time,
-        speed,
-    ]
+    return [size(line.parameters), time, speed]
+
+
+def size(parameters: int) -> str:
+    """ "786 k" or "2.50 M"."""
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"
 
 
 def class_cells(lines: Sequence[Line]) -> list[list[str]]:
     """Header and rows of the table of IoU per class."""
     names = list(lines[0].iou)
-    return [["row", *names], *([line.row, *(f"{line.iou[name]:.3f}" for name in names)] for line in lines)]
+    return [["row", *names], *([line.row, *(_number(line.iou[name]) for name in names)] for line in lines)]
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

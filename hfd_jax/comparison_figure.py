@@ -6,28 +6,20 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hfd_jax.comparison import Line, Results
+from hfd_jax.comparison import Line, Results, size
+from hfd_jax.reporting import duration
+from hfd_jax.sweep import Sweep, curve
 
-POINT_OF = " @"  # "HFD @ 10 %": a point of the curve "HFD"
 INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#92400e")
 
 
-def draw(
-    path: str, lines: Sequence[Line], results: Results, reference: str, teacher: str | None, places: Mapping[str, Any]
-) -> None:
-    """Writes a PNG.
-
-    Args:
-      path: of the file.
-      lines, results: of the sweep.
-      reference, teacher: rows that are drawn as rules, where there are no curves.
-      places: row -> its value on the axis; empty for a picture without one.
-    """
-    figure = _curves(lines, results, places) if places else _dots(lines, results, reference, teacher)
+def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
+    """Writes a PNG; `places` are the rows' values on the sweep's axis, and empty for a picture without one."""
+    figure = _curves(lines, results, places) if places else _dots(lines, results, sweep)
     figure.savefig(path, dpi=130)
 
 
-def _dots(lines: Sequence[Line], results: Results, reference: str, teacher: str | None) -> Figure:
+def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
     figure = Figure(figsize=(8.5, 1.1 + 0.36 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for place, line in enumerate(reversed(lines)):
@@ -35,7 +27,8 @@ def _dots(lines: Sequence[Line], results: Results, reference: str, teacher: str 
         axes.plot(values, [place] * len(values), "o", color=FAINT, markersize=3.5, zorder=2)
         width = 0.0 if np.isnan(line.half_width) else line.half_width
         axes.errorbar(line.mean_iou, place, xerr=width, fmt="o", color=COLOURS[0], capsize=3, markersize=6, zorder=3)
-    for row, style in ((reference, "--"), (teacher, ":")):
+    _costs(axes, lines)
+    for row, style in ((sweep.floor, "--"), (sweep.teacher, ":")):
         found = [line for line in lines if line.row == row]
         if found:
             axes.axvline(found[0].mean_iou, color=INK, linestyle=style, linewidth=1, zorder=1)
@@ -46,12 +39,26 @@ def _dots(lines: Sequence[Line], results: Results, reference: str, teacher: str 
     return figure
 
 
+def _costs(axes: Any, lines: Sequence[Line]) -> None:
+    """Beside the points, what they bring and cost: gap closed, parameters, time of the run."""
+    for column, title in zip((1.09, 1.19, 1.28), ("gap\nclosed", "para-\nmeters", "train-\ning"), strict=True):
+        style = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "ha": "right", "color": INK}
+        axes.text(column, len(lines) - 0.4, title, va="bottom", **style)
+        for place, line in enumerate(reversed(lines)):
+            text = {
+                1.09: "" if line.closed is None else f"{line.closed:.0%}",
+                1.19: size(line.parameters),
+                1.28: "" if line.seconds is None else duration(line.seconds),
+            }[column]
+            axes.text(column, place, text, va="center", **style)
+
+
 def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[Line]] = {}
     for line in lines:
-        curves.setdefault(line.row.split(POINT_OF)[0], []).append(line)
+        curves.setdefault(curve(line.row), []).append(line)
     for (name, points), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
         points = sorted(points, key=lambda line: places[line.row])
         at = [places[line.row] for line in points]

@@ -184,15 +184,20 @@ def _check_distillation(config: ConfigDict) -> None:
             _check_tap_names(config, field, taps)
         if method in methods and not config.distill[method].weight > 0:
             _fail(config, f"distill.{method}.weight", "expected more than 0; distill.method says what is left out")
-    weights, taps = config.distill.hfd.tap_weights, config.distill.hfd.taps
-    if not all(isinstance(weight, int | float) for weight in weights):
-        _fail(config, "distill.hfd.tap_weights", "expected numbers")
-    if weights and (len(weights) != len(taps) or min(weights) < 0 or sum(weights) <= 0):
-        _fail(config, "distill.hfd.tap_weights", f"expected {len(taps)} weights of 0 or more, one per tap, not all 0")
+    for field in ("distill.hfd", "distill.cwd"):
+        _check_tap_weights(config, f"{field}.tap_weights", len(_get(config, field).taps))
     if config.distill.mgd.masked == 1:
         _fail(config, "distill.mgd.masked", "nothing of the student's feature would be left")
     if config.distill.cache:
         _check_cache(config)
+
+
+def _check_tap_weights(config: ConfigDict, field: str, taps: int) -> None:
+    weights = _get(config, field)
+    if not all(isinstance(weight, int | float) for weight in weights):
+        _fail(config, field, "expected numbers")
+    if weights and (len(weights) != taps or min(weights) < 0 or sum(weights) <= 0):
+        _fail(config, field, f"expected {taps} weights of 0 or more, one per tap, not all 0")
 
 
 def _taps(config: ConfigDict, method: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -224,9 +229,11 @@ def _check_architectures(config: ConfigDict) -> None:
             _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
     names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
     used = set().union(*(ARCHITECTURES[name].fields for name in names))
-    for field, default in ARCHITECTURES[DEFAULT].fields.items():
+    for field, default in {**ARCHITECTURES["deeplabv3plus"].fields, **ARCHITECTURES[DEFAULT].fields}.items():
         if field in config.model and field not in used and config.model[field] != default:
             _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
+    if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):
+        _fail(config, "model.rates", "expected whole numbers above 0")
     if "segformer_b0" in names and config.model.width % 2:
         _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
     if config.stage != "teacher":

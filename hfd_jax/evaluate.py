@@ -20,7 +20,7 @@ from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.pipeline import Reading, Window, evaluation_batches, evaluation_windows
 from hfd_jax.errors import ConfigError, WorkdirError, nearest
 from hfd_jax.metrics import Scores, scores
-from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.parallel import Jit, Pmap
 from hfd_jax.reporting import Summaries, columns
 from hfd_jax.workdir import Workdir, read_json, write_json
@@ -39,7 +39,7 @@ class Network:
     """
 
     record: dict[str, Any]
-    model: Segmenter
+    model: SegmentationNetwork
     inputs: InputSpec
     variables: Any
 
@@ -129,7 +129,7 @@ class Evaluator:
         self.windows, self._shape = evaluation_windows(dataset, split, window)
         self._compiled: dict[Any, Callable] = {}
 
-    def __call__(self, model: Segmenter, inputs: InputSpec, sensor: str, variables: Any) -> Scores:
+    def __call__(self, model: SegmentationNetwork, inputs: InputSpec, sensor: str, variables: Any) -> Scores:
         """Scores of one network; `variables` are replicated."""
         step = self._step(steps.eval_step, model, inputs, sensor)
         classes = self._dataset.facts.class_names

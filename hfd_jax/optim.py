@@ -21,7 +21,7 @@ def make_optimiser(schedule: optax.Schedule, weight_decay: float, clip_norm: flo
     """AdamW with the gradient's global norm clipped (0: not at all); kernels alone decay, biases and norms do not."""
 
     def kernels(params):
-        return jax.tree.map(lambda x: x.ndim > 1, params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     return optax.chain(*clip, optax.adamw(schedule, weight_decay=weight_decay, mask=kernels))

@@ -22,8 +22,9 @@ from hfd_jax import assembly
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError, ConfigError, writing
 from hfd_jax.models.architectures import ARCHITECTURES
+from hfd_jax.models.interface import ResNetBased
+from hfd_jax.models.mpresnet import MPResNet
 from hfd_jax.models.resnet import fit_stem
-from hfd_jax.models.segmenter import Segmenter
 from hfd_jax.parallel import same_everywhere
 from hfd_jax.reporting import say
 from hfd_jax.state import listed, shape_differences
@@ -137,7 +138,7 @@ def begin(variables: dict[str, Any], path: str, bands: Sequence[str]) -> tuple[d
     """Lets a network start from the encoder in a file; all processes must find the same one there.
 
     Args:
-      variables: freshly initialised {"params", "batch_stats"} of a Segmenter.
+      variables: freshly initialised {"params", "batch_stats"} of a network with a ResNet encoder.
       path: of a file of `write_encoder`.
       bands: names of the network's input bands, which the stem is fitted to.
 
@@ -178,8 +179,12 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, runs: Sequence[assemb
             continue
         field = f"config.{'teacher' if run.sensor == 'eo' else 'student'}.pretrained"
         name = assembly.architecture(config, run)
-        if ARCHITECTURES[name].network.stem != Segmenter.stem:
-            raise ConfigError(f"{field} is {path!r}: {name} has no ResNet encoder to begin with it; leave it empty")
+        network = ARCHITECTURES[name].network
+        # MP-ResNet's coarse stages exist several times over, on several paths.
+        if not issubclass(network, ResNetBased) or network is MPResNet:
+            raise ConfigError(
+                f"{field} is {path!r}: {name} has no plain ResNet encoder to begin with it; leave it empty"
+            )
         try:
             encoder = read_encoder(path)
         except CheckpointError as error:

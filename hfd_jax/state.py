@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hfd_jax.distill.interface import Outputs
 from hfd_jax.distill.methods import Combined
+from hfd_jax.models.interface import ResNetBased, SegmentationNetwork
 from hfd_jax.models.resnet import fit_stem
-from hfd_jax.models.segmenter import Segmenter
 
 
 @flax.struct.dataclass
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def model_variables(self) -> dict[str, Any]:
-        """The network alone, as `Segmenter.apply` takes it."""
+        """The network alone, as its `apply` takes it."""
         return {"params": self.params["model"], "batch_stats": self.batch_stats["model"]}
 
 
@@ -49,11 +49,11 @@ def initial_key(seed: int, sensor: str) -> jax.Array:
 
 
 def init_fn(
-    model: Segmenter,
+    model: SegmentationNetwork,
     tx: optax.GradientTransformation,
     bands: int,
     distiller: Combined | None = None,
-    teacher: tuple[Segmenter, int] | None = None,
+    teacher: tuple[SegmentationNetwork, int] | None = None,
     size: int = 64,
 ) -> Callable[[jax.Array], TrainState]:
     """Returns `key -> TrainState`, to be jitted with output shardings (or `eval_shape`d).
@@ -89,7 +89,7 @@ def init_fn(
 
 
 def student_from_teacher(
-    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = Segmenter.stem
+    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = ResNetBased.stem
 ) -> dict[str, Any]:
     """The teacher's variables with the stem fitted to the student's bands.
 

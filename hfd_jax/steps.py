@@ -17,7 +17,7 @@ from hfd_jax.distill.interface import TAUGHT, Outputs
 from hfd_jax.distill.methods import Combined
 from hfd_jax.labels import IGNORE_LABEL
 from hfd_jax.metrics import confusion_matrix
-from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.state import TrainState
 
 Terms = dict[str, jax.Array]
@@ -71,12 +71,12 @@ class Setup:
       axis_name: pmap axis; None under jit.
     """
 
-    model: Segmenter
+    model: SegmentationNetwork
     sensor: str
     tx: optax.GradientTransformation
     inputs: InputSpec
     objective: Objective
-    teacher: Segmenter | None = None
+    teacher: SegmentationNetwork | None = None
     distiller: Combined | None = None
     cached: bool = False
     axis_name: str | None = None
@@ -155,7 +155,7 @@ def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainSta
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
 
 
-def eval_step(model: Segmenter, inputs: InputSpec, sensor: str, axis_name: str | None = None):
+def eval_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, axis_name: str | None = None):
     """Returns (variables, batch) -> {"confusion": [K, K] int32, "ignored": int32}, summed over the whole batch."""
 
     def step(variables, batch):
@@ -177,7 +177,7 @@ def common_label(batch: dict):
     return jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL)
 
 
-def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):
+def predict_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
     """Returns (variables, batch) -> class index [B, H, W] uint8."""
 
     def step(variables, batch):
@@ -187,7 +187,9 @@ def predict_step(model: Segmenter, inputs: InputSpec, sensor: str):
     return step
 
 
-def class_map_step(model: Segmenter, inputs: InputSpec, sensor: str, of_class: int, axis_name: str | None = None):
+def class_map_step(
+    model: SegmentationNetwork, inputs: InputSpec, sensor: str, of_class: int, axis_name: str | None = None
+):
     """Returns (variables, batch) -> what one class is scored by, of the whole batch on every device.
 
     "prediction" [B, H, W] uint8 class index, "probability" [B, H, W] float32 of class `of_class` (softmax), "label"
@@ -207,7 +209,7 @@ def class_map_step(model: Segmenter, inputs: InputSpec, sensor: str, of_class: i
     return step
 
 
-def _forward(model: Segmenter, params, batch_stats, image):
+def _forward(model: SegmentationNetwork, params, batch_stats, image):
     outputs, changed = model.apply(
         {"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
     )

@@ -5,20 +5,29 @@ A sweep file (configs/sweeps/) says
     CONFIG = "configs/quickstart.py"      what the rows vary; --config names another one
     REFERENCE = "SAR-only"                the row that differences are taken to
     ROWS = {"SAR-only": {"distill.method": ()}, "HFD": {}, ...}       row -> fields that differ
-    AXIS = "data.label_share"             optional: rows that share a name up to " @" are points of one curve over it
+    FLOOR = "without distillation"        optional: where the gap to the teacher begins; else the reference
+    AXIS = "data.label_share"             optional: rows that share a name up to " @" are points of one curve over it,
+                                          REFERENCE and FLOOR are names of curves
 
 Every row is one student (or, with {"stage": "teacher"}, the teacher). Rows that agree in all that a teacher's training
-depends on share the teachers, one per seed.
+depends on share the teachers, one per seed. A run's folder is named after the fields in which it differs from the
+config, so that sweeps of the same config in the same folder share the runs that they have in common.
 """
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
+import operator
 import os
 import re
 import runpy
+import signal
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
@@ -27,12 +36,13 @@ from ml_collections import ConfigDict
 
 from hfd_jax import assembly, train
 from hfd_jax.config_flags import unknown_field
-from hfd_jax.errors import ConfigError, UserError
+from hfd_jax.errors import STOPPED_EXIT_CODE, ConfigError, StoppedError, UserError
 from hfd_jax.reporting import duration
 from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
 
 # Fields that the training of a teacher does not read.
 _STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
+_POINT = " @"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +52,9 @@ class Sweep:
     Attributes:
       name: of the file.
       config: path of the config that the rows vary.
-      reference: name of a row.
+      reference: row, or curve, that differences are taken to.
       rows: name -> {field: value}.
+      floor: row or curve at which the gap to the teacher begins.
       axis: field that a curve is drawn over, or "".
     """
 
@@ -51,7 +62,23 @@ class Sweep:
     config: str
     reference: str
     rows: Mapping[str, Mapping[str, Any]]
+    floor: str
     axis: str = ""
+
+    @property
+    def teacher(self) -> str:
+        """The row or curve that is the ceiling; "" where no row is a teacher."""
+        return next((curve(row) for row, fields in self.rows.items() if fields.get("stage") == "teacher"), "")
+
+
+def curve(row: str) -> str:
+    """ "HFD" of "HFD @ 10 %"."""
+    return row.split(_POINT)[0]
+
+
+def at_same_point(name: str, row: str) -> str:
+    """The point of the curve `name` that lies where `row` lies; `name` itself where `row` is no point of a curve."""
+    return name + row[len(curve(row)) :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,34 +114,65 @@ def read_sweep(path: str) -> Sweep:
     missing = [name for name in ("CONFIG", "REFERENCE", "ROWS") if name not in found]
     if missing:
         raise ConfigError(f"{path}: {missing[0]} is missing; a sweep file sets CONFIG, REFERENCE and ROWS")
-    if found["REFERENCE"] not in found["ROWS"]:
-        raise ConfigError(f"{path}: REFERENCE is {found['REFERENCE']!r}; the rows are {', '.join(found['ROWS'])}")
+    rows, axis, floor = found["ROWS"], found.get("AXIS", ""), found.get("FLOOR", found["REFERENCE"])
+    known = list(dict.fromkeys(curve(row) if axis else row for row in rows))
+    for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
+        if value not in known:
+            raise ConfigError(
+                f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {', '.join(known)}"
+            )
     name = os.path.splitext(os.path.basename(path))[0]
-    return Sweep(name, found["CONFIG"], found["REFERENCE"], found["ROWS"], found.get("AXIS", ""))
+    return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis)
 
 
 def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> list[Job]:
-    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist."""
+    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist,
+    rows that are the same run, and values on the axis that have no place there."""
     teachers: dict[str, Job] = {}
-    students: list[Job] = []
+    students: dict[str, Job] = {}
     for row, overrides in sweep.rows.items():
         for seed in seeds:
             config = varied(base, overrides, f"row {row!r} of sweep {sweep.name}")
             config.seed, config.baselines, config.eval.panels = seed, (), 0
+            _check_place(sweep, config, row)
             is_teacher = config.stage == "teacher"
             if is_teacher or assembly.student_run(config).needs_teacher:
                 job = _teacher_job(base, overrides, seed, root)
                 known = teachers.setdefault(job.root, job)
                 config.teacher.checkpoint = Workdir(job.root).checkpoints("teacher")
             if is_teacher:
+                _refuse_twins(sweep, known, row)
                 teachers[job.root] = dataclasses.replace(known, row=row)
                 continue
             config.stage = "student"
-            students.append(Job(row, seed, config, os.path.join(root, "rows", _slug(row), f"seed_{seed}"), "student"))
-    folders = [job.root for job in students]
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"sweep {sweep.name}: two rows would share a folder; name them apart in letters and digits")
-    return [*teachers.values(), *students]
+            job = Job(row, seed, config, _folder(root, "students", overrides, base, seed), "student")
+            _refuse_twins(sweep, students.get(job.root), row)
+            students[job.root] = job
+    return [*teachers.values(), *students.values()]
+
+
+def _refuse_twins(sweep: Sweep, known: Job | None, row: str) -> None:
+    if known and known.row:
+        raise ConfigError(f"sweep {sweep.name}: rows {known.row!r} and {row!r} are the same run, {known.root}")
+
+
+def _check_place(sweep: Sweep, config: ConfigDict, row: str) -> None:
+    if config.eval.checkpoint != "latest":
+        raise ConfigError(
+            f"config.eval.checkpoint is {config.eval.checkpoint!r}: rows are compared after the same "
+            "number of steps; expected 'latest'"
+        )
+    if not sweep.axis:
+        return
+    problem = unknown_field(sweep.axis, config)
+    if problem:
+        raise ConfigError(f"AXIS of sweep {sweep.name}: {problem}")
+    place = value_at(config, sweep.axis)
+    if isinstance(place, bool) or not isinstance(place, int | float) or place <= 0:
+        raise ConfigError(
+            f"row {row!r} of sweep {sweep.name}: config.{sweep.axis} is {place!r}, and its axis is "
+            "logarithmic: expected a number above 0"
+        )
 
 
 def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
@@ -135,12 +193,20 @@ def _teacher_job(base: ConfigDict, overrides: Mapping[str, Any], seed: int, root
     mine = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(_STUDENTS_ALONE)}
     config = varied(base, mine, "teacher")
     config.seed, config.baselines, config.stage, config.eval.panels = seed, (), "teacher", 0
-    name = _slug(" ".join(f"{field}={value}" for field, value in sorted(mine.items()))) or "base"
-    return Job("", seed, config, os.path.join(root, "teachers", name, f"seed_{seed}"), "teacher")
+    return Job("", seed, config, _folder(root, "teachers", mine, base, seed), "teacher")
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.+-]+", "_", text.lower()).strip("_")
+def _folder(root: str, kind: str, overrides: Mapping[str, Any], base: ConfigDict, seed: int) -> str:
+    """Named after the overrides that change something, whatever the row is called."""
+    changed = {field: value for field, value in overrides.items() if value != value_at(base, field)}
+    words = [f"{field} {'none' if value == () else value}" for field, value in sorted(changed.items())]
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", " ".join(words)).strip("_")
+    return os.path.join(root, kind, name or "base", f"seed_{seed}")
+
+
+def value_at(config: ConfigDict, field: str) -> Any:
+    """The value of "part.field"."""
+    return functools.reduce(operator.getitem, field.split("."), config)
 
 
 def is_finished(job: Job) -> bool:
@@ -166,7 +232,8 @@ def run(job: Job) -> None:
     """Trains and evaluates; goes on where an earlier call was interrupted."""
     resumed, start = os.path.exists(Workdir(job.root).config), time.monotonic()
     train.run(job.config, job.root)
-    write_json(cost_file(job), {"seconds": None if resumed else time.monotonic() - start})
+    if not os.path.exists(cost_file(job)):  # else another split is evaluated now
+        write_json(cost_file(job), {"seconds": None if resumed else time.monotonic() - start})
     jax.clear_caches()
 
 
@@ -211,6 +278,8 @@ def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None])
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise StoppedError("a run was stopped; the same command continues") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -221,6 +290,9 @@ def _attempt(job: Job) -> UserError | None:
         run(job)
     except UserError as error:
         return error
+    except Exception as error:  # noqa: BLE001 - out of memory, say: smaller networks still have a chance
+        traceback.print_exc()
+        return UserError(f"{type(error).__name__}: {error}".splitlines()[0])
     return None
 
 
@@ -229,11 +301,16 @@ def _attempt_quietly(job: Job) -> UserError | None:
     with open(os.path.join(job.root, "output.txt"), "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        return _attempt(job)
+        try:
+            return _attempt(job)
+        except (StoppedError, KeyboardInterrupt) as message:
+            print(message, flush=True)
+            os._exit(STOPPED_EXIT_CODE)  # or the pool would hand it the next run
 
 
 def _take_share(numbers: Any, count: int) -> None:
-    """Before JAX looks for devices: this worker sees its own GPU, or its own cores."""
+    """Before JAX looks for devices: this worker sees its own GPU, or its own cores. It ends with its parent."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
     flags.FLAGS.mark_as_parsed()  # grain insists on it
     number = numbers.get()
     os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu(number)
@@ -242,7 +319,13 @@ def _take_share(numbers: Any, count: int) -> None:
         os.sched_setaffinity(0, cores[number % len(cores) :: count])
 
 
+def _follow_parent() -> None:
+    """A parent that is killed takes no leave of its workers: each saves and stops, as if asked itself."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _own_gpu(number: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    choices = visible.split(",") if visible else [str(number)]
+    choices = [str(number)] if visible is None else visible.split(",")
     return choices[number % len(choices)]

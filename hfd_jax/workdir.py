@@ -24,12 +24,13 @@ FREE = (
     "data.dir",
     "data.threads",
     "data.workers",
+    "teacher.checkpoint",  # where it lies; which teacher it is, the checkpoints know
     "distill.cache",
     "train",
     "eval",
 )
 # Fields that came later: what they are for a run whose config.json does not have them.
-_LATER = {"model": {"architecture": "hfdnet"}, "student": {"architecture": ""}}
+_LATER = {"model": {"architecture": "hfdnet", "rates": [6, 12, 18]}, "student": {"architecture": ""}}
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "scipy", "rasterio",

@@ -12,7 +12,7 @@ from hfd_jax import assembly, steps, train
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.config_check import check_fields
 from hfd_jax.errors import CheckpointError, ConfigError
-from hfd_jax.models import deeplab, hrnet, resnet, segformer
+from hfd_jax.models import hrnet, resnet, segformer
 from hfd_jax.models.architectures import ARCHITECTURES, DEFAULT, build
 from hfd_jax.models.folding import fold
 from hfd_jax.models.hrsarnet import HRSARNet
@@ -64,7 +64,6 @@ def shallow(monkeypatch):
     monkeypatch.setitem(resnet.DEPTHS, 18, (1, 1, 1, 1))
     monkeypatch.setattr(hrnet, "MODULES", (1, 1, 0))
     monkeypatch.setattr(hrnet, "BLOCKS", 1)
-    monkeypatch.setattr(deeplab, "RATES", (6,))
     # Of the transformer a stage whose keys come from a reduced map, and one where they do not.
     for field, value in {"BLOCKS": 1, "TAPS": ("C2", "C3"), "HEADS": (1, 2), "REDUCTIONS": (8, 1)}.items():
         monkeypatch.setattr(segformer, field, value)
@@ -137,7 +136,7 @@ def test_teacher_weights_fit_the_same_architecture_with_other_bands(name, shallo
 @pytest.mark.parametrize("name", OTHERS)
 def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
     # With fewer channels a layer norm of the transformer says nothing.
-    model, x = make(name, width=8), rng.normal(size=(2, *SHAPE, BANDS)).astype(np.float32)
+    model, x = make(name, width=8, rates=(1, 3)), rng.normal(size=(2, *SHAPE, BANDS)).astype(np.float32)
     variables = made_up(shapes(model)[1])
 
     def loss(params):
@@ -149,6 +148,7 @@ def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         # What is added to all keys alike leaves attention as it is.
         assert np.all(np.isfinite(leaf)) and (np.any(leaf) or name.endswith("key/bias")), name
+        assert leaf.ndim < 4 or np.any(leaf, (2, 3)).all(), f"{name}: every position of the kernel sees something"
     for (path, new), old in zip(
         jax.tree.leaves_with_path(statistics), jax.tree.leaves(variables["batch_stats"]), strict=True
     ):

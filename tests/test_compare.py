@@ -1,8 +1,13 @@
 """Sweeps: which runs they are made of, what is computed from their results, and the tool as a user starts it."""
 
 import csv
+import dataclasses
 import glob
 import io
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,14 +18,15 @@ from hfd_jax import comparison, comparison_figure, sweep
 from hfd_jax.comparison import Result
 from hfd_jax.config_check import check_fields
 from hfd_jax.errors import ConfigError
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments
 
 SHIPPED = sorted(glob.glob(str(ROOT / "configs" / "sweeps" / "*.py")))
 
 
 def some_sweep(rows, reference="SAR-only"):
-    return sweep.Sweep("some", "configs/quickstart.py", reference, {"SAR-only": {"distill.method": ()}, **rows})
+    rows = {"SAR-only": {"distill.method": ()}, **rows}
+    return sweep.Sweep("some", "configs/quickstart.py", reference, rows, floor=reference)
 
 
 def result(mean_iou, seconds=60.0):
@@ -34,6 +40,7 @@ def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on()
         "weak": {"distill.hfd.weight": 1.0},
         "plain": {"model.align": "none"},
         "few": {"data.label_share": 0.1},
+        "whole": {"student.init": "teacher", "data.label_share": 1.0},
     }
     jobs = sweep.plan(some_sweep(rows), default.get_config(), [3, 4], "w")
     teachers = {(job.root, job.row) for job in jobs if job.network == "teacher" and job.seed == 3}
@@ -47,8 +54,11 @@ def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on()
     assert students["weak"].config.teacher.checkpoint == students["HFD"].config.teacher.checkpoint
     assert students["few"].config.teacher.checkpoint == "w/teachers/data.label_share_0.1/seed_3/checkpoints/teacher"
     assert students["SAR-only"].config.teacher.checkpoint == "", "it needs none"
+    assert students["HFD"].root == "w/students/base/seed_3", "whatever the row is called, other sweeps find it"
+    assert students["SAR-only"].root == "w/students/distill.method_none/seed_3"
+    assert students["whole"].root == "w/students/student.init_teacher/seed_3", "the other is the config's own value"
     assert all(job.config.seed == job.seed and job.config.baselines == () for job in jobs)
-    assert [job.network for job in jobs] == ["teacher"] * 6 + ["student"] * 10, "each finds its teacher"
+    assert [job.network for job in jobs] == ["teacher"] * 6 + ["student"] * 12, "each finds its teacher"
 
 
 @pytest.mark.parametrize("path", SHIPPED)
@@ -62,15 +72,15 @@ def test_shipped_sweeps_name_fields_and_values_that_exist(path):
     assert {job.row for job in jobs} - {""} == set(found.rows)
 
 
-def test_a_misspelt_field_and_two_rows_of_one_folder_are_named():
+def test_a_misspelt_field_and_two_rows_of_one_run_are_named():
     with pytest.raises(
         ConfigError, match=r"row 'x' of sweep some: config.distill.hfd.wait does not exist: did you mean"
     ):
         sweep.plan(some_sweep({"x": {"distill.hfd.wait": 1.0}}), default.get_config(), [0], "w")
     with pytest.raises(ConfigError, match=r"row 'x' of sweep some: config.model.depth = 'deep'"):
         sweep.plan(some_sweep({"x": {"model.depth": "deep"}}), default.get_config(), [0], "w")
-    with pytest.raises(ConfigError, match="two rows would share a folder"):
-        sweep.plan(some_sweep({"A b": {}, "a_B": {}}), default.get_config(), [0], "w")
+    with pytest.raises(ConfigError, match="rows 'HFD' and 'default' are the same run, w/students/base/seed_0"):
+        sweep.plan(some_sweep({"HFD": {}, "default": {"distill.method": ("hfd",)}}), default.get_config(), [0], "w")
 
 
 def test_what_is_no_sweep_file_is_named(tmp_path):
@@ -83,6 +93,36 @@ def test_what_is_no_sweep_file_is_named(tmp_path):
     path.write_text('CONFIG = "c"\nREFERENCE = "b"\nROWS = {"a": {}}\n')
     with pytest.raises(ConfigError, match="REFERENCE is 'b'; the rows are a"):
         sweep.read_sweep(str(path))
+    path.write_text('CONFIG = "c"\nREFERENCE = "a"\nROWS = {"a @ 1": {}, "b @ 1": {}}\nAXIS = "seed"\nFLOOR = "c"\n')
+    with pytest.raises(ConfigError, match="FLOOR is 'c'; the curves are a, b"):
+        sweep.read_sweep(str(path))
+
+
+def test_what_has_no_place_on_the_axis_or_in_the_table_is_refused_before_anything_is_trained():
+    for axis, message in (
+        ("data.label_shares", "AXIS of sweep some: config.data.label_shares does not exist: did you mean"),
+        ("seed", "row 'SAR-only' of sweep some: config.seed is 0, and its axis is logarithmic"),
+        ("dtype", "config.dtype is 'float32'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sweep.plan(dataclasses.replace(some_sweep({}), axis=axis), default.get_config(), [0], "w")
+    config = default.get_config()
+    config.eval.checkpoint = "best"
+    with pytest.raises(ConfigError, match="config.eval.checkpoint is 'best'"):
+        sweep.plan(some_sweep({}), config, [0], "w")
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(monkeypatch):
+    def run(job):
+        if job.seed == 1:
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(sweep, "run", run)
+    jobs = sweep.plan(some_sweep({}), default.get_config(), [0, 1, 2], "w")
+    lines = []
+    [(job, error)] = sweep.run_all(jobs, 1, lines.append)
+    assert (job.row, job.seed) == ("SAR-only", 1) and str(error) == "MemoryError: no room"
+    assert any("3/3: SAR-only, seed 2: done" in line for line in lines)
 
 
 def test_differences_are_paired_by_seed_and_tested():
@@ -92,7 +132,8 @@ def test_differences_are_paired_by_seed_and_tested():
         "SAR-only": {seed: result(value) for seed, value in enumerate(theirs)},
         "HFD": {2 - seed: result(value) for seed, value in enumerate(reversed(ours))},  # finished in another order
     }
-    lines = {line.row: line for line in comparison.lines_of(results, "SAR-only", "teacher", {"HFD": 1.5})}
+    of_results = some_sweep({"teacher": {"stage": "teacher"}, "HFD": {}})
+    lines = {line.row: line for line in comparison.lines_of(results, of_results, {"HFD": 1.5})}
     hfd, gain = lines["HFD"], np.subtract(ours, theirs)
     test = stats.ttest_rel(ours, theirs)
     low, high = test.confidence_interval(0.95)
@@ -104,26 +145,44 @@ def test_differences_are_paired_by_seed_and_tested():
     assert np.isnan(hfd.iou["water"]) and np.isclose(hfd.iou["land"], np.mean(ours))
 
 
+def test_the_gap_is_that_of_the_seeds_that_all_have_and_begins_at_the_floor():
+    results = {
+        "teacher": {0: result(0.9), 1: result(0.8)},
+        "SAR-only": {0: result(0.5), 1: result(0.7)},
+        "HFD": {0: result(0.7)},
+        "HFD without taps": {0: result(0.6), 1: result(0.7)},
+    }
+    rows = {"teacher": {"stage": "teacher"}, "HFD": {}, "HFD without taps": {}}
+    made_of = dataclasses.replace(some_sweep(rows), reference="HFD", floor="SAR-only")
+    closed = {line.row: line.closed for line in comparison.lines_of(results, made_of, {})}
+    assert closed["HFD"] == pytest.approx(0.5) and closed["HFD without taps"] == pytest.approx(0.1 / 0.5)
+    assert closed["teacher"] is None and closed["SAR-only"] is None
+
+
 def test_a_missing_seed_and_an_interrupted_run_are_left_out():
     results = {"SAR-only": {0: result(0.5), 1: result(0.6)}, "HFD": {1: result(0.7, None)}}
-    _, hfd = comparison.lines_of(results, "SAR-only", None, {})
+    _, hfd = comparison.lines_of(results, some_sweep({"HFD": {}}), {})
     assert hfd.seeds == 1 and np.isclose(hfd.gain, 0.1) and np.isnan(hfd.p) and hfd.seconds is None
 
 
 def test_tables_say_the_same_in_three_formats(tmp_path):
     results = {
-        "SAR_only": {0: result(0.5), 1: result(0.6)},
+        "SAR_only @ 10 %": {0: result(0.5), 1: result(0.6)},
+        "SAR_only @ 20 %": {0: result(0.6)},
         "HFD @ 10 %": {0: result(0.7), 1: result(0.75)},
     }
-    lines = comparison.lines_of(results, "SAR_only", None, {"HFD @ 10 %": 2.0})
+    made_of = some_sweep({row: {} for row in results}, reference="SAR_only")
+    lines = comparison.lines_of(results, made_of, {"HFD @ 10 %": 2.0})
+    assert [line.gain is None for line in lines] == [True, True, False], "each point against its own place's"
     text = comparison.markdown(comparison.cells(lines))
     assert "| HFD @ 10 % | 2 | 0.725 ± 0.318 | +0.175 ± 0.318 |" in text and "| 2.50 M | 1:00 | 2.00 |" in text
     rows = list(csv.DictReader(io.StringIO(comparison.comma_separated(lines))))
-    assert float(rows[1]["mean_iou"]) == lines[1].mean_iou and float(rows[1]["iou land"]) == 0.725
+    assert float(rows[2]["mean_iou"]) == lines[2].mean_iou and float(rows[2]["iou land"]) == 0.725
+    assert "| SAR_only @ 20 % | 1 | 0.600 |" in text, "a single seed has no interval"
     tex = comparison.latex(comparison.cells(lines))
-    assert r"SAR\_only" in tex and r"HFD @ 10 \%" in tex and r"0.725 $\pm$ 0.318" in tex and tex.count(r" \\") == 3
-    for places in ({}, {"SAR_only": 0.1, "HFD @ 10 %": 0.1}):
-        comparison_figure.draw(str(tmp_path / "f.png"), lines, results, "SAR_only", None, places)
+    assert r"SAR\_only" in tex and r"HFD @ 10 \%" in tex and r"0.725 $\pm$ 0.318" in tex and tex.count(r" \\") == 4
+    for places in ({}, {"SAR_only @ 10 %": 0.1, "SAR_only @ 20 %": 0.2, "HFD @ 10 %": 0.1}):
+        comparison_figure.draw(str(tmp_path / "f.png"), lines, results, made_of, places)
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -138,9 +197,9 @@ def test_the_tool_trains_what_is_missing_and_takes_what_is_finished(scenes, scen
     command = ("-m", "tools.compare", f"--sweep={path}", *flags, "--at_once=2")
     text = run_python(*command, "--seeds=1").stdout
     assert "3 runs, 0 of them finished" in text and "3/3: " in text
-    table = (tmp_path / "c" / "table.md").read_text()
+    table = (tmp_path / "c" / "small.md").read_text()
     assert table.strip() in text and "| HFD | 1 |" in table
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "c" / "table.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "c" / "small.csv").read_text())))
     assert [row["row"] for row in rows] == ["EO", "SAR-only", "HFD"]
     assert all(float(row["seconds"]) > 0 and float(row["megapixels"]) > 0 for row in rows)
     assert int(rows[1]["parameters"]) == int(rows[2]["parameters"]) > 0, "adapters are not used"
@@ -148,3 +207,31 @@ def test_the_tool_trains_what_is_missing_and_takes_what_is_finished(scenes, scen
     assert other.returncode == 1 and "optim.learning_rate: 0.003 there, 0.5 now" in other.stderr
     again = run_python(*command, "--seeds=1").stdout
     assert "3 runs, 3 of them finished" in again and "/3:" not in again
+
+
+def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_path):
+    path = tmp_path / "long.py"
+    path.write_text(
+        'CONFIG = "configs/quickstart.py"\nREFERENCE = "SAR-only"\nROWS = {"SAR-only": {"distill.method": ()}}\n'
+    )
+    flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
+    flags += ["--config.student.steps=100000", "--config.model.align=none", "--config.train.log_every=1"]
+    command = ("-m", "tools.compare", f"--sweep={path}", *flags, "--at_once=2", "--seeds=1")
+    output = tmp_path / "c" / "students" / "distill.method_none" / "seed_0" / "output.txt"
+    tool = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=python_environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until_written(output, "student  2/")
+    finally:
+        tool.send_signal(signal.SIGKILL)
+        tool.wait()
+    wait_until_written(output, "the same command continues")
+    assert "SIGTERM: stops after this step, with a checkpoint" in output.read_text()
+
+
+def wait_until_written(path, text):
+    end = time.monotonic() + 120
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < end, path.read_text() if path.exists() else f"{path}: not there"
+        time.sleep(0.2)

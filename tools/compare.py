@@ -1,29 +1,25 @@
 """Trains the variants that a sweep names, with several seeds each, and tabulates them against each other.
 
   python -m tools.compare --workdir=runs/compare --seeds=5
-  python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/methods --seeds=3
-  python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/labels --at_once=2
+  python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
+  python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/compare --at_once=2
   python -m tools.compare --config=configs/sen12ms.py --workdir=runs/sen12ms_compare --config.optim.learning_rate=5e-4
 
 A sweep (configs/sweeps/, written in a few lines) varies one config: its own, or the one that --config names, with
 --config.FIELD=VALUE for all of its rows. Every row and seed is a run of its own below WORKDIR; rows share the teachers,
-one per seed, as far as nothing that a teacher depends on differs. The seed decides initialisation, order, crops and,
-where data.label_share is below 1, which labels are used. Finished runs are taken as they are, interrupted ones resume,
-one that fails is named at the end and does not stop the others.
+one per seed, as far as nothing that a teacher depends on differs, and sweeps of one config in the same WORKDIR share
+the runs they have in common. The seed decides initialisation, order, crops and, where data.label_share is below 1,
+which labels are used. Finished runs are taken as they are, interrupted ones resume, one that fails is named at the end
+and does not stop the others.
 
-Writes WORKDIR/table.md, table.csv (all digits), table.tex and figure.png: mIoU with its 95 % interval over seeds, the
-difference to the reference row seed by seed with a paired t test, the share of the gap to the teacher that a row
-closes, IoU per class, and what a row costs: parameters, time of the run, speed of inference.
+Writes WORKDIR/SWEEP.md, .csv (all digits), .tex and .png: mIoU with its 95 % interval over seeds, the difference to the
+reference row seed by seed with a paired t test, the share of the gap to the teacher that a row closes, IoU per class,
+and what a row costs: parameters, time of its own run (its teacher's is another row), speed of inference.
 """
 
 import argparse
-import functools
-import operator
 import os
 import sys
-from typing import Any
-
-from ml_collections import ConfigDict
 
 from configs import default
 from hfd_jax import comparison, comparison_figure, config_flags, sweep
@@ -50,7 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_fields(job.config)  # all of them, before the first one is trained
     failed = sweep.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
     results = comparison.collect(jobs)
-    if chosen.reference in results:
+    if results:
         write(chosen, jobs, results, arguments.workdir)
     for job, error in failed:
         print(f"error: {job.title}: {error}", file=sys.stderr)
@@ -60,25 +56,22 @@ def main(arguments: argparse.Namespace) -> None:
 
 def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
     """The tables, and the picture; prints the first of them."""
-    teacher = next((job.row for job in jobs if job.network == "teacher" and job.row), None)
-    places = {job.row: value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
-    lines = comparison.lines_of(results, chosen.reference, None if places else teacher, speeds(jobs, results))
+    places = (
+        {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
+    )
+    lines = comparison.lines_of(results, chosen, speeds(jobs, results))
     texts = {
-        "table.md": "\n\n".join(comparison.markdown(table) for table in tables(lines)),
-        "table.tex": "\n\n".join(comparison.latex(table) for table in tables(lines)),
-        "table.csv": comparison.comma_separated(lines).rstrip("\n"),
+        "md": "\n\n".join(comparison.markdown(table) for table in tables(lines)),
+        "tex": "\n\n".join(comparison.latex(table) for table in tables(lines)),
+        "csv": comparison.comma_separated(lines).rstrip("\n"),
     }
-    print(texts["table.md"])
-    for name, text in texts.items():
-        path = os.path.join(root, name)
-        with writing(path), open(path, "w") as file:
+    print(texts["md"])
+    stem = os.path.join(root, chosen.name)
+    for ending, text in texts.items():
+        with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w") as file:
             file.write(text + "\n")
-    comparison_figure.draw(os.path.join(root, "figure.png"), lines, results, chosen.reference, teacher, places)
-    print(f"written to {root}: {', '.join(texts)}, figure.png")
-
-
-def value_at(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(operator.getitem, field.split("."), config)
+    comparison_figure.draw(f"{stem}.png", lines, results, chosen, places)
+    print(f"written: {stem}.md, .tex, .csv, .png")
 
 
 def tables(lines: list[Line]) -> list[list[list[str]]]:
@@ -110,7 +103,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first_seed", type=int, default=0, help="seeds count up from here")
     parser.add_argument(
-        "--at_once", type=int, default=1, help="runs at a time, each on a GPU of its own or on its share of the cores"
+        "--at_once",
+        type=int,
+        default=1,
+        help="runs at a time, each on a GPU of its own (no more than there are) or on its share of the cores",
     )
     return parser
 

@@ -1,10 +1,11 @@
 """The method taken apart: one thing changed per row. "without alignment" has a teacher without it, too.
 
-tools/env python -m tools.compare --sweep=configs/sweeps/ablation.py --workdir=runs/ablation --seeds=3
+tools/env python -m tools.compare --sweep=configs/sweeps/ablation.py --workdir=runs/compare --seeds=3
 """
 
 CONFIG = "configs/quickstart.py"
 REFERENCE = "HFD student"
+FLOOR = "without distillation"
 ROWS = {
     "teacher (EO)": {"stage": "teacher"},
     REFERENCE: {},
@@ -14,8 +15,6 @@ ROWS = {
     "tap A alone": {"distill.hfd.taps": ("A",)},
     "tap C5 alone": {"distill.hfd.taps": ("C5",)},
     "taps C2 to C5 and A": {"distill.hfd.taps": ("C2", "C3", "C4", "C5", "A")},
-    "weight 1": {"distill.hfd.weight": 1.0},
-    "weight 3": {"distill.hfd.weight": 3.0},
     "from teacher's weights": {"student.init": "teacher"},
     "labelled pairs alone": {"data.labelled_per_batch": 1.0},
     "half of the batch labelled": {"data.labelled_per_batch": 0.5},

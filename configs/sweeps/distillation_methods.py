@@ -1,11 +1,11 @@
 """Ways to distil, each with its published weight in this project's normalisation, and HFD in combination.
 
-tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/methods --seeds=3
+tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
 """
 
 CONFIG = "configs/quickstart.py"
 REFERENCE = "SAR-only student"
-_METHODS = {
+METHODS = {
     "logit KD": ("kd",),
     "FitNet": ("fitnet",),
     "attention transfer": ("attention",),
@@ -20,9 +20,11 @@ _METHODS = {
     "DisOptNet": ("disoptnet",),
     "HFD": ("hfd",),
     "HFD + logit KD": ("hfd", "kd"),
+    "HFD + CWD": ("hfd", "cwd"),
+    "HFD + FitNet": ("hfd", "fitnet"),
 }
 ROWS = {
     "teacher (EO)": {"stage": "teacher"},
     REFERENCE: {"distill.method": ()},
-    **{row: {"distill.method": methods} for row, methods in _METHODS.items()},
+    **{row: {"distill.method": methods} for row, methods in METHODS.items()},
 }

@@ -1,6 +1,6 @@
 """What labels are worth, and what pairs without labels are worth instead of them.
 
-tools/env python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/labels --seeds=3
+tools/env python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/compare --seeds=3
 
 "HFD, labelled pairs alone" distils on the pairs that have a label; "HFD, all pairs" on the others, too. Every share has
 a teacher of its own, which knows no more labels than its students.
@@ -9,7 +9,7 @@ a teacher of its own, which knows no more labels than its students.
 CONFIG = "configs/quickstart.py"
 SHARES = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "25 %": 0.25, "100 %": 1.0}
 AXIS = "data.label_share"
-REFERENCE = "SAR-only @ 10 %"
+REFERENCE = "SAR-only"
 _CURVES = {
     "teacher (EO)": {"stage": "teacher"},
     "SAR-only": {"distill.method": ()},

@@ -1,15 +1,14 @@
-"""Inter-class similarity distillation (AICSD; Mansourian, Ahmadi and Kasaei 2023, arXiv 2308.04243).
+"""Inter-class similarity distillation (AICSD; Mansourian, Ahmadi and Kasaei 2025, Multimedia Tools and Applications,
+arXiv 2308.04243).
 
 A class k is the distribution of its logit over the valid positions of a sample, I_k = softmax_p(z_k / T); similarities
 of classes are their divergences:
 
     D(i, j) = KL( I_i || I_j ),   loss = mean over samples and pairs (i, j) of ( D_S - D_T )^2
 
-The paper's adaptive weighting lets the teacher's influence fade as training goes on: `distill.aicsd.fade` makes the
-weight fall linearly to 0 at the last step (the paper also raises the segmentation loss's, which only their ratio
-feels). Its pixel-wise part is `kd`. The authors' code weighs 9500 with divergences that are means over positions; we
-sum, so that the image's size does not matter. On the 33 x 33 positions that we assume behind it (513 pixels at stride
-16), this is 9500 / 1089^2 = 0.008.
+The weight is ours: the authors' 9500 belongs to matrices whose rows are scaled and whose divergences are means over the
+batch and not over positions, and cannot be translated. Beside it they have `kd`, of weight 10, whose influence their
+adaptive weighting lets fade as training goes on: `distill.kd.fade`.
 """
 
 from typing import ClassVar

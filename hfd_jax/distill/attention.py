@@ -1,12 +1,12 @@
-"""Attention transfer (Zagoruyko and Komodakis 2017, arXiv 1612.03928): the student looks where the teacher looks.
+"""Attention transfer (Zagoruyko and Komodakis 2017, ICLR, arXiv 1612.03928): the student looks where the teacher looks.
 
 A position's attention is the mean over channels of the squared feature; its map over the valid positions of a sample is
 divided by its root mean square:
 
     loss = mean over valid positions of ( Q_S / rms(Q_S) - Q_T / rms(Q_T) )^2
 
-The paper divides by the map's norm, so that the squares are N times smaller on N positions. Yang et al. 2022 (their
-code) weigh 10000 on 64 x 128 positions: 1.2 here, on any number of them.
+The paper divides by the map's norm, so that the squares are N times smaller on N positions. The code of Yang et al.
+2022 (arXiv 2204.06986) weighs 10000 on 64 x 128 positions, with `kd` beside it: 1.2 here, on any number of them.
 """
 
 from typing import ClassVar

@@ -11,7 +11,7 @@ between the teacher's and the student's distribution of similarities / temperatu
 
 The queues hold embeddings of the teacher, of length 1: of every labelled image and class the mean and up to 16 random
 positions. In the last two parts the student's feature goes through a projection head. Weights 1, 0.1, 0.1 and
-temperature 0.1 are the paper's, whose means are ours. Its pixel-wise part is `kd`.
+temperature 0.1 are the paper's, whose means are ours; its pixel-wise part, of weight 1, is `kd`.
 
 Ours: nodes are the pooling that the authors' code has as an option; all their relations are compared, since the formula
 needs no label of theirs, and pairs without labels teach so too (they enter no queue); queues are a tenth as long,
@@ -109,7 +109,7 @@ class CIRKD(nn.Module):
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         maps, axis_name = compared(student, teacher, self.tap, label, valid, self.method), self.axis_name
-        head = Adapter(maps.target.shape[-1], axis_name, name="projection")(maps.student, train)
+        head = Adapter(maps.target.shape[-1], axis_name, name="projection")(maps.seen, train)
         mine, headed, theirs = (unit(nodes(x, maps.mask, self.nodes)[0]) for x in (maps.student, head, maps.target))
         seen = nodes(maps.target, maps.mask, self.nodes)[1]
         key = self.make_rng("noise")

@@ -1,9 +1,10 @@
-"""Channel-wise distillation (Shu et al. 2021, arXiv 2011.13256): every channel as a distribution over positions.
+"""Channel-wise distillation (Shu et al. 2021, ICCV, arXiv 2011.13256): every channel as a distribution over positions.
 
     loss = T^2 * mean over channels and samples of KL( softmax_p(T_c / T) || softmax_p(S_c / T) )
 
 where the softmax runs over the valid positions p of one sample; a channel's offset does not matter. The paper averages
-alike, so its weights carry over: 3 where logits are compared, 50 for a feature, both with T = 4.
+alike, so its weights carry over: 3 where logits are compared, 50 for a feature, both with T = 4. Both at once are taps
+("A", "logits") with weight 53 and tap_weights (50, 3).
 """
 
 from typing import ClassVar

@@ -8,7 +8,8 @@ label:
     loss = | o - T |^2 + seg( z_o, argmax z_T ) + pixel_weight * KL( z_T || z_o ) + seg( z_fused, label )
 
 with seg = cross-entropy + soft Dice, all of weight 1 but the soft targets, which the code sums over the 8 images of a
-batch: pixel_weight 8 with our mean.
+batch: pixel_weight 8 with our mean. The code's first term is a mean over two encoder stages and the decoder; here it is
+the decoder's alone.
 
 Ours: in the article branch and fusion belong to the network that is used in the end; here they are adapters on the
 student's feature, which the student is trained through and which are left behind. The branch has two 3x3 convolutions
@@ -52,7 +53,7 @@ class DisOptNet(nn.Module):
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         maps = compared(student, teacher, self.tap, label, valid, self.method)
         channels, axis_name = maps.target.shape[-1], self.axis_name
-        x = maps.student * maps.mask[..., None]
+        x = maps.seen
         optical = x
         for number in (1, 2):
             optical = self._block(optical, channels, 3, f"branch_{number}", train)

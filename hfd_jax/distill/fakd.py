@@ -1,4 +1,4 @@
-"""Feature-augmented distillation (FAKD; Yuan et al. 2022, arXiv 2208.14143): infinitely many features at once.
+"""Feature-augmented distillation (FAKD; Yuan et al. 2024, WACV, arXiv 2208.14143): infinitely many features at once.
 
 The student's feature at a position may move along the directions in which its class varies, f ~ N(f, strength * S_c);
 the paper's loss is an upper bound of the expected divergence from the teacher, so that nothing need be drawn. With
@@ -10,7 +10,7 @@ logits z linear in f, w_j the classifier's weights and Jensen's inequality as in
 
 Only the abstract of the paper was at hand: the bound above, and that V comes of the batch's own logits (detached) with
 the teacher's prediction as class, are ours. So it needs no labels. At strength 0 it is `kd` at temperature 1; weight 1
-likewise.
+likewise. ISDA lets the strength grow to 0.5 during training; a constant 0.5 is ours.
 """
 
 from typing import ClassVar

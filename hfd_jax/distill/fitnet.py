@@ -1,8 +1,9 @@
-"""FitNets (Romero et al. 2015, arXiv 1412.6550): the student's feature, through a regressor, equals the teacher's.
+"""FitNets (Romero et al. 2015, ICLR, arXiv 1412.6550): through a regressor the student's feature equals the teacher's.
 
     loss = mean over valid positions and channels of ( r(S) - T )^2,   r a 1x1 convolution
 
-The paper has half the squared distance, summed; the weight 10 is that of Yang et al. 2022 (their code), with this mean.
+The paper has half the squared distance, summed; the weight 10 is that of the code of Yang et al. 2022 (arXiv
+2204.06986), with this mean and `kd` beside it.
 """
 
 from typing import ClassVar

@@ -1,11 +1,11 @@
-"""Intra-class feature variation (Wang et al. 2020, ECCV): how far each position is from the mean of its class.
+"""Intra-class feature variation distillation (Wang et al. 2020, ECCV): how far positions are from their class.
 
     M(p) = cosine( f(p), mean of f over the positions of p's class in the same image )
     loss = mean over labelled positions of ( M_S - M_T )^2
 
 Classes come from the labels: pairs without labels contribute nothing. Weight 200 is the authors' code's, whose mean
-also runs over unlabelled positions (which add 0 to the sum); Yang et al. 2022 weigh 20. The authors add pixel-wise
-distillation, which is `kd` here, and an adversarial loss, which is left out.
+also runs over unlabelled positions (which add 0 to the sum); that of Yang et al. 2022 (arXiv 2204.06986) weighs 20.
+The authors add pixel-wise distillation, which is `kd` here, and an adversarial loss, which is left out.
 """
 
 from typing import ClassVar

@@ -3,7 +3,8 @@
     loss = T^2 * mean over valid pixels of KL( softmax(teacher / T) || softmax(student / T) )
 
 T^2 keeps the gradient's size when T changes. Weight 1 is that of Yang et al. 2022 (arXiv 2204.06986), whose divergence
-is summed over classes and averaged over pixels as ours is; Liu et al. weigh 10, with a mean over classes too.
+is summed over classes and averaged over pixels as ours is, and which their code adds to every other method. Liu et al.
+weigh 10, and their code sums over the batch. `distill.kd.fade` is AICSD's adaptive weighting (`aicsd`).
 """
 
 from typing import ClassVar

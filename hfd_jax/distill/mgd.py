@@ -5,8 +5,9 @@ conv3x3) makes the teacher's whole feature of the rest:
 
     loss = mean over valid positions and channels of ( g(S * kept) - T )^2
 
-The paper sums over positions and channels and weighs 2e-5: with its 2048 channels of 64 x 64 positions, 168 here. It
-masks 0.75 of the positions.
+The paper sums over positions and channels and weighs 2e-5: with its 2048 channels of 64 x 64 positions, 168 here, on
+narrower features too. It masks 0.75 of the positions. Its feature is the encoder's last one (C5), beside channel-wise
+distillation of the logits (`cwd`); the tap A, which has the same stride in every network, is ours.
 """
 
 from typing import ClassVar

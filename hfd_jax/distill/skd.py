@@ -1,11 +1,12 @@
-"""Structured distillation, pair-wise part (Liu et al. 2019, arXiv 1903.04197): how alike positions are to one another.
+"""Structured distillation, pair-wise part (Liu et al. 2019, CVPR, arXiv 1903.04197): how alike positions are.
 
 Nodes are means over cells of the feature's grid, scaled to length 1; a = their inner products within a sample;
 
     loss = mean over samples and pairs of valid nodes of ( a_S - a_T )^2
 
-The authors' code takes maxima over 2 x 2 large cells and weighs 1; with small cells, as here, Yang et al. 2022 weigh
-10. Their pixel-wise part is `kd`; the adversarial one is left out.
+The authors' code takes maxima over cells of half the map and weighs 1; the code of Yang et al. 2022 (arXiv 2204.06986)
+takes them over cells of 2 x 2 positions and weighs 10, as here, where they are means. The pixel-wise part is `kd`; the
+adversarial one is left out.
 """
 
 from typing import ClassVar

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from hfd_jax.models.interface import ResNetBased
 from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
 
-RATES = (6, 12, 18)
-
 
 class SeparableConvolution(nn.Module):
     """3x3 per channel, then 1x1 across channels."""
@@ -30,9 +28,10 @@ class SeparableConvolution(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, 3x3 at three rates, and the mean of the map, joined."""
+    """Atrous spatial pyramid pooling: 1x1, 3x3 at several rates, and the mean of the map, joined."""
 
     channels: int
+    rates: tuple[int, ...]
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -40,7 +39,7 @@ class AtrousPyramid(nn.Module):
     def __call__(self, x, train: bool):
         options = {"dtype": self.dtype, "axis_name": self.axis_name}
         parts = [ConvBN(self.channels, 1, name="point", **options)(x, train)]
-        for rate in RATES:
+        for rate in self.rates:
             parts.append(SeparableConvolution(self.channels, rate, name=f"rate{rate}", **options)(x, train))
         mean = ConvBN(self.channels, 1, name="image", **options)(x.mean((1, 2), keepdims=True), train)
         parts.append(jnp.broadcast_to(mean, parts[0].shape))
@@ -48,16 +47,23 @@ class AtrousPyramid(nn.Module):
 
 
 class DeepLabV3Plus(ResNetBased):
-    """The published pyramid has 256 = 4 * width channels, the lower level 48."""
+    """The published pyramid has 256 = 4 * width channels, the lower level 48.
+
+    Attributes:
+      rates: of the pyramid. Its map has a sixteenth of the input's edge; at a rate above that a 3x3 convolution sees
+        its centre alone. The published ones are made for 33 x 33 positions (crops of 513).
+    """
 
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
     sees_all: ClassVar[bool] = True
+
+    rates: tuple[int, ...] = (6, 12, 18)
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         options = self.options
         features = self.encode(x, train, output_stride=16)
-        y = AtrousPyramid(4 * self.width, name="pyramid", **options)(features["C5"], train)
+        y = AtrousPyramid(4 * self.width, tuple(self.rates), name="pyramid", **options)(features["C5"], train)
         low = ConvBN(max(3 * self.width // 4, 1), 1, name="low", **options)(features["C2"], train)
         y = jnp.concatenate([upsample(y, low.shape[1:3]), low], -1)
         for index in range(2):

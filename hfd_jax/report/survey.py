@@ -19,7 +19,8 @@ from hfd_jax.data.pipeline import Window
 from hfd_jax.errors import DataError, UserError
 from hfd_jax.evaluate import Evaluator, Network, check_fits, load_network
 from hfd_jax.metrics import confusion_matrix, scores
-from hfd_jax.models.segmenter import TAPS, Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.segmenter import TAPS
 from hfd_jax.parallel import Jit, compiler_options
 from hfd_jax.report.records import RunFiles, Scored
 from hfd_jax.report.similarity import linear_cka, moments
@@ -96,7 +97,7 @@ class Survey:
         }
 
 
-def survey_step(model: Segmenter, inputs: InputSpec, sensor: str):
+def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
     """Returns (variables, batch, teacher's features or {}) -> (what is found in the batch, features).
 
     Found: {"confusion": [B, K, K], "prediction": [B, H, W] uint8, "moments": {tap: see `similarity.moments`}}.

@@ -18,7 +18,8 @@ from hfd_jax.data.facts import DB_RANGE, Facts
 from hfd_jax.data.inputs import InputSpec, network_input
 from hfd_jax.errors import UserError
 from hfd_jax.evaluate import Network
-from hfd_jax.models.segmenter import STRIDE, Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.segmenter import STRIDE
 from hfd_jax.parallel import Jit, Pmap
 from hfd_jax.scenes.checks import check_values
 from hfd_jax.scenes.mosaic import Mosaic
@@ -88,7 +89,7 @@ def views(look_axis: str, flips: bool, rotate: bool) -> list[tuple[int, ...]]:
     return [tuple(sorted(axes ^ ({0, 1} if rotate else set()))) for axes in kinds]
 
 
-def window_step(model: Segmenter, inputs: InputSpec, sensor: str, seen: Sequence[tuple[int, ...]]):
+def window_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, seen: Sequence[tuple[int, ...]]):
     """Returns (variables, batch) -> [B, classes, H, W] float32: mean logits of all views, times the pixels' weights."""
 
     def step(variables, batch):

@@ -18,7 +18,7 @@ from hfd_jax.data.normalise import Normalisation
 from hfd_jax.distill.cache import STORED
 from hfd_jax.distill.interface import TAUGHT
 from hfd_jax.models.folding import fold
-from hfd_jax.models.segmenter import Segmenter
+from hfd_jax.models.interface import SegmentationNetwork
 from hfd_jax.parallel import Jit
 from hfd_jax.state import init_fn
 
@@ -106,7 +106,7 @@ def made_up_features(setup: steps.Setup, shapes: Shapes) -> dict[str, np.ndarray
     return {f"{TAUGHT}{tap}": rng.random(features[tap].shape).astype(STORED) for tap in setup.distiller.taps}
 
 
-def frozen_model(config: ConfigDict, classes: int) -> Segmenter:
+def frozen_model(config: ConfigDict, classes: int) -> SegmentationNetwork:
     model = assembly.make_model(config, assembly.teacher_run(), classes)
     return model.clone(dtype=assembly.teacher_dtype(config, model))
 

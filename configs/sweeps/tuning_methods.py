@@ -1,0 +1,22 @@
+"""Weights of the methods of distillation_methods.py and of combinations, compared on the validation split.
+
+tools/env python -m tools.compare --sweep=configs/sweeps/tuning_methods.py --workdir=runs/compare --seeds=1 \
+    --config.eval.split=validation
+"""
+
+from configs import default
+from configs.sweeps.distillation_methods import METHODS
+
+CONFIG = "configs/quickstart.py"
+REFERENCE = "HFD"
+_PUBLISHED = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
+ROWS = {
+    f"{title}, {factor:g} of the weight": {
+        "distill.method": methods,
+        f"distill.{methods[0]}.weight": round(factor * _PUBLISHED[methods], 6),
+    }
+    for title, methods in METHODS.items()
+    if len(methods) == 1 and methods != ("hfd",)
+    for factor in (0.2, 1.0, 5.0)
+}
+ROWS |= {title: {"distill.method": methods} for title, methods in METHODS.items() if "hfd" in methods}

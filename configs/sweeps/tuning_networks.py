@@ -1,0 +1,15 @@
+"""Learning rates of the networks of hfd_vs_baselines.py, compared on the validation split.
+
+tools/env python -m tools.compare --sweep=configs/sweeps/tuning_networks.py --workdir=runs/compare --seeds=1 \
+    --config.eval.split=validation
+"""
+
+from configs.sweeps.hfd_vs_baselines import NETWORKS
+
+CONFIG = "configs/quickstart.py"
+REFERENCE = "SAR-only student, 0.003"
+ROWS = {
+    f"{title}, {rate:g}": {"distill.method": (), "optim.learning_rate": rate, **network}
+    for title, network in {"SAR-only student": {}, **NETWORKS}.items()
+    for rate in (1e-3, 3e-3, 1e-2)
+}
