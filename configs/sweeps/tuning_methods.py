@@ -10,7 +10,8 @@ from configs.sweeps.distillation_methods import METHODS
 CONFIG = "configs/quickstart.py"
 REFERENCE = "HFD"
 _PUBLISHED = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
-ROWS = {
+ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if "hfd" in methods}
+ROWS |= {
     f"{title}, {factor:g} of the weight": {
         "distill.method": methods,
         f"distill.{methods[0]}.weight": round(factor * _PUBLISHED[methods], 6),
@@ -19,4 +20,3 @@ ROWS = {
     if len(methods) == 1 and methods != ("hfd",)
     for factor in (0.2, 1.0, 5.0)
 }
-ROWS |= {title: {"distill.method": methods} for title, methods in METHODS.items() if "hfd" in methods}
