@@ -360,6 +360,11 @@ def test_which_networks_start_from_which_file(shared, encoder_file):
         with pytest.raises(ConfigError, match=message):
             check_pretrained(config, shared.workdir, assembly.stages(config))
         config.model[field] = before
+    for name in ("unet", "mpresnet"):  # the latter has two stages of it several times over
+        config.baselines = (name,)
+        with pytest.raises(ConfigError, match=f"config.student.pretrained is .*: {name} has no plain ResNet encoder"):
+            check_pretrained(config, shared.workdir, assembly.stages(config))
+    config.baselines = ()
     config.student.init = "teacher"
     with pytest.raises(ConfigError, match=r"config.student.pretrained is .*student.init is 'teacher'"):
         check_fields(config)

@@ -4,7 +4,8 @@ tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py
 """
 
 CONFIG = "configs/quickstart.py"
-REFERENCE = "SAR-only student"
+REFERENCE = "HFD"
+FLOOR = "SAR-only student"
 METHODS = {
     "logit KD": ("kd",),
     "FitNet": ("fitnet",),
@@ -25,6 +26,6 @@ METHODS = {
 }
 ROWS = {
     "teacher (EO)": {"stage": "teacher"},
-    REFERENCE: {"distill.method": ()},
+    FLOOR: {"distill.method": ()},
     **{row: {"distill.method": methods} for row, methods in METHODS.items()},
 }
