@@ -179,7 +179,7 @@ def get_config() -> ConfigDict:
     cirkd.contrasted_pixels, cirkd.contrasted_regions = 4096, 1024
 
     distill.aicsd = aicsd = ConfigDict()  # divergences between the classes' distributions over positions
-    aicsd.weight = 0.1  # ours; the published one belongs to another normalisation
+    aicsd.weight = 0.01  # ours; the published one belongs to another normalisation
     aicsd.temperature = 1.0  # of the distributions
 
     distill.mgd = mgd = ConfigDict()  # the teacher's feature, generated from a part of the student's

@@ -13,9 +13,7 @@ ROWS = {
     "without alignment": {"model.align": "none"},
     "without both": {"model.align": "none", "distill.method": ()},
     "tap A alone": {"distill.hfd.taps": ("A",)},
-    "tap C5 alone": {"distill.hfd.taps": ("C5",)},
     "taps C2 to C5 and A": {"distill.hfd.taps": ("C2", "C3", "C4", "C5", "A")},
     "from teacher's weights": {"student.init": "teacher"},
     "labelled pairs alone": {"data.labelled_per_batch": 1.0},
-    "half of the batch labelled": {"data.labelled_per_batch": 0.5},
 }

@@ -20,4 +20,5 @@ ROWS = {
     f"{curve} @ {share}": {**fields, "data.label_share": value}
     for share, value in SHARES.items()
     for curve, fields in _CURVES.items()
+    if not (curve == "HFD, labelled pairs alone" and value == 1.0)  # all pairs are labelled
 }
