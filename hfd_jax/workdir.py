@@ -81,13 +81,13 @@ class Workdir:
 
 
 def check_claim(workdir: Workdir, config: ConfigDict) -> None:
-    """WorkdirError where the folder holds a run of another config; names every differing field that is not FREE."""
+    """WorkdirError where the folder holds a run of another config; names every differing field that matters."""
     if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
         raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
     if not os.path.exists(workdir.config):
         return
     lines = differences(read_config(workdir), _jsonable(config))
-    differing = [line for field, line in lines if not _is_free(field)]
+    differing = [line for field, line in lines if not (_is_free(field) or _is_unused(field, config))]
     if differing:
         raise WorkdirError(
             f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
@@ -178,3 +178,9 @@ def _jsonable(config: ConfigDict) -> Any:
 
 def _is_free(field: str) -> bool:
     return any(field == free or field.startswith(free + ".") for free in FREE)
+
+
+def _is_unused(field: str, config: ConfigDict) -> bool:
+    """Whether the field is an option of a distillation method that is not asked for."""
+    part, _, rest = field.partition(".")
+    return part == "distill" and "." in rest and rest.split(".")[0] not in config.distill.method

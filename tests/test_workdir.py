@@ -29,6 +29,7 @@ def test_fields_that_change_no_number_are_free(tmp_path):
     workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
     claim(workdir, config)
     config.stage, config.parallel, config.train.log_every, config.baselines = "student", "pmap", 5, ("sar_only",)
+    config.distill.kd.weight = 9.0  # of a method that is not asked for
     claim(workdir, config)
     assert read_json(workdir.config)["stage"] == "student"
     assert set(read_json(workdir.versions)) >= {"python", "jax", "flax", "optax"}
