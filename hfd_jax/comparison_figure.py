@@ -16,7 +16,7 @@ INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#
 def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
     """Writes a PNG; `places` are the rows' values on the sweep's axis, and empty for a picture without one."""
     figure = _curves(lines, results, places) if places else _dots(lines, results, sweep)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # the columns lie beside the axes
 
 
 def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
@@ -40,17 +40,18 @@ def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
 
 
 def _costs(axes: Any, lines: Sequence[Line]) -> None:
-    """Beside the points, what they bring and cost: gap closed, parameters, time of the run."""
-    for column, title in zip((1.09, 1.19, 1.28), ("gap\nclosed", "para-\nmeters", "train-\ning"), strict=True):
-        style = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "ha": "right", "color": INK}
-        axes.text(column, len(lines) - 0.4, title, va="bottom", **style)
-        for place, line in enumerate(reversed(lines)):
-            text = {
-                1.09: "" if line.closed is None else f"{line.closed:.0%}",
-                1.19: size(line.parameters),
-                1.28: "" if line.seconds is None else duration(line.seconds),
-            }[column]
-            axes.text(column, place, text, va="center", **style)
+    """Beside the points, what they bring and cost."""
+    columns = {
+        "gap\nclosed": ["" if line.closed is None else f"{line.closed:.0%}" for line in lines],
+        "para-\nmeters": [size(line.parameters) for line in lines],
+        "train-\ning": ["" if line.seconds is None else duration(line.seconds) for line in lines],
+    }
+    style = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "ha": "right", "color": INK}
+    for number, (title, texts) in enumerate((t, c) for t, c in columns.items() if any(c)):
+        x = 1.09 + 0.1 * number
+        axes.text(x, len(lines) - 0.4, title, va="bottom", **style)
+        for place, text in enumerate(reversed(texts)):
+            axes.text(x, place, text, va="center", **style)
 
 
 def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any]) -> Figure:
