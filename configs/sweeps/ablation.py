@@ -13,7 +13,6 @@ ROWS = {
     "without alignment": {"model.align": "none"},
     "without both": {"model.align": "none", "distill.method": ()},
     "tap A alone": {"distill.hfd.taps": ("A",)},
-    "taps C2 to C5 and A": {"distill.hfd.taps": ("C2", "C3", "C4", "C5", "A")},
     "from teacher's weights": {"student.init": "teacher"},
     "labelled pairs alone": {"data.labelled_per_batch": 1.0},
 }
