@@ -226,6 +226,7 @@ def test_the_config_s_default_is_hfdnet_s():
     """What the check of unused fields takes for "away from the default"."""
     model = default.get_config().model.to_dict()
     assert model.pop("architecture") == DEFAULT
+    assert model.pop("rates") == ARCHITECTURES["deeplabv3plus"].fields["rates"]
     assert {field: ARCHITECTURES[DEFAULT].fields[field] for field in model} == model
 
 
@@ -246,6 +247,8 @@ def test_the_config_s_default_is_hfdnet_s():
             r"config.distill.hfd.taps is .*unet has no tap 'C5'; expected some of: C2 \(stride 4\), C3 \(stride 8\), ",
         ),
         ({"model.architecture": "hrsarnet"}, "config.distill.hfd.taps is .*hrsarnet has no tap 'C4'"),
+        ({"model.rates": (1, 2)}, r"config.model.rates is \(1, 2\): hfdnet has no use for it"),
+        ({"model.architecture": "deeplabv3plus", "model.rates": (1, 0)}, "config.model.rates .*whole numbers above 0"),
         (
             {"student.architecture": "hrnet", "student.init": "teacher"},
             "config.student.init is 'teacher': the student is 'hrnet', the teacher 'hfdnet'",
@@ -315,7 +318,8 @@ def test_a_record_describes_its_network(name, scenes):
     for run in by_name.values():
         record = assembly.jsonable(assembly.make_record(config, run, scenes, inputs, {}))
         assert record["model"]["architecture"] == (DEFAULT if run.name == "teacher" else name)
-        assert assembly.model_of(record) == assembly.make_model(config, run, len(scenes.facts.class_names))
+        found = assembly.model_of(record)
+        assert found == assembly.make_model(config, run, len(scenes.facts.class_names)) and hash(found)
 
 
 def test_hfdnet_teaches_another_architecture(shallow):

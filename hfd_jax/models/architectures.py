@@ -62,7 +62,8 @@ def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> 
       pool_size: of a `Segmenter`, pixels; the others have no use for it.
       **common: classes, dtype, axis_name, remat.
     """
-    fields = dict(description)
+    # A checkpoint's record, which is JSON, has lists.
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in description.items()}
     network = ARCHITECTURES[fields.pop("architecture", DEFAULT)].network
     if "pool_size" in network.__dataclass_fields__:
         fields["pool_size"] = pool_size

@@ -63,7 +63,7 @@ class DeepLabV3Plus(ResNetBased):
     def __call__(self, x, train: bool = False):
         options = self.options
         features = self.encode(x, train, output_stride=16)
-        y = AtrousPyramid(4 * self.width, tuple(self.rates), name="pyramid", **options)(features["C5"], train)
+        y = AtrousPyramid(4 * self.width, self.rates, name="pyramid", **options)(features["C5"], train)
         low = ConvBN(max(3 * self.width // 4, 1), 1, name="low", **options)(features["C2"], train)
         y = jnp.concatenate([upsample(y, low.shape[1:3]), low], -1)
         for index in range(2):
