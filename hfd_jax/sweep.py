@@ -43,6 +43,7 @@ from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
 # Fields that the training of a teacher does not read.
 _STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
 _POINT = " @"
+_stop: Any = None  # in a worker: an event, set when no further run is to begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,11 +270,11 @@ def _one_by_one(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -
 def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
     """Each worker process has a share of the devices of its own: GPUs in turn, or the CPU's cores."""
     context = multiprocessing.get_context("spawn")
-    numbers = context.Queue()
+    numbers, stop = context.Queue(), context.Event()
     for number in range(at_once):
         numbers.put(number)
     say(f"{at_once} at once; each writes to output.txt in its workdir")
-    with concurrent.futures.ProcessPoolExecutor(at_once, context, _take_share, (numbers, at_once)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(at_once, context, _begin_worker, (numbers, at_once, stop)) as pool:
         futures = {pool.submit(_attempt_quietly, job): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -281,6 +282,7 @@ def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None])
         except BrokenProcessPool as error:
             raise StoppedError("a run was stopped; the same command continues") from error
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -302,14 +304,23 @@ def _attempt_quietly(job: Job) -> UserError | None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            return _attempt(job)
+            outcome = None if _to_stop() else _attempt(job)
+            if not _to_stop():
+                return outcome
         except (StoppedError, KeyboardInterrupt) as message:
             print(message, flush=True)
-            os._exit(STOPPED_EXIT_CODE)  # or the pool would hand it the next run
+        os._exit(STOPPED_EXIT_CODE)  # or the pool would hand it the next run
 
 
-def _take_share(numbers: Any, count: int) -> None:
+def _to_stop() -> bool:
+    """Whether the tool has been interrupted or killed: a signal that comes while a run is evaluated goes unheard."""
+    return _stop.is_set() or not multiprocessing.parent_process().is_alive()
+
+
+def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
     """Before JAX looks for devices: this worker sees its own GPU, or its own cores. It ends with its parent."""
+    global _stop  # a pool has no other way to hand an event over
+    _stop = stop
     threading.Thread(target=_follow_parent, daemon=True).start()
     flags.FLAGS.mark_as_parsed()  # grain insists on it
     number = numbers.get()

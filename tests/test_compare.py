@@ -230,6 +230,19 @@ def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_p
     assert "SIGTERM: stops after this step, with a checkpoint" in output.read_text()
 
 
+def test_no_further_run_begins_once_the_tool_is_interrupted(monkeypatch, tmp_path):
+    """A signal that comes while a run is evaluated does not end it, and the pool has handed out the next one already."""
+    begun, codes = [], []
+    monkeypatch.setattr(sweep, "run", lambda job: begun.append(job.root))
+    monkeypatch.setattr(sweep.os, "dup2", lambda *descriptors: None)
+    monkeypatch.setattr(sweep.os, "_exit", codes.append)
+    job, _ = sweep.plan(some_sweep({}), default.get_config(), [0, 1], str(tmp_path))
+    for answers in ([False, True], [True, True]):  # asked before and after the run
+        monkeypatch.setattr(sweep, "_to_stop", iter(answers).__next__)
+        sweep._attempt_quietly(job)
+    assert begun == [job.root] and codes == [75, 75]
+
+
 def wait_until_written(path, text):
     end = time.monotonic() + 120
     while not (path.exists() and text in path.read_text()):
