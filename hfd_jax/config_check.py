@@ -192,6 +192,11 @@ def _check_distillation(config: ConfigDict) -> None:
         _check_cache(config)
 
 
+def _plain(value: Any) -> Any:
+    """A config that was read from a file has lists for tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_tap_weights(config: ConfigDict, field: str, taps: int) -> None:
     weights = _get(config, field)
     if not all(isinstance(weight, int | float) for weight in weights):
@@ -230,7 +235,7 @@ def _check_architectures(config: ConfigDict) -> None:
     names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
     used = set().union(*(ARCHITECTURES[name].fields for name in names))
     for field, default in {**ARCHITECTURES["deeplabv3plus"].fields, **ARCHITECTURES[DEFAULT].fields}.items():
-        if field in config.model and field not in used and config.model[field] != default:
+        if field in config.model and field not in used and _plain(config.model[field]) != default:
             _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
     if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):
         _fail(config, "model.rates", "expected whole numbers above 0")

@@ -144,7 +144,10 @@ def read_json(path: str) -> Any:
 
 
 def read_config(workdir: Workdir) -> dict[str, Any]:
-    """The config of the run in a workdir, with every field there is today; WorkdirError as of `read_json`."""
+    """The config of the run in a workdir, with every field there is today; WorkdirError as of `read_json`.
+
+    It has lists where a config has tuples.
+    """
     config = read_json(workdir.config)
     return config | {part: fields | config.get(part, {}) for part, fields in _LATER.items()}
 

@@ -109,7 +109,7 @@ class CIRKD(nn.Module):
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         maps, axis_name = compared(student, teacher, self.tap, label, valid, self.method), self.axis_name
-        head = Adapter(maps.target.shape[-1], axis_name, name="projection")(maps.seen, train)
+        head = Adapter(maps.target.shape[-1], axis_name, name="projection")(maps.student, train)
         mine, headed, theirs = (unit(nodes(x, maps.mask, self.nodes)[0]) for x in (maps.student, head, maps.target))
         seen = nodes(maps.target, maps.mask, self.nodes)[1]
         key = self.make_rng("noise")

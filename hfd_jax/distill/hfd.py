@@ -70,4 +70,4 @@ class HFD(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         adapter = Adapter(maps.target.shape[-1], self.axis_name, name=f"adapter_{tap}")
-        return tap_loss(adapter(maps.seen, train), maps.target, maps.mask, self.axis_name)
+        return tap_loss(adapter(maps.student, train), maps.target, maps.mask, self.axis_name)

@@ -5,7 +5,7 @@ One small file per method; `methods.py` lists them and runs several at once. A m
 - lets gradients flow into the student's outputs and its own parameters, none into the teacher's;
 - is a mean over valid pixels (positions, channels, nodes, classes) and samples: it depends neither on the batch,
   nor on the image's size, nor on the number of devices;
-- does not see values at invalid pixels;
+- sees values at invalid pixels in no other way than batch statistics of its adapters do;
 - takes pairs without labels (IGNORE_LABEL everywhere).
 """
 
@@ -92,7 +92,7 @@ class Maps:
 
     @property
     def seen(self):
-        """`student` with 0 at invalid positions, for layers that mix positions or take batch statistics."""
+        """`student` with 0 at invalid positions, for layers that mix positions."""
         return self.student * self.mask[..., None]
 
 
