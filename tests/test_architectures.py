@@ -87,11 +87,11 @@ def test_number_of_parameters(name, depth, bands, classes, parameters):
 
     fcn: torchvision's fcn_resnet50 without its auxiliary classifier (35,322,218 with it).
     unet: 31,030,658 of the paper's (1 band, no batch normalisation), 2 bands more (1,152) and 5,888 scales of norms.
-    deeplabv3plus: segmentation_models_pytorch's with ResNet-50 (the paper has ResNet-101 and Xception only).
+    deeplabv3plus: the number of segmentation_models_pytorch's with ResNet-50, whose two decoder convolutions lie elsewhere (the paper has ResNet-101 and Xception only).
     pspnet: 23,508,032 of ResNet-50, 4,198,400 of the bins, 18,886,165 of the head. With the paper's stem of three 3x3
       convolutions 46.7 M, as reimplementations report.
     hrnet: 3.9 M in the authors' table of HRNetV2-W18-Small-v2 on Cityscapes; less 270 biases before a norm.
-    hrsarnet: "63 k"; less 288 biases before norms.
+    hrsarnet: "63 k", taken to be of one band and three classes; less 288 biases before norms.
     mpresnet: the authors' code, less its auxiliary classifier (66,695) and 1,536 biases before norms.
     segformer_b0: 3.8 M in the paper for ADE20K; 3,752,694 in the weights that its authors published.
     """
