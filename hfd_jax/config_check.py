@@ -13,7 +13,7 @@ from hfd_jax.distill.interface import LOGITS
 from hfd_jax.distill.methods import METHODS
 from hfd_jax.errors import ConfigError, nearest
 from hfd_jax.models.alignment import ALIGNMENTS
-from hfd_jax.models.architectures import ARCHITECTURES, DEFAULT
+from hfd_jax.models.architectures import ARCHITECTURES
 from hfd_jax.models.resnet import DEPTHS
 from hfd_jax.models.segmenter import STRIDE, TAPS
 from hfd_jax.optim import SCHEDULES
@@ -234,7 +234,8 @@ def _check_architectures(config: ConfigDict) -> None:
             _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
     names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
     used = set().union(*(ARCHITECTURES[name].fields for name in names))
-    for field, default in {**ARCHITECTURES["deeplabv3plus"].fields, **ARCHITECTURES[DEFAULT].fields}.items():
+    defaults = {field: default for network in ARCHITECTURES.values() for field, default in network.fields.items()}
+    for field, default in defaults.items():
         if field in config.model and field not in used and _plain(config.model[field]) != default:
             _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
     if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):

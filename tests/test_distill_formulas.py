@@ -1,4 +1,4 @@
-"""Distillation methods against the published formulas in plain NumPy, and the memory of one."""
+"""Distillation methods against their formulas in plain NumPy (published, or ours where a file says so); a memory."""
 
 import functools
 
