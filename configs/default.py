@@ -130,9 +130,9 @@ def get_config() -> ConfigDict:
     distill.cache = False
 
     distill.hfd = hfd = ConfigDict()  # heterogeneous feature distillation: adapters, standardised features
-    hfd.weight = 10.0  # ours
+    hfd.weight = 17.5  # ours
     hfd.taps = ("C3", "C4", "C5", "A")  # features compared
-    hfd.tap_weights = ()  # one per tap; () for equal weights
+    hfd.tap_weights = ()  # one per tap; (): A counts as much as four others
 
     distill.kd = kd = ConfigDict()  # class probabilities, pixel by pixel
     kd.weight = 1.0  # as of Yang et al. 2022

@@ -157,6 +157,19 @@ def test_hfd_reaches_the_student_and_not_the_teacher(rng):
     assert float(found["hfd"]) == pytest.approx(float(found["hfd_C3"] + 3 * found["hfd_A"]) / 4, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("taps", "weights", "expected"),
+    [
+        (("C3", "C4", "C5", "A"), (), (1 / 7, 1 / 7, 1 / 7, 4 / 7)),  # A counts as much as four others
+        (("A", "C3"), (), (4 / 5, 1 / 5)),
+        (("A",), (), (1.0,)),
+        (("C3", "A"), (1.0, 1.0), (1 / 2, 1 / 2)),
+    ],
+)
+def test_weights_of_hfds_taps(taps, weights, expected):
+    assert HFD(taps, weights).weights() == pytest.approx(expected)
+
+
 def test_unknown_tap_names_the_valid_ones(rng):
     outputs = Outputs({"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))})
     pixels = np.zeros((1, 64, 64), np.int32), np.ones((1, 64, 64), bool)

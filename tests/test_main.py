@@ -110,7 +110,7 @@ def test_a_second_start_is_refused_while_a_run_is_at_work(finished, scenes_dir):
 def test_another_config_is_refused(finished, scenes_dir):
     done = main(finished[0], scenes_dir, "--config.distill.hfd.weight=2.5", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "made with another config" in done.stderr and "distill.hfd.weight: 10.0 there, 2.5 now" in done.stderr
+    assert "made with another config" in done.stderr and "distill.hfd.weight: 17.5 there, 2.5 now" in done.stderr
 
 
 @pytest.mark.parametrize("network", ["teacher", "student"])

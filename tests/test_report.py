@@ -221,7 +221,7 @@ def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
 def test_two_runs_show_what_differs(pictured):
     part = pictured[pictured.index('<section id="differs">') :]
     part = Page(part[: part.index("</section>") + len("</section>")]).text.split()
-    assert part[part.index("distill.hfd.weight") :][:3] == ["distill.hfd.weight", "10.0", "2.5"]
+    assert part[part.index("distill.hfd.weight") :][:3] == ["distill.hfd.weight", "17.5", "2.5"]
     assert part[part.index("seed") :][:3] == ["seed", "0", "7"]
     assert "optim.learning_rate" not in part
 

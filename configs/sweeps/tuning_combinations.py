@@ -8,8 +8,6 @@ CONFIG = "configs/quickstart.py"
 REFERENCE = "HFD"
 ROWS = {
     "HFD": {},
-    "HFD, weight 40": {"distill.hfd.weight": 40.0},
-    "HFD, A counts four times": {"distill.hfd.weight": 17.5, "distill.hfd.tap_weights": (1, 1, 1, 4)},
     "CWD": {"distill.method": ("cwd",)},
     "FitNet": {"distill.method": ("fitnet",)},
     "HFD + logit KD": {"distill.method": ("hfd", "kd")},

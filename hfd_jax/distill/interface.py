@@ -9,6 +9,8 @@ One small file per method; `methods.py` lists them and runs several at once. A m
 - takes pairs without labels (IGNORE_LABEL everywhere).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
@@ -123,7 +125,7 @@ class TapDistiller(nn.Module):
 
     Attributes:
       taps: names of features, where the method allows it LOGITS.
-      tap_weights: one per tap; empty for equal weights.
+      tap_weights: one per tap; empty for the method's own, which are equal unless it says otherwise.
       axis_name: pmap axis; None under jit.
     """
 
@@ -133,6 +135,12 @@ class TapDistiller(nn.Module):
 
     method: ClassVar[str]
     title: ClassVar[str]
+    own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({})
+
+    def weights(self) -> tuple[float, ...]:
+        """One per tap; they add up to 1."""
+        weights = self.tap_weights or tuple(self.own_weights.get(tap, 1.0) for tap in self.taps)
+        return tuple(weight / sum(weights) for weight in weights)
 
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
@@ -141,8 +149,7 @@ class TapDistiller(nn.Module):
             tap: self.compare(tap, compared(student, teacher, tap, label, valid, self.method), train)
             for tap in self.taps
         }
-        weights = self.tap_weights or (1.0,) * len(self.taps)
-        mean = sum(w * losses[tap] for w, tap in zip(weights, self.taps, strict=True)) / sum(weights)
+        mean = sum(weight * losses[tap] for weight, tap in zip(self.weights(), self.taps, strict=True))
         return {self.method: mean, **{f"{self.method}_{tap}": loss for tap, loss in losses.items()}}
 
     def compare(self, tap: str, maps: Maps, train: bool):

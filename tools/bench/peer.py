@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from hfd_jax import losses
 from hfd_jax.data.inputs import network_input
+from hfd_jax.distill.hfd import HFD
 from hfd_jax.errors import UserError
 from tools.bench import cases, peer_torch
 from tools.bench.cases import Shapes
@@ -32,7 +33,7 @@ def check_config(config: ConfigDict) -> None:
     """UserError where the peer does not have what the config asks for."""
     plain = {"model.architecture": "hfdnet", "student.architecture": "", "model.context": False}
     plain |= {"loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
-    plain |= {"distill.method": ("hfd",), "distill.hfd.tap_weights": (), "optim.weight_decay": 1e-2}
+    plain |= {"distill.method": ("hfd",), "optim.weight_decay": 1e-2}
     for field, value in plain.items():
         found = config
         for part in field.split("."):
@@ -85,8 +86,9 @@ class Peer:
         teacher = distiller = None
         if what == "student_step" and objective.distils:
             teacher = self.network("eo").to(memory_format=torch.channels_last)
-            taps = tuple(self._config.distill.hfd.taps)
-            distiller = peer_torch.Distiller(student.channels, taps).to(self._device)
+            options = self._config.distill.hfd
+            hfd = HFD(tuple(options.taps), tuple(options.tap_weights))
+            distiller = peer_torch.Distiller(student.channels, hfd.taps, hfd.weights()).to(self._device)
         trainer = peer_torch.Trainer(
             student,
             teacher,

@@ -157,9 +157,9 @@ class Adapter(nn.Module):
 
 
 class Distiller(nn.Module):
-    def __init__(self, channels: Mapping[str, int], taps: tuple[str, ...]):
+    def __init__(self, channels: Mapping[str, int], taps: tuple[str, ...], weights: tuple[float, ...]):
         super().__init__()
-        self.taps = taps
+        self.taps, self.weights = taps, weights  # which add up to 1
         for tap in taps:
             self.add_module(f"adapter_{tap}", Adapter(channels[tap], channels[tap]))
 
@@ -173,7 +173,7 @@ class Distiller(nn.Module):
                 squared = (standardise(adapted, mask) - standardise(target, mask)) ** 2
                 count = (mask.sum() * target.shape[1]).clamp(min=1)
                 losses.append((squared * mask).sum() / count)
-        return sum(losses) / len(losses)
+        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
 
 
 def standardise(x, mask):
