@@ -15,7 +15,7 @@ INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#
 
 def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
     """Writes a PNG; `places` are the rows' values on the sweep's axis, and empty for a picture without one."""
-    figure = _curves(lines, results, places) if places else _dots(lines, results, sweep)
+    figure = _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
     figure.savefig(path, dpi=130, bbox_inches="tight")  # the columns lie beside the axes
 
 
@@ -54,7 +54,7 @@ def _costs(axes: Any, lines: Sequence[Line]) -> None:
             axes.text(x, place, text, va="center", **style)
 
 
-def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any]) -> Figure:
+def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], field: str) -> Figure:
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[Line]] = {}
@@ -69,6 +69,7 @@ def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any]) 
             values = [result.mean_iou for result in results[line.row].values()]
             axes.plot([x] * len(values), values, ".", color=colour, alpha=0.4, markersize=5)
     ticks = sorted(set(places.values()))
+    axes.set_xlabel(field, fontsize=9)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.minorticks_off()
