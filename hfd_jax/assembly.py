@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -190,15 +191,15 @@ def class_weights(class_pixels: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def make_distiller(config: ConfigDict, run: Run, axis_name: str | None = None) -> Combined | None:
-    """A method's fields in the config are its module's attributes, but for those that `make_objective` reads."""
     if not run.distils:
         return None
+    return Combined(tuple(make_method(config, method, axis_name) for method in config.distill.method))
 
-    def make(method: str):
-        options = {k: v for k, v in config.distill[method].items() if k not in ("weight", "fade")}
-        return METHODS[method](axis_name=axis_name, **options)
 
-    return Combined(tuple(make(method) for method in config.distill.method))
+def make_method(config: ConfigDict, method: str, axis_name: str | None = None) -> nn.Module:
+    """A method's fields in the config are its module's attributes, but for those that `make_objective` reads."""
+    options = {k: v for k, v in config.distill[method].items() if k not in ("weight", "fade")}
+    return METHODS[method](axis_name=axis_name, **options)
 
 
 def make_schedule(config: ConfigDict, steps: int):

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ from scipy import stats
 
 from hfd_jax.checkpoint import CheckpointReader
 from hfd_jax.errors import CheckpointError
-from hfd_jax.reporting import duration
-from hfd_jax.sweep import Job, Sweep, at_same_point, cost_file, is_finished
+from hfd_jax.reporting import duration, read_log
+from hfd_jax.sweep import Job, Sweep, at_same_point
+from hfd_jax.sweep_runs import is_finished
 from hfd_jax.workdir import Workdir, read_json
 
 
@@ -25,7 +25,8 @@ class Result:
       mean_iou, macro_f1, accuracy: on the split that was evaluated.
       iou: class name -> IoU; None for a class that neither occurs nor is predicted.
       parameters: of the network as it is used, without adapters.
-      seconds: of the run, with reading, compilation and evaluation; None where it was interrupted.
+      steps: that it was trained for.
+      rates: training steps per second so far, at every line of the log.
     """
 
     mean_iou: float
@@ -33,7 +34,8 @@ class Result:
     accuracy: float
     iou: Mapping[str, float | None]
     parameters: int
-    seconds: float | None
+    steps: int
+    rates: Sequence[float]
 
 
 Results = Mapping[str, Mapping[int, Result]]  # row -> seed -> result
@@ -52,7 +54,8 @@ class Line:
         two-sided p value of the paired t test; None for the reference itself.
       closed: share of the gap between the undistilled student and the teacher that the row closes, over the seeds that
         all three have; None where it has no meaning.
-      parameters, seconds, megapixels: cost; seconds are the row's own, without its teacher's training; megapixels a
+      parameters, seconds, megapixels: cost; seconds are of the row's own training steps, without its teacher's, without
+        compilation and evaluation, at the pace that it kept when nothing disturbed it (`undisturbed`); megapixels a
         second are of inference, None where not measured.
     """
 
@@ -85,8 +88,15 @@ def _result(job: Job) -> Result:
     workdir = Workdir(job.root)
     row = read_json(workdir.evaluation)[job.config.eval.split][job.network]
     iou = {name: scores["iou"] for name, scores in row["per_class"].items()}
-    seconds = read_json(cost_file(job))["seconds"] if os.path.exists(cost_file(job)) else None
-    return Result(row["mean_iou"], row["macro_f1"], row["accuracy"], iou, _parameters(job, row["step"]), seconds)
+    return Result(
+        row["mean_iou"], row["macro_f1"], row["accuracy"], iou, _parameters(job, row["step"]), job.steps, _rates(job)
+    )
+
+
+def _rates(job: Job) -> list[float]:
+    """What the workdir has of the network's pace; nothing where the run was too short to be timed."""
+    entries, _ = read_log(Workdir(job.root).timing)
+    return [entry["steps_per_second"] for entry in entries if entry["network"] == job.network]
 
 
 def _parameters(job: Job, step: int) -> int:
@@ -120,7 +130,6 @@ def _line(row: str, results: Results, sweep: Sweep, megapixels: float | None) ->
     closed = _closed(results, row, floor, teacher) if row not in (floor, teacher) else None
     names = mine[0].iou
     found = {name: [result.iou[name] for result in mine if result.iou[name] is not None] for name in names}
-    seconds = [result.seconds for result in mine if result.seconds is not None]
     return Line(
         row=row,
         seeds=len(mine),
@@ -134,9 +143,14 @@ def _line(row: str, results: Results, sweep: Sweep, megapixels: float | None) ->
         p=_paired_p(gain) if compared else None,
         closed=closed,
         parameters=mine[0].parameters,
-        seconds=float(np.median(seconds)) if seconds else None,
+        seconds=undisturbed([rate for result in mine for rate in result.rates], mine[0].steps),
         megapixels=megapixels,
     )
+
+
+def undisturbed(rates: Sequence[float], steps: int) -> float | None:
+    """Seconds that so many steps take at the best decile of the rates: other work on a machine only ever slows it."""
+    return float(steps / np.quantile(rates, 0.9)) if rates else None
 
 
 def _closed(results: Results, row: str, floor: str, teacher: str) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfd_jax.assembly import BASELINES, DTYPES
+from hfd_jax.assembly import BASELINES, DTYPES, make_method
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.scenes import SceneOptions
@@ -240,6 +240,8 @@ def _check_architectures(config: ConfigDict) -> None:
             _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
     if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):
         _fail(config, "model.rates", "expected whole numbers above 0")
+    if len(set(config.model.rates)) < len(config.model.rates):
+        _fail(config, "model.rates", "a rate is named twice")
     if "segformer_b0" in names and config.model.width % 2:
         _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
     if config.stage != "teacher":
@@ -264,8 +266,7 @@ def _check_cache(config: ConfigDict) -> None:
     if not config.distill.method:
         _fail(config, "distill.cache", "distill.method is empty, so there are no features to store")
     for method in config.distill.method:
-        # A tuple in the class, or in the config.
-        if LOGITS in config.distill[method].get("taps", METHODS[method].taps):
+        if LOGITS in make_method(config, method).taps:
             _fail(config, "distill.cache", f"features are stored, logits are not, which {method} needs")
     if config.augment.eo_gain:
         _fail(config, "distill.cache", "stored features know no gain of the optical image; expected augment.eo_gain 0")

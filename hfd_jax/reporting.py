@@ -81,12 +81,27 @@ class MetricsLog:
             file.write(json.dumps({"network": network, "step": step, **values}) + "\n")
 
 
+def read_log(path: str) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a file that a `MetricsLog` wrote, none where there is no file; and how many lines are none."""
+    if not os.path.exists(path):
+        return [], 0
+    with open(path) as file:
+        lines = file.readlines()
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    return entries, len(lines) - len(entries)
+
+
 def _keep(line: str, network: str, step: int) -> bool:
+    entry = _entry(line)
+    return entry is not None and (entry["network"] != network or entry["step"] <= step)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
-        return False  # a line that a killed run left unfinished
-    return entry["network"] != network or entry["step"] <= step
+        return None  # a killed run may leave half a line
+    return entry if isinstance(entry, dict) and {"network", "step"} <= set(entry) else None
 
 
 def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""A sweep: variants of one config, each with several seeds; which runs it is made of, and carrying them out.
+"""A sweep: variants of one config, each with several seeds, and which runs it is made of.
 
 A sweep file (configs/sweeps/) says
 
@@ -14,36 +14,29 @@ depends on share the teachers, one per seed. A run's folder is named after the f
 config, so that sweeps of the same config in the same folder share the runs that they have in common.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
+import hashlib
 import operator
 import os
 import re
 import runpy
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from absl import flags
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, train
+from hfd_jax import assembly
 from hfd_jax.config_flags import unknown_field
-from hfd_jax.errors import STOPPED_EXIT_CODE, ConfigError, StoppedError, UserError
-from hfd_jax.reporting import duration
-from hfd_jax.workdir import Workdir, check_claim, read_json, write_json
+from hfd_jax.errors import ConfigError
+from hfd_jax.workdir import Workdir
 
 # Fields that the training of a teacher does not read.
 _STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
+# Fields that a sweep sets itself, for every run.
+_OWN = ("seed", "baselines", "teacher.checkpoint", "eval.panels")
+_LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
 _POINT = " @"
-_stop: Any = None  # in a worker: an event, set when no further run is to begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +104,16 @@ def read_sweep(path: str) -> Sweep:
     """ConfigError where the file is missing, or is none."""
     if not os.path.isfile(path):
         raise ConfigError(f"--sweep={path}: no such file; configs/sweeps/ holds those that come with the project")
-    found = runpy.run_path(path)
+    try:
+        found = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
     missing = [name for name in ("CONFIG", "REFERENCE", "ROWS") if name not in found]
     if missing:
         raise ConfigError(f"{path}: {missing[0]} is missing; a sweep file sets CONFIG, REFERENCE and ROWS")
     rows, axis, floor = found["ROWS"], found.get("AXIS", ""), found.get("FLOOR", found["REFERENCE"])
+    if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
+        raise ConfigError(f'{path}: ROWS is {rows!r}; expected {{"name of a row": {{"part.field": value, ...}}, ...}}')
     known = list(dict.fromkeys(curve(row) if axis else row for row in rows))
     for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
         if value not in known:
@@ -127,12 +125,17 @@ def read_sweep(path: str) -> Sweep:
 
 
 def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> list[Job]:
-    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist,
-    rows that are the same run, and values on the axis that have no place there."""
+    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist or
+    that the sweep sets itself, rows that are the same run, and values on the axis that have no place there."""
+    if base.teacher.checkpoint:
+        raise ConfigError(
+            f"config.teacher.checkpoint is {base.teacher.checkpoint!r}: a sweep trains a teacher of its own per seed"
+        )
     teachers: dict[str, Job] = {}
     students: dict[str, Job] = {}
     for row, overrides in sweep.rows.items():
         for seed in seeds:
+            _check_own_fields(sweep, row, overrides)
             config = varied(base, overrides, f"row {row!r} of sweep {sweep.name}")
             config.seed, config.baselines, config.eval.panels = seed, (), 0
             _check_place(sweep, config, row)
@@ -150,6 +153,17 @@ def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> lis
             _refuse_twins(sweep, students.get(job.root), row)
             students[job.root] = job
     return [*teachers.values(), *students.values()]
+
+
+def _check_own_fields(sweep: Sweep, row: str, overrides: Mapping[str, Any]) -> None:
+    for field in overrides:
+        if field in _OWN:
+            raise ConfigError(f"row {row!r} of sweep {sweep.name}: config.{field} is set by the sweep itself")
+    if overrides.get("stage", "teacher") != "teacher":
+        raise ConfigError(
+            f"row {row!r} of sweep {sweep.name}: stage is {overrides['stage']!r}; expected 'teacher', or no "
+            "stage for a student"
+        )
 
 
 def _refuse_twins(sweep: Sweep, known: Job | None, row: str) -> None:
@@ -202,141 +216,11 @@ def _folder(root: str, kind: str, overrides: Mapping[str, Any], base: ConfigDict
     changed = {field: value for field, value in overrides.items() if value != value_at(base, field)}
     words = [f"{field} {'none' if value == () else value}" for field, value in sorted(changed.items())]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", " ".join(words)).strip("_")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 17]}_{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
     return os.path.join(root, kind, name or "base", f"seed_{seed}")
 
 
 def value_at(config: ConfigDict, field: str) -> Any:
     """The value of "part.field"."""
     return functools.reduce(operator.getitem, field.split("."), config)
-
-
-def is_finished(job: Job) -> bool:
-    """Whether its network has been evaluated at its last step.
-
-    Raises:
-      WorkdirError: the folder holds a run of another config.
-    """
-    workdir = Workdir(job.root)
-    check_claim(workdir, job.config)
-    if not os.path.exists(workdir.evaluation):
-        return False
-    row = read_json(workdir.evaluation).get(job.config.eval.split, {}).get(job.network)
-    return row is not None and row["step"] == job.steps
-
-
-def cost_file(job: Job) -> str:
-    """Where `run` notes how long the run took: {"seconds": number, or null where it was interrupted}."""
-    return os.path.join(job.root, "cost.json")
-
-
-def run(job: Job) -> None:
-    """Trains and evaluates; goes on where an earlier call was interrupted."""
-    resumed, start = os.path.exists(Workdir(job.root).config), time.monotonic()
-    train.run(job.config, job.root)
-    if not os.path.exists(cost_file(job)):  # else another split is evaluated now
-        write_json(cost_file(job), {"seconds": None if resumed else time.monotonic() - start})
-    jax.clear_caches()
-
-
-def run_all(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = print) -> list[tuple[Job, UserError]]:
-    """Runs what is not finished, teachers before students, `at_once` at a time.
-
-    A run that fails for a reason of its own (it diverges, say) does not stop the others.
-
-    Returns:
-      Those that failed, with the reason.
-    """
-    waiting = [job for job in jobs if not is_finished(job)]
-    say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished")
-    failed: list[tuple[Job, UserError]] = []
-    start, done = time.monotonic(), 0
-    for stage in ("teacher", "student"):
-        group = [job for job in waiting if job.network == stage]
-        for job, error in (_one_by_one if at_once == 1 else _side_by_side)(group, at_once, say):
-            done += 1
-            left = (time.monotonic() - start) / done * (len(waiting) - done)
-            outcome = f"failed: {error}" if error else "done"
-            say(f"--- {done}/{len(waiting)}: {job.title}: {outcome}, {duration(left)} left")
-            failed += [(job, error)] if error else []
-    return failed
-
-
-def _one_by_one(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
-    for job in jobs:
-        say(f"--- {job.title} ({job.root})")
-        yield job, _attempt(job)
-
-
-def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
-    """Each worker process has a share of the devices of its own: GPUs in turn, or the CPU's cores."""
-    context = multiprocessing.get_context("spawn")
-    numbers, stop = context.Queue(), context.Event()
-    for number in range(at_once):
-        numbers.put(number)
-    say(f"{at_once} at once; each writes to output.txt in its workdir")
-    with concurrent.futures.ProcessPoolExecutor(at_once, context, _begin_worker, (numbers, at_once, stop)) as pool:
-        futures = {pool.submit(_attempt_quietly, job): job for job in jobs}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise StoppedError("a run was stopped; the same command continues") from error
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _attempt(job: Job) -> UserError | None:
-    try:
-        run(job)
-    except UserError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - out of memory, say: smaller networks still have a chance
-        traceback.print_exc()
-        return UserError(f"{type(error).__name__}: {error}".splitlines()[0])
-    return None
-
-
-def _attempt_quietly(job: Job) -> UserError | None:
-    os.makedirs(job.root, exist_ok=True)
-    with open(os.path.join(job.root, "output.txt"), "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            outcome = None if _to_stop() else _attempt(job)
-            if not _to_stop():
-                return outcome
-        except (StoppedError, KeyboardInterrupt) as message:
-            print(message, flush=True)
-        os._exit(STOPPED_EXIT_CODE)  # or the pool would hand it the next run
-
-
-def _to_stop() -> bool:
-    """Whether the tool has been interrupted or killed: a signal that comes while a run is evaluated goes unheard."""
-    return _stop.is_set() or not multiprocessing.parent_process().is_alive()
-
-
-def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
-    """Before JAX looks for devices: this worker sees its own GPU, or its own cores. It ends with its parent."""
-    global _stop  # a pool has no other way to hand an event over
-    _stop = stop
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    flags.FLAGS.mark_as_parsed()  # grain insists on it
-    number = numbers.get()
-    os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu(number)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number % len(cores) :: count])
-
-
-def _follow_parent() -> None:
-    """A parent that is killed takes no leave of its workers: each saves and stops, as if asked itself."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _own_gpu(number: int) -> str:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    choices = [str(number)] if visible is None else visible.split(",")
-    return choices[number % len(choices)]

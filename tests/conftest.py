@@ -1,6 +1,8 @@
 """Shared fixtures. Eight fake devices stand for a machine with eight; tests that want fewer take some of them."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ flags.FLAGS.mark_as_parsed()
 ROOT = Path(__file__).resolve().parent.parent
 # The same program compiles once, also in the processes that tests start.
 CACHE = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

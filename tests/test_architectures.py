@@ -249,6 +249,7 @@ def test_the_config_s_default_is_hfdnet_s():
         ({"model.architecture": "hrsarnet"}, "config.distill.hfd.taps is .*hrsarnet has no tap 'C4'"),
         ({"model.rates": (1, 2)}, r"config.model.rates is \(1, 2\): hfdnet has no use for it"),
         ({"model.architecture": "deeplabv3plus", "model.rates": (1, 0)}, "config.model.rates .*whole numbers above 0"),
+        ({"model.architecture": "deeplabv3plus", "model.rates": (2, 2)}, "config.model.rates .*a rate is named twice"),
         (
             {"student.architecture": "hrnet", "student.init": "teacher"},
             "config.student.init is 'teacher': the student is 'hrnet', the teacher 'hfdnet'",

@@ -14,10 +14,10 @@ import pytest
 from scipy import stats
 
 from configs import default
-from hfd_jax import comparison, comparison_figure, sweep
+from hfd_jax import comparison, comparison_figure, sweep, sweep_runs
 from hfd_jax.comparison import Result
 from hfd_jax.config_check import check_fields
-from hfd_jax.errors import ConfigError
+from hfd_jax.errors import ConfigError, UserError
 from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments
 
@@ -29,8 +29,8 @@ def some_sweep(rows, reference="SAR-only"):
     return sweep.Sweep("some", "configs/quickstart.py", reference, rows, floor=reference)
 
 
-def result(mean_iou, seconds=60.0):
-    return Result(mean_iou, mean_iou + 0.1, 0.9, {"land": mean_iou, "water": None}, 2_500_000, seconds)
+def result(mean_iou, rates=(10.0,)):
+    return Result(mean_iou, mean_iou + 0.1, 0.9, {"land": mean_iou, "water": None}, 2_500_000, 600, rates)
 
 
 def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on():
@@ -83,6 +83,39 @@ def test_a_misspelt_field_and_two_rows_of_one_run_are_named():
         sweep.plan(some_sweep({"HFD": {}, "default": {"distill.method": ("hfd",)}}), default.get_config(), [0], "w")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"stage": "teachr"},
+            "row 'x' of sweep some: stage is 'teachr'; expected 'teacher', or no stage for a student",
+        ),
+        ({"seed": 7}, "row 'x' of sweep some: config.seed is set by the sweep itself"),
+        ({"teacher.checkpoint": "t"}, "row 'x' of sweep some: config.teacher.checkpoint is set by the sweep itself"),
+    ],
+)
+def test_a_row_cannot_set_what_the_sweep_sets(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.plan(some_sweep({"x": fields}), default.get_config(), [0], "w")
+
+
+def test_a_teacher_for_all_rows_is_refused_since_every_seed_has_its_own():
+    config = default.get_config()
+    config.teacher.checkpoint = "runs/a/checkpoints/teacher"
+    with pytest.raises(ConfigError, match="config.teacher.checkpoint is 'runs/a/checkpoints/teacher': a sweep trains"):
+        sweep.plan(some_sweep({}), config, [0], "w")
+
+
+def test_rows_with_many_fields_have_folders_that_a_file_system_takes():
+    def folder(last):
+        fields = {f"optim.{name}": 0.123456 for name in ("learning_rate", "warmup", "weight_decay", "clip_norm")}
+        fields |= {f"distill.cirkd.{name}": 0.75 for name in ("weight", "pixel_weight", "region_weight", "temperature")}
+        rows = {"x": {**fields, "distill.method": ("cirkd",), "augment.sar_gain_db": last}}
+        return sweep.plan(some_sweep(rows), default.get_config(), [0], "w")[-1].root.split("/")[-2]
+
+    assert len(folder(1.0)) == len(folder(2.0)) == 200 and folder(1.0) != folder(2.0) and folder(1.0) == folder(1.0)
+
+
 def test_what_is_no_sweep_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing.py: no such file"):
         sweep.read_sweep(str(tmp_path / "nothing.py"))
@@ -95,6 +128,12 @@ def test_what_is_no_sweep_file_is_named(tmp_path):
         sweep.read_sweep(str(path))
     path.write_text('CONFIG = "c"\nREFERENCE = "a"\nROWS = {"a @ 1": {}, "b @ 1": {}}\nAXIS = "seed"\nFLOOR = "c"\n')
     with pytest.raises(ConfigError, match="FLOOR is 'c'; the curves are a, b"):
+        sweep.read_sweep(str(path))
+    path.write_text('CONFIG = "c"\nREFERENCE = "a"\nROWS = ["a"]\n')
+    with pytest.raises(ConfigError, match=r"half.py: ROWS is \['a'\]; expected"):
+        sweep.read_sweep(str(path))
+    path.write_text('ROWS = {"a": {}\n')
+    with pytest.raises(ConfigError, match="half.py does not run: SyntaxError: '{' was never closed"):
         sweep.read_sweep(str(path))
 
 
@@ -117,12 +156,41 @@ def test_a_run_that_fails_is_named_and_stops_no_other(monkeypatch):
         if job.seed == 1:
             raise MemoryError("no room")
 
-    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr(sweep_runs, "run", run)
     jobs = sweep.plan(some_sweep({}), default.get_config(), [0, 1, 2], "w")
     lines = []
-    [(job, error)] = sweep.run_all(jobs, 1, lines.append)
+    [(job, error)] = sweep_runs.run_all(jobs, 1, lines.append)
     assert (job.row, job.seed) == ("SAR-only", 1) and str(error) == "MemoryError: no room"
     assert any("3/3: SAR-only, seed 2: done" in line for line in lines)
+
+
+def die(job):
+    signal.raise_signal(signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_an_error_that_names_its_run(monkeypatch, tmp_path):
+    """As out of memory ends it: a plea to start the same command again would never end."""
+    monkeypatch.setattr(sweep_runs, "_attempt_quietly", die)
+    job, _ = sweep.plan(some_sweep({}), default.get_config(), [0, 1], str(tmp_path))
+    (tmp_path / "students" / "distill.method_none" / "seed_0").mkdir(parents=True)
+    (tmp_path / "students" / "distill.method_none" / "seed_0" / "output.txt").touch()
+    with pytest.raises(UserError, match=f"a worker process died .* in one of: {job.root}; its output.txt"):
+        sweep_runs.run_all([job], 2)
+
+
+def test_no_two_runs_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(sweep_runs.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(UserError, match="--at_once is 3, and every run takes a GPU of its own: there are 2"):
+        sweep_runs.run_all([], 3)
+    assert [sweep_runs._own_gpu(number) for number in (0, 1)] == ["3", "5"]
+    sweep_runs.run_all([], 2)
+
+
+def test_time_is_that_of_steps_that_nothing_disturbed():
+    rates = [10.0] * 5 + [2.0] * 20 + [10.0] * 5  # other work on the machine, most of the time
+    assert comparison.undisturbed(rates, 600) == pytest.approx(60.0)
+    assert comparison.undisturbed([], 600) is None
 
 
 def test_differences_are_paired_by_seed_and_tested():
@@ -159,8 +227,8 @@ def test_the_gap_is_that_of_the_seeds_that_all_have_and_begins_at_the_floor():
     assert closed["teacher"] is None and closed["SAR-only"] is None
 
 
-def test_a_missing_seed_and_an_interrupted_run_are_left_out():
-    results = {"SAR-only": {0: result(0.5), 1: result(0.6)}, "HFD": {1: result(0.7, None)}}
+def test_a_missing_seed_is_left_out():
+    results = {"SAR-only": {0: result(0.5), 1: result(0.6)}, "HFD": {1: result(0.7, [])}}
     _, hfd = comparison.lines_of(results, some_sweep({"HFD": {}}), {})
     assert hfd.seeds == 1 and np.isclose(hfd.gain, 0.1) and np.isnan(hfd.p) and hfd.seconds is None
 
@@ -233,13 +301,13 @@ def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_p
 def test_no_further_run_begins_once_the_tool_is_interrupted(monkeypatch, tmp_path):
     """A signal that comes while a run is evaluated does not end it, and the pool has handed out the next one already."""
     begun, codes = [], []
-    monkeypatch.setattr(sweep, "run", lambda job: begun.append(job.root))
-    monkeypatch.setattr(sweep.os, "dup2", lambda *descriptors: None)
-    monkeypatch.setattr(sweep.os, "_exit", codes.append)
+    monkeypatch.setattr(sweep_runs, "run", lambda job: begun.append(job.root))
+    monkeypatch.setattr(sweep_runs.os, "dup2", lambda *descriptors: None)
+    monkeypatch.setattr(sweep_runs.os, "_exit", codes.append)
     job, _ = sweep.plan(some_sweep({}), default.get_config(), [0, 1], str(tmp_path))
     for answers in ([False, True], [True, True]):  # asked before and after the run
-        monkeypatch.setattr(sweep, "_to_stop", iter(answers).__next__)
-        sweep._attempt_quietly(job)
+        monkeypatch.setattr(sweep_runs, "_to_stop", iter(answers).__next__)
+        sweep_runs._attempt_quietly(job)
     assert begun == [job.root] and codes == [75, 75]
 
 

@@ -9,6 +9,7 @@ from configs import default
 from hfd_jax import assembly
 from hfd_jax.config_check import check_against_data, check_fields
 from hfd_jax.config_flags import field_names
+from hfd_jax.distill.methods import METHODS
 from hfd_jax.errors import ConfigError
 from tests.conftest import ROOT, run_python
 
@@ -98,6 +99,16 @@ def test_impossible_values_are_named(config, field, value, message):
         return
     with pytest.raises(ConfigError, match=message):
         check_fields(config, devices=8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stored_features_serve_the_methods_that_need_no_logits(config, method):
+    config.distill.cache, config.distill.method = True, (method,)
+    if method not in ("kd", "cwd", "aicsd", "fakd", "disoptnet"):
+        check_fields(config)
+        return
+    with pytest.raises(ConfigError, match=f"config.distill.cache is True: .*logits are not, which {method} needs"):
+        check_fields(config)
 
 
 def test_no_loss_on_labels_at_all_is_refused(config):

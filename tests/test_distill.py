@@ -126,7 +126,7 @@ def test_the_config_has_every_method_and_its_modules_attributes():
     config.distill.kd.fade = True
     objective = assembly.make_objective(config, assembly.student_run(config), 10, lambda: ())
     first, last = (jax.device_get(objective.weights(step)) for step in (0, 9))
-    assert first["hfd"] == last["hfd"] == 10 and first["kd"] > 0 == last["kd"], "kd fades"
+    assert first["hfd"] == last["hfd"] == config.distill.hfd.weight and first["kd"] > 0 == last["kd"], "kd fades"
 
 
 @every_method

@@ -208,6 +208,35 @@ def test_cirkd_compares_similarities_across_images_and_with_its_queues(rng):
     assert float(cirkd.queue_divergence(a, other, seen, queue, filled & False, 0.1)) == 0
 
 
+def test_cirkd_weighs_its_parts_and_contrasts_with_the_queues_that_the_batch_has_entered():
+    """Everything in the queues is drawn, so that nothing is left to chance."""
+    student, teacher, label, valid = make_pair()
+    options = {"nodes": 4, "pixels": 64, "regions": 8, "contrasted_pixels": 10_000, "contrasted_regions": 10_000}
+    method = module("cirkd", temperature=0.5, pixel_weight=0.25, region_weight=2.0, **options)
+    inputs, rngs = (student, teacher, label, valid), {"noise": KEY}
+    variables = jax.jit(method.init)({"params": KEY, **rngs}, *inputs)
+    terms, changed = jax.jit(functools.partial(method.apply, mutable=["memory", "batch_stats"]))(
+        variables, *inputs, rngs=rngs
+    )
+    parts = {name: float(terms[f"cirkd_{name}"]) for name in ("batch", "pixels", "regions")}
+    assert float(terms["cirkd"]) == pytest.approx(
+        parts["batch"] + 0.25 * parts["pixels"] + 2 * parts["regions"], rel=1e-5
+    )
+
+    kernels = variables["params"]["projection"]
+    hidden = student.features["A"] @ kernels["Conv_0"]["kernel"][0, 0]
+    hidden = (hidden - hidden.mean((0, 1, 2))) / np.sqrt(hidden.var((0, 1, 2)) + 1e-5)
+    headed = np.maximum(hidden, 0) @ kernels["Conv_1"]["kernel"][0, 0]
+    mask = cells(valid)
+    mine, theirs = (length_one(np.asarray(x)[mask]) for x in (headed, teacher.features["A"]))  # a node is a position
+    for name in ("pixels", "regions"):
+        queue, count = changed["memory"][name], changed["memory"][f"{name}_count"]
+        assert int(np.sum(count)) > 0 and np.all(count <= queue.shape[1])
+        entries = np.concatenate([of_class[:n] for of_class, n in zip(queue, count, strict=True)])
+        p, q = (softmax(x @ entries.T / 0.5) for x in (theirs, mine))
+        assert parts[name] == pytest.approx(kl(p, q).mean(), rel=1e-3)
+
+
 def test_a_queue_is_a_ring():
     queue, count = jnp.zeros((4, 1)), 0
     for entries, flags, content, total in (

@@ -22,7 +22,7 @@ def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
         WorkdirError, match=r"another config.*data.crop: 64 there, 96 now; distill.hfd.weight: 17.5 there, 3.0 now"
     ):
         claim(workdir, config)
-    assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 10.0
+    assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 17.5
 
 
 def test_fields_that_change_no_number_are_free(tmp_path):

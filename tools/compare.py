@@ -22,7 +22,7 @@ import os
 import sys
 
 from configs import default
-from hfd_jax import comparison, comparison_figure, config_flags, sweep
+from hfd_jax import comparison, comparison_figure, config_flags, sweep, sweep_runs
 from hfd_jax.comparison import Line, Results
 from hfd_jax.config_check import check_fields
 from hfd_jax.errors import UserError, writing
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     for job in jobs:
         check_fields(job.config)  # all of them, before the first one is trained
-    failed = sweep.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
+    failed = sweep_runs.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
     results = comparison.collect(jobs)
     if results:
         write(chosen, jobs, results, arguments.workdir)

@@ -4,8 +4,8 @@ Three parts, each a mean over the valid nodes (means over cells of the feature's
 between the teacher's and the student's distribution of similarities / temperature:
 
     batch    of a node with all nodes of an image, over all pairs of images in the batch
-    pixels   of a node with embeddings of single positions of earlier batches, from a queue per class
-    regions  of a node with class means of earlier images, from a queue per class
+    pixels   of a node with embeddings of single positions of this and earlier batches, from a queue per class
+    regions  of a node with class means of this and earlier batches' images, from a queue per class
 
     loss = batch + pixel_weight * pixels + region_weight * regions
 

@@ -1,7 +1,6 @@
 """What a workdir's files say of its run, finished or not: config, log, scores; and what is missing from them."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from hfd_jax import assembly
 from hfd_jax.errors import WorkdirError
 from hfd_jax.metrics import Scores, scores
+from hfd_jax.reporting import read_log
 from hfd_jax.workdir import Workdir, read_json
 
 
@@ -108,8 +108,8 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
         stored=stored,
         config=config,
         versions=read_json(workdir.versions) if os.path.exists(workdir.versions) else {},
-        log=read_lines(workdir.metrics, remarks),
-        timing=read_lines(workdir.timing, remarks) if os.path.exists(workdir.timing) else [],
+        log=_read_log(workdir.metrics, remarks),
+        timing=_read_log(workdir.timing, remarks),
         split=split,
         evaluated=read_evaluation(workdir, split),
         remarks=remarks,
@@ -129,22 +129,11 @@ def unfinished(run: RunFiles) -> list[str]:
     return sentences
 
 
-def read_lines(path: str, remarks: list[str]) -> list[dict[str, Any]]:
-    """The objects of a log, a line each; lines that cannot be read are counted in the remarks."""
-    with open(path) as file:
-        lines = file.readlines()
-    entries = [entry for line in lines if (entry := _entry(line)) is not None]
-    if len(entries) < len(lines):
-        remarks.append(f"Unreadable lines of {os.path.basename(path)}, left out: {len(lines) - len(entries)}.")
+def _read_log(path: str, remarks: list[str]) -> list[dict[str, Any]]:
+    entries, unreadable = read_log(path)
+    if unreadable:
+        remarks.append(f"Unreadable lines of {os.path.basename(path)}, left out: {unreadable}.")
     return entries
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None  # a killed run may leave half a line
-    return entry if isinstance(entry, dict) and {"network", "step"} <= set(entry) else None
 
 
 def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:

@@ -34,6 +34,8 @@ def check_config(config: ConfigDict) -> None:
     plain = {"model.architecture": "hfdnet", "student.architecture": "", "model.context": False}
     plain |= {"loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
     plain |= {"distill.method": ("hfd",), "optim.weight_decay": 1e-2}
+    if not config.optim.clip_norm:
+        raise UserError("config.optim.clip_norm is 0: the PyTorch peer always clips")
     for field, value in plain.items():
         found = config
         for part in field.split("."):
