@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
     ifvd.taps = ("A",)  # features compared
 
     distill.nfd = nfd = ConfigDict()  # standardised features
-    nfd.weight = 10.0  # as of hfd; the published one was not at hand
+    nfd.weight = 10.0  # as of tap A within hfd; the published one was not at hand
     nfd.taps = ("A",)  # features compared
 
     distill.cirkd = cirkd = ConfigDict()  # similarities across images, and to earlier ones in queues per class
@@ -179,7 +179,7 @@ def get_config() -> ConfigDict:
     cirkd.contrasted_pixels, cirkd.contrasted_regions = 4096, 1024
 
     distill.aicsd = aicsd = ConfigDict()  # divergences between the classes' distributions over positions
-    aicsd.weight = 0.01  # ours; the published one belongs to another normalisation
+    aicsd.weight = 0.002  # ours; the published one belongs to another normalisation
     aicsd.temperature = 1.0  # of the distributions
 
     distill.mgd = mgd = ConfigDict()  # the teacher's feature, generated from a part of the student's
@@ -188,7 +188,7 @@ def get_config() -> ConfigDict:
     mgd.taps = ("A",)  # features compared; published: C5
 
     distill.fakd = fakd = ConfigDict()  # class probabilities, for all features that vary as their class does
-    fakd.weight = 1.0  # as of kd; the published one was not at hand
+    fakd.weight = 0.2  # ours; the published one was not at hand
     fakd.strength = 0.5  # of the variation, ours; 0: kd
 
     distill.disoptnet = disoptnet = ConfigDict()  # an optical branch on the student's feature, and its fusion

@@ -1,4 +1,6 @@
-"""Ways to distil, each alone and with its published weight in this project's normalisation, and HFD in combination.
+"""Ways to distil, each alone and with its default weight, and HFD in combination.
+
+Defaults are the published weights in this project's normalisation; those of HFD, NFD, AICSD and FAKD are ours.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
 """

@@ -9,12 +9,12 @@ from configs.sweeps.distillation_methods import METHODS
 
 CONFIG = "configs/quickstart.py"
 REFERENCE = "HFD"
-_PUBLISHED = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
+_DEFAULTS = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
 ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if "hfd" in methods}
 ROWS |= {
     f"{title}, {factor:g} of the weight": {
         "distill.method": methods,
-        f"distill.{methods[0]}.weight": round(factor * _PUBLISHED[methods], 6),
+        f"distill.{methods[0]}.weight": round(factor * _DEFAULTS[methods], 6),
     }
     for title, methods in METHODS.items()
     if len(methods) == 1 and methods != ("hfd",)

@@ -11,5 +11,5 @@ REFERENCE = "SAR-only student, 0.003"
 ROWS = {
     f"{title}, {rate:g}": {"distill.method": (), "optim.learning_rate": rate, **network}
     for title, network in {"SAR-only student": {}, **NETWORKS}.items()
-    for rate in (1e-3, 3e-3)
+    for rate in (1e-3, 3e-3, 1e-2)
 }

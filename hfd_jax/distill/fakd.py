@@ -9,8 +9,9 @@ logits z linear in f, w_j the classifier's weights and Jensen's inequality as in
     V_c(j, k) = (w_j - w_k)' S_c (w_j - w_k) = variance of z_j - z_k over the positions of class c
 
 Only the abstract of the paper was at hand: the bound above, and that V comes of the batch's own logits (detached) with
-the teacher's prediction as class, are ours. So it needs no labels. At strength 0 it is `kd` at temperature 1; weight 1
-likewise. ISDA lets the strength grow to 0.5 during training; a constant 0.5 is ours.
+the teacher's prediction as class, are ours. So it needs no labels. At strength 0 it is `kd` at temperature 1. ISDA lets
+the strength grow to 0.5 during training; a constant 0.5 is ours, and so is the weight, 0.2, which did better on the
+validation split than 1 and 0.04.
 """
 
 from typing import ClassVar

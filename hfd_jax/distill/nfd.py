@@ -3,7 +3,7 @@
     loss = mean over valid positions and channels of ( s(S) - s(T) )^2
 
 where s() standardises each channel of each sample over its valid positions. The paper's weight was not at hand: 10, as
-HFD's, which has the same scale. What HFD adds are adapters and several taps.
+A's within HFD, which has the same scale. What HFD adds are adapters and several taps.
 """
 
 from typing import ClassVar
