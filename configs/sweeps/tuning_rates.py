@@ -1,0 +1,20 @@
+"""Learning rate and number of steps, of the student with and without distillation, compared on the validation split.
+
+tools/env python -m tools.compare --sweep=configs/sweeps/tuning_rates.py --workdir=runs/compare --seeds=1 \
+    --config.eval.split=validation
+"""
+
+CONFIG = "configs/quickstart.py"
+REFERENCE = "SAR-only student, 600 steps, 0.003"
+_ROWS = {"teacher (EO)": {"stage": "teacher"}, "SAR-only student": {"distill.method": ()}, "HFD student": {}}
+ROWS = {
+    f"{title}, {steps} steps, {rate:g}": {
+        "optim.learning_rate": rate,
+        "teacher.steps": steps,
+        "student.steps": steps,
+        **fields,
+    }
+    for title, fields in _ROWS.items()
+    for steps in (300, 600)
+    for rate in (3e-3, 1e-2, 3e-2)
+}
