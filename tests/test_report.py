@@ -197,6 +197,14 @@ def test_every_quantity_of_the_log_is_drawn(pictured, finished):
     assert groups["Loss terms, weighted"] == ["loss", "ce", "hfd", "gram"]
 
 
+def test_a_share_is_drawn_from_zero_also_where_it_rises_from_next_to_nothing(finished):
+    run = read_run(str(finished), "first", DEFAULTS, None)
+    series = curves._Series(run, "student", "", np.array([1.0, 2.0]), np.array([0.001, 0.96]))
+    shares, losses = (curves.chart(name, [series], 2) for name in ("share_hfd", "hfd"))
+    assert losses.logarithmic and not shares.logarithmic
+    assert {"0", "1"} <= {text for _, text in shares.y_ticks}
+
+
 def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
     text = " ".join(Page(pictured).text.split())
     for words in (*scenes.facts.class_names, *TITLES.values(), "student before training (seed 0)"):

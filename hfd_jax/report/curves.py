@@ -119,10 +119,11 @@ def thinned(values: np.ndarray) -> np.ndarray:
 def chart(name: str, series: Sequence[_Series], last_step: int) -> Chart:
     """Of one quantity, over the steps from 0 to `last_step`."""
     values = np.concatenate([one.values for one in series])
-    logarithmic = bool(values.min() > 0 and values.max() > LOGARITHMIC * values.min())
+    from_zero = name.startswith("share_") or name == "skipped"
+    logarithmic = bool(not from_zero and values.min() > 0 and values.max() > LOGARITHMIC * values.min())
     x, x_ticks = axis(0.0, float(last_step), LEFT, WIDTH - RIGHT)
     low, high = float(values.min()), float(values.max())
-    if name.startswith("share_") or name == "skipped":
+    if from_zero:
         low, high = 0.0, max(high, 1.0)
     y, y_ticks = (log_axis if logarithmic else axis)(low, high, HEIGHT - BOTTOM, TOP)
     lines = [
