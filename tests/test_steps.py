@@ -132,7 +132,7 @@ def test_every_term_is_logged_with_its_share(trained):
     for t in terms:
         assert float(metrics[f"share_{t}"]) == pytest.approx(float(metrics[t] / metrics["loss"]), rel=1e-5)
     # The weight is 2, fully ramped up from step 4 on; here it is step 3 of 4.
-    mean = np.mean([metrics[f"hfd_{tap}"] for tap in ("C3", "C4", "A")])
+    mean = np.average([metrics[f"hfd_{tap}"] for tap in ("C3", "C4", "A")], weights=(1, 1, 4))
     assert float(metrics["hfd"]) == pytest.approx(2.0 * 0.75 * mean, rel=1e-5)
 
 
