@@ -10,11 +10,12 @@ A sweep (configs/sweeps/, written in a few lines) varies one config: its own, or
 one per seed, as far as nothing that a teacher depends on differs, and sweeps of one config in the same WORKDIR share
 the runs they have in common. The seed decides initialisation, order, crops and, where data.label_share is below 1,
 which labels are used. Finished runs are taken as they are, interrupted ones resume, one that fails is named at the end
-and does not stop the others.
+and does not stop the others. (A process that the system kills, out of memory say, stops the tool with an error.)
 
 Writes WORKDIR/SWEEP.md, .csv (all digits), .tex and .png: mIoU with its 95 % interval over seeds, the difference to the
 reference row seed by seed with a paired t test, the share of the gap to the teacher that a row closes, IoU per class,
-and what a row costs: parameters, time of its own run (its teacher's is another row), speed of inference.
+and what a row costs: parameters, time of its own training steps at the best decile of the logged pace (its teacher's
+is another row), speed of inference.
 """
 
 import argparse

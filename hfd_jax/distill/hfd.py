@@ -8,8 +8,8 @@ where s() standardises each channel of each sample over its valid positions: wha
 scale and offset, and only the pattern is to be learnt. HFD is the weighted mean of loss_t over the taps, in which A
 counts as much as four others unless it is said otherwise: it is the feature that the classifier sees, and on the
 validation split that did better than equal weights with a tenth of the labels, and no worse with all of them
-(configs/sweeps/tuning_taps.py). The principle is the paper's (arXiv 2210.08988), the equations are
-this project's; adapters are trained with the student and left behind at inference.
+(configs/sweeps/tuning_taps.py). The principle is the paper's (arXiv 2210.08988), the equations are this project's;
+adapters are trained with the student and left behind at inference.
 """
 
 from collections.abc import Mapping
