@@ -17,6 +17,6 @@ ROWS |= {
         f"distill.{methods[0]}.weight": round(factor * _DEFAULTS[methods], 6),
     }
     for title, methods in METHODS.items()
-    if len(methods) == 1 and methods != ("hfd",)
+    if len(methods) == 1
     for factor in (0.2, 1.0, 5.0)
 }

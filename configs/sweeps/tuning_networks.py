@@ -7,10 +7,10 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_networks.py --wo
 from configs.sweeps.hfd_vs_baselines import NETWORKS
 
 CONFIG = "configs/quickstart.py"
-REFERENCE = "SAR-only student, 0.003"
+REFERENCE = "SAR-only student, 0.03"
 _ON_SAR = {title: {"distill.method": (), **network} for title, network in {"SAR-only student": {}, **NETWORKS}.items()}
 ROWS = {
     f"{title}, {rate:g}": {"optim.learning_rate": rate, **fields}
     for title, fields in {**_ON_SAR, "HFD student": {}, "teacher (EO)": {"stage": "teacher"}}.items()
-    for rate in (1e-3, 3e-3, 1e-2)
+    for rate in (0.01, 0.03, 0.1)
 }

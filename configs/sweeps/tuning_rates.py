@@ -5,7 +5,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_rates.py --workd
 """
 
 CONFIG = "configs/quickstart.py"
-REFERENCE = "SAR-only student, 600 steps, 0.003"
+REFERENCE = "SAR-only student, 300 steps, 0.03"
 _ROWS = {"teacher (EO)": {"stage": "teacher"}, "SAR-only student": {"distill.method": ()}, "HFD student": {}}
 ROWS = {
     f"{title}, {steps} steps, {rate:g}": {
@@ -16,5 +16,5 @@ ROWS = {
     }
     for title, fields in _ROWS.items()
     for steps in (300, 600)
-    for rate in (3e-3, 1e-2, 3e-2)
+    for rate in (0.003, 0.01, 0.03, 0.1)
 }
