@@ -20,6 +20,7 @@ def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
         "data.scenes.validation": 6,
         "data.scenes.test": 10,
         "model.width": 4,
+        "optim.learning_rate": 0.003,  # in six steps the quickstart's would leap, and blow rounding up
         "teacher.steps": STEPS,
         "student.steps": STEPS,
         "train.checkpoint_every": 3,
