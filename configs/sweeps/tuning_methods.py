@@ -8,9 +8,9 @@ from configs import default
 from configs.sweeps.distillation_methods import METHODS
 
 CONFIG = "configs/quickstart.py"
-REFERENCE = "HFD"
+REFERENCE = "HFD, 1 of the weight"
 _DEFAULTS = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
-ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if "hfd" in methods}
+ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if len(methods) > 1}
 ROWS |= {
     f"{title}, {factor:g} of the weight": {
         "distill.method": methods,
