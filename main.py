@@ -7,8 +7,8 @@ import traceback
 from absl import app, flags
 
 from configs import default
-from hfd_jax import config_flags
-from hfd_jax.errors import STOPPED_EXIT_CODE, StoppedError, UserError
+from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
+from hfd_jax.train import config_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, logs and results; a second start resumes there."
@@ -26,12 +26,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
     # Imported late: --help and a misspelt field are answered at once.
-    from hfd_jax import parallel, train
+    from hfd_jax.core import parallel
+    from hfd_jax.train import stages
 
     try:
         config = config_flags.config(default.get_config())
         parallel.join_processes(config.distributed)
-        train.run(config, _WORKDIR.value)
+        stages.train(config, _WORKDIR.value)
     except UserError as error:
         leave(f"error: {error}", 1)
     except KeyboardInterrupt:

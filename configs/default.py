@@ -125,9 +125,6 @@ def get_config() -> ConfigDict:
     # Methods, any of those below, whose losses are added; () switches distillation off.
     distill.method = ("hfd",)
     distill.warmup = 0.1  # share of the steps over which their weights grow from 0; ours, for all of them
-    # Compute the teacher's features of every training tile once (below the workdir, float16) and read them in stage 2
-    # instead of optical images. For crops that hold whole tiles, without augment.eo_gain and methods that need logits.
-    distill.cache = False
 
     distill.hfd = hfd = ConfigDict()  # heterogeneous feature distillation: adapters, standardised features
     hfd.weight = 17.5  # ours

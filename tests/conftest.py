@@ -21,7 +21,7 @@ from absl import flags
 
 from hfd_jax.data import catalogue
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.data.simulator import SceneOptions
 
 flags.FLAGS.mark_as_parsed()
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from hfd_jax.distill.interface import Outputs
-from hfd_jax.distill.methods import METHODS, Combined
-from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.distill.base import Outputs
+from hfd_jax.distill.registry import METHODS, Combined
 
 KEY = jax.random.key(5)
 # Small ones, of one tap: 4 x 4 positions of 8 x 8 pixels.

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from hfd_jax.checkpoint import CheckpointReader
+from hfd_jax.core.checkpoint import CheckpointReader
 from tests.conftest import run_python
 
 STEPS = 6

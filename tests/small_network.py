@@ -10,14 +10,15 @@ import jax
 import numpy as np
 
 from configs import default
-from hfd_jax import assembly
-from hfd_jax.checkpoint import Checkpoints
+from hfd_jax.core.checkpoint import Checkpoints
+from hfd_jax.core.workdir import Workdir, jsonable, write_json
 from hfd_jax.data.catalogue import SceneSource
 from hfd_jax.data.facts import StatisticsAccumulator
 from hfd_jax.data.inputs import network_input
-from hfd_jax.data.scenes import SceneOptions
+from hfd_jax.data.simulator import SceneOptions
 from hfd_jax.models.layers import BatchNorm
-from hfd_jax.workdir import Workdir, write_json
+from hfd_jax.train import build
+from hfd_jax.train.networks import student_spec, teacher_spec
 
 TILES, COUNT = SceneOptions(size=64, looks=4.0), 24
 
@@ -32,18 +33,18 @@ def write_network(workdir, sensor="sar"):
     measured = StatisticsAccumulator(source.facts)
     for tile in tiles:
         measured.add(tile.sar, tile.eo, tile.label, tile.sar_valid, tile.eo_valid)
-    inputs = assembly.make_inputs(config, source.facts, measured.finish())
+    inputs = build.make_inputs(config, source.facts, measured.finish())
     batch = {name: np.stack([getattr(tile, name) for tile in tiles]) for name in (sensor, f"{sensor}_valid")}
     image, label = network_input(batch, inputs)[sensor], np.stack([tile.label for tile in tiles])
 
-    run = assembly.teacher_run() if sensor == "eo" else assembly.student_run(config)
-    variables = fitted(assembly.make_model(config, run, len(source.facts.class_names)), image, label)
-    record = assembly.make_record(config, run, types.SimpleNamespace(facts=source.facts, sizes={}), inputs, {})
+    run = teacher_spec() if sensor == "eo" else student_spec(config)
+    variables = fitted(build.make_model(config, run, len(source.facts.class_names)), image, label)
+    record = build.make_record(config, run, types.SimpleNamespace(facts=source.facts, sizes={}), inputs, {})
     folder = Workdir(str(workdir))
     checkpoints = Checkpoints(folder.checkpoints(run.name))
     checkpoints.save(1, {name: {"model": values} for name, values in variables.items()}, record)
     checkpoints.close()
-    write_json(folder.config, assembly.jsonable(config.to_dict()))
+    write_json(folder.config, jsonable(config.to_dict()))
 
 
 def fitted(network, image, label):

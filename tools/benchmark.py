@@ -11,8 +11,7 @@
   python -m tools.benchmark --what=scene --size=4096 --workdir=runs/quickstart --window=1024,512 --flips
 
 teacher_step, sar_step, student_step: one training step (input, forward, backward, update) of the EO teacher, of a
-student on SAR and labels alone, of the HFD student with its frozen teacher. cached_student_step: the last one with the
-teacher's features from the batch (config.distill.cache). inference: SAR in, class map out. Networks
+student on SAR and labels alone, of the HFD student with its frozen teacher. inference: SAR in, class map out. Networks
 and loss come from --config (configs/default.py without it), arrays are made up: no data set is needed. All of them, and
 the peer, are timed in turn, in another order each round; the table shows median and quartiles, the share of the matrix
 product's and the copy's speed that are measured in the same run, and memory as the compiler plans it.
@@ -31,10 +30,10 @@ and the share of pixels whose class is that of the first row, for every --window
 import argparse
 import tempfile
 
-from hfd_jax.errors import UserError
+from hfd_jax.core.errors import UserError
 from tools import cli, datasets
 
-STEPS = ("teacher_step", "sar_step", "student_step", "cached_student_step", "inference")
+STEPS = ("teacher_step", "sar_step", "student_step", "inference")
 ALONE = ("startup", "data", "prepare", "scene")
 
 

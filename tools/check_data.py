@@ -19,9 +19,9 @@ import sys
 
 import numpy as np
 
-from hfd_jax import figures
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.inspection import Findings, inspect, summary
-from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.evaluation import figures
 from tools import cli, datasets
 
 

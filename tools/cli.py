@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from hfd_jax import config_flags
-from hfd_jax.errors import STOPPED_EXIT_CODE, StoppedError, UserError
+from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
+from hfd_jax.train import config_flags
 
 
 def launch(

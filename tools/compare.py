@@ -23,15 +23,16 @@ import os
 import sys
 
 from configs import default
-from hfd_jax import comparison, comparison_figure, config_flags, sweep, sweep_runs
-from hfd_jax.comparison import Line, Results
-from hfd_jax.config_check import check_fields
-from hfd_jax.errors import UserError, writing
-from hfd_jax.evaluate import load_network
-from hfd_jax.parallel import make_parallel
-from hfd_jax.speed import inference_speed, made_up_images
-from hfd_jax.sweep import Job, Sweep
-from hfd_jax.workdir import Workdir
+from hfd_jax.core.errors import UserError, writing
+from hfd_jax.core.parallel import make_parallel
+from hfd_jax.core.workdir import Workdir
+from hfd_jax.evaluation.speed import inference_speed, made_up_images
+from hfd_jax.experiments import figure, runner, statistics, sweep
+from hfd_jax.experiments.statistics import Line, Results
+from hfd_jax.experiments.sweep import Job, Sweep
+from hfd_jax.inference.restore import load_network
+from hfd_jax.train import config_flags
+from hfd_jax.train.validate import check_fields
 from tools import cli
 
 
@@ -45,8 +46,8 @@ def main(arguments: argparse.Namespace) -> None:
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     for job in jobs:
         check_fields(job.config)  # all of them, before the first one is trained
-    failed = sweep_runs.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
-    results = comparison.collect(jobs)
+    failed = runner.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
+    results = statistics.collect(jobs)
     if results:
         write(chosen, jobs, results, arguments.workdir)
     for job, error in failed:
@@ -60,23 +61,23 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
     places = (
         {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
     )
-    lines = comparison.lines_of(results, chosen, speeds(jobs, results))
+    lines = statistics.lines_of(results, chosen, speeds(jobs, results))
     texts = {
-        "md": "\n\n".join(comparison.markdown(table) for table in tables(lines)),
-        "tex": "\n\n".join(comparison.latex(table) for table in tables(lines)),
-        "csv": comparison.comma_separated(lines).rstrip("\n"),
+        "md": "\n\n".join(statistics.markdown(table) for table in tables(lines)),
+        "tex": "\n\n".join(statistics.latex(table) for table in tables(lines)),
+        "csv": statistics.comma_separated(lines).rstrip("\n"),
     }
     print(texts["md"])
     stem = os.path.join(root, chosen.name)
     for ending, text in texts.items():
         with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w") as file:
             file.write(text + "\n")
-    comparison_figure.draw(f"{stem}.png", lines, results, chosen, places)
+    figure.draw(f"{stem}.png", lines, results, chosen, places)
     print(f"written: {stem}.md, .tex, .csv, .png")
 
 
 def tables(lines: list[Line]) -> list[list[list[str]]]:
-    return [comparison.cells(lines), comparison.class_cells(lines)]
+    return [statistics.cells(lines), statistics.class_cells(lines)]
 
 
 def speeds(jobs: list[Job], results: Results) -> dict[str, float]:

@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from hfd_jax import figures
 from hfd_jax.data.catalogue import read_dataset
+from hfd_jax.evaluation import figures
 from tools import cli
 
 

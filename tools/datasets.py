@@ -3,11 +3,11 @@
 import argparse
 import os
 
+from hfd_jax.core.errors import DataError
 from hfd_jax.data import sen12ms, spacenet6, whu_opt_sar
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.folder import Folder, FolderSource
 from hfd_jax.data.tiles import TileSource
-from hfd_jax.errors import DataError
 
 NAMES = ("folder", "spacenet6", "sen12ms", "dfc2020", "whu_opt_sar")
 

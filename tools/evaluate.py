@@ -20,16 +20,17 @@ import os
 import jax
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, buildings
-from hfd_jax.assembly import teacher_folder
-from hfd_jax.checkpoint import CheckpointReader
-from hfd_jax.config_check import check_fields
-from hfd_jax.context import open_run
+from hfd_jax.core.checkpoint import CheckpointReader
+from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.workdir import Workdir, read_config
 from hfd_jax.data.catalogue import find_dataset
-from hfd_jax.errors import WorkdirError
-from hfd_jax.evaluate import check_fits, evaluate_workdir, table
-from hfd_jax.models.architectures import ARCHITECTURES
-from hfd_jax.workdir import Workdir, read_config
+from hfd_jax.evaluation import buildings
+from hfd_jax.evaluation.evaluator import evaluate_workdir, table
+from hfd_jax.inference.restore import check_fits
+from hfd_jax.models.registry import ARCHITECTURES
+from hfd_jax.train.networks import BASELINES, teacher_folder
+from hfd_jax.train.run import open_run
+from hfd_jax.train.validate import check_fields
 from tools import cli
 
 
@@ -79,7 +80,7 @@ def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Nam
 
 def networks(stage: str | None) -> list[str]:
     """Folders below checkpoints/ that belong to a stage; every stage without one."""
-    students = [*assembly.BASELINES, *ARCHITECTURES, "student"]
+    students = [*BASELINES, *ARCHITECTURES, "student"]
     return {"teacher": ["teacher"], "student": students, None: ["teacher", *students]}[stage]
 
 

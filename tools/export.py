@@ -22,9 +22,9 @@ A StableHLO artifact needs JAX alone:
 import argparse
 import os
 
-from hfd_jax import export
-from hfd_jax.assembly import DTYPES
-from hfd_jax.workdir import Workdir
+from hfd_jax.core.workdir import Workdir
+from hfd_jax.inference import export
+from hfd_jax.models.registry import DTYPES
 from tools import cli
 
 

@@ -36,10 +36,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from hfd_jax import pretrained, torch_weights
-from hfd_jax.errors import CheckpointError, ConfigError, UserError
+from hfd_jax.core.errors import CheckpointError, ConfigError, UserError
+from hfd_jax.core.trees import listed
+from hfd_jax.models import pretrained, torch_weights
 from hfd_jax.models.resnet import DEPTHS
-from hfd_jax.state import listed
 from tools import cli
 
 

@@ -12,8 +12,8 @@ The map is read in strips: memory holds one of them and the polygons. The file a
 
 import argparse
 
-from hfd_jax.scenes.components import CONNECTIVITIES
-from hfd_jax.scenes.polygons import write_polygons
+from hfd_jax.inference.mapping.components import CONNECTIVITIES
+from hfd_jax.inference.mapping.polygons import write_polygons
 from tools import cli
 
 

@@ -30,17 +30,17 @@ from collections.abc import Sequence
 import jax
 import rasterio
 
+from hfd_jax.core.errors import ConfigError, nearest
+from hfd_jax.core.logs import say
+from hfd_jax.core.parallel import KINDS, enable_compilation_cache, join_processes, make_parallel
+from hfd_jax.core.workdir import Workdir
 from hfd_jax.data.facts import SAR_UNITS
-from hfd_jax.errors import ConfigError, nearest
-from hfd_jax.evaluate import find_network
-from hfd_jax.parallel import KINDS, enable_compilation_cache, join_processes, make_parallel
-from hfd_jax.reporting import say
-from hfd_jax.scenes.listing import find_scenes, targets
-from hfd_jax.scenes.predict import BATCH, OVERLAP, WINDOW, Options, Predictor
-from hfd_jax.scenes.reader import Interpretation
-from hfd_jax.scenes.run import Polygons, predict_scenes
-from hfd_jax.scenes.writer import CLASSES, CONFIDENCE, PROBABILITIES
-from hfd_jax.workdir import Workdir
+from hfd_jax.inference.mapping.listing import find_scenes, targets
+from hfd_jax.inference.mapping.predict import BATCH, OVERLAP, WINDOW, Options, Predictor
+from hfd_jax.inference.mapping.reader import Interpretation
+from hfd_jax.inference.mapping.run import Polygons, predict_scenes
+from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, PROBABILITIES
+from hfd_jax.inference.restore import find_network
 from tools import cli
 
 CACHE_MB = 256  # of GDAL, whose default is a share of the machine's memory

@@ -24,10 +24,10 @@ import argparse
 import dataclasses
 import os
 
+from hfd_jax.core.errors import DataError, UserError
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
-from hfd_jax.data.scenes import SceneOptions
-from hfd_jax.errors import DataError, UserError
+from hfd_jax.data.simulator import SceneOptions
 from tools import cli, datasets
 
 DESCRIPTIONS = {

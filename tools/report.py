@@ -20,12 +20,12 @@ import os
 import jax
 
 from configs import default
-from hfd_jax.assembly import jsonable
-from hfd_jax.errors import ConfigError
-from hfd_jax.parallel import Jit, enable_compilation_cache
-from hfd_jax.report import page
-from hfd_jax.report.records import read_runs
-from hfd_jax.report.survey import make_survey
+from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.parallel import Jit, enable_compilation_cache
+from hfd_jax.core.workdir import jsonable
+from hfd_jax.experiments.report import page
+from hfd_jax.experiments.report.records import read_runs
+from hfd_jax.experiments.report.survey import make_survey
 from tools import cli
 
 

@@ -41,38 +41,22 @@ def sample_keys(seeds):
     return jax.vmap(jax.random.key)(seeds)
 
 
-def flip_kinds(look_axis: str, square: bool) -> tuple[int, ...]:
-    """What `flip` decides about each sample: 0 and 1 mirror this axis, 2 is a quarter turn."""
-    return (*legal_flips(look_axis), 2) if look_axis == "any" and square else legal_flips(look_axis)
+def flip(keys, batch: dict, look_axis: str) -> dict:
+    """Mirrors and turns every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
+    height, width = batch["label"].shape[1:3]
+    axes = legal_flips(look_axis)
+    turns = look_axis == "any" and height == width
 
-
-def draw_flips(keys, look_axis: str, square: bool):
-    """Which of the n `flip_kinds` each sample gets: [B, n] bool."""
-
-    def one(key):
-        draws = [jax.random.bernoulli(jax.random.fold_in(key, kind)) for kind in flip_kinds(look_axis, square)]
-        return jnp.stack(draws)
-
-    return jax.vmap(one)(keys)
-
-
-def apply_flips(drawn, batch: dict, look_axis: str) -> dict:
-    """Mirrors (and turns) the samples of [B, H, W, ...] arrays as `draw_flips` said, all arrays of a sample alike."""
-
-    def one(drawn, sample):
-        for number, axis in enumerate(legal_flips(look_axis)):
-            sample = {k: jnp.where(drawn[number], jnp.flip(x, axis), x) for k, x in sample.items()}
-        if drawn.shape[0] > len(legal_flips(look_axis)):
-            sample = {k: jnp.where(drawn[-1], jnp.rot90(x), x) for k, x in sample.items()}
+    def one(key, sample):
+        for axis in axes:
+            mirrored = jax.random.bernoulli(jax.random.fold_in(key, axis))
+            sample = {k: jnp.where(mirrored, jnp.flip(x, axis), x) for k, x in sample.items()}
+        if turns:
+            turned = jax.random.bernoulli(jax.random.fold_in(key, 2))
+            sample = {k: jnp.where(turned, jnp.rot90(x), x) for k, x in sample.items()}
         return sample
 
-    return batch | jax.vmap(one)(drawn, {k: batch[k] for k in SPATIAL if k in batch})
-
-
-def flip(keys, batch: dict, look_axis: str) -> dict:
-    """Mirrors and turns every sample at random."""
-    height, width = batch["label"].shape[1:3]
-    return apply_flips(draw_flips(keys, look_axis, height == width), batch, look_axis)
+    return batch | jax.vmap(one)(keys, {k: batch[k] for k in SPATIAL if k in batch})
 
 
 def sar_gain(keys, db, amount: float):

@@ -20,11 +20,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from hfd_jax.core.errors import DataError
 from hfd_jax.data import ground
 from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_statistics
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
-from hfd_jax.errors import DataError
 
 SHARD_BYTES = 2**28  # uncompressed; TFDS holds a whole shard in memory under Beam
 SHARD_TILES = 128

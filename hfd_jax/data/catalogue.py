@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from hfd_jax.data import scenes
+from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics
 from hfd_jax.data.tiles import Tile
-from hfd_jax.errors import DataError, nearest
 
 
 class Scenes(PairedTiles):
-    """Simulated pairs (see `scenes.py`)."""
+    """Simulated pairs (see `simulator.py`)."""
 
     VERSION = PairedTiles.VERSION
 
@@ -26,14 +26,14 @@ class Scenes(PairedTiles):
 class SceneSource:
     """A `TileSource` of simulated tiles: `train`, `validation` and `test` tiles in this order of index."""
 
-    options: scenes.SceneOptions
+    options: simulator.SceneOptions
     train: int = 600
     validation: int = 100
     test: int = 200
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "simulator": scenes.VERSION}
+        return {**dataclasses.asdict(self), "simulator": simulator.VERSION}
 
     left_out: ClassVar[dict[str, int]] = {}
 
@@ -41,12 +41,12 @@ class SceneSource:
     def facts(self) -> Facts:
         return Facts(
             name="scenes",
-            sar_bands=scenes.SAR_BANDS,
-            eo_bands=scenes.EO_BANDS,
+            sar_bands=simulator.SAR_BANDS,
+            eo_bands=simulator.EO_BANDS,
             eo_dtype="uint8",
             sar_unit="db",
-            class_names=scenes.CLASS_NAMES,
-            class_colours=scenes.CLASS_COLOURS,
+            class_names=simulator.CLASS_NAMES,
+            class_colours=simulator.CLASS_COLOURS,
             look_axis="x",
             pixel_size=self.options.pixel_size,
         )
@@ -74,7 +74,7 @@ class SceneSource:
         }
 
     def read(self, key: int) -> Tile:
-        scene = scenes.simulate(key, self.options)
+        scene = simulator.simulate(key, self.options)
         everywhere = scene.label >= 0
         unlabelled = key in self.keys()["unlabelled"]
         return Tile(f"scene_{key}", scene.sar, scene.eo, None if unlabelled else scene.label, everywhere, everywhere)

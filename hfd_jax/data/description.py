@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS
-from hfd_jax.errors import DataError, nearest
-from hfd_jax.labels import IGNORE_LABEL
 
 UNKNOWN_CODE = 254  # in the table: a code that the description does not know
 

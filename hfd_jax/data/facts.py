@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hfd_jax.errors import DataError
-from hfd_jax.labels import IGNORE_LABEL
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.labels import IGNORE_LABEL
 
 SAR_UNITS = ("db", "linear", "raw")
 LOOK_AXES = ("x", "y", "any")

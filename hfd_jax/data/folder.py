@@ -39,6 +39,7 @@ import rasterio.warp
 import rasterio.windows
 from absl import logging
 
+from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
@@ -54,7 +55,6 @@ from hfd_jax.data.rasters import (
 )
 from hfd_jax.data.tiles import Relisted, Tile
 from hfd_jax.data.units import linear_to_db
-from hfd_jax.errors import DataError, nearest
 
 MAX_BLOCK = 1024
 # Distinct hues for classes whose description names no colour.

@@ -11,7 +11,7 @@ import rasterio.features
 import rasterio.warp
 import shapely
 
-from hfd_jax.errors import DataError
+from hfd_jax.core.errors import DataError
 
 
 def read_geojson(path: str, crs: Any) -> list[Any]:

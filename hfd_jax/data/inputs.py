@@ -1,14 +1,15 @@
 """What the networks see: stored batch -> augmented, standardised arrays, inside the jitted step."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import augment
 from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.normalise import Normalisation, filtered, standardise_bands
-from hfd_jax.labels import IGNORE_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +29,16 @@ class InputSpec:
     augmentation: Augmentation
     look_axis: str
 
-
-def variants(spec: InputSpec) -> int:
-    """Ways in which the augmentation may mirror and turn a square crop."""
-    return 2 ** len(augment.flip_kinds(spec.look_axis, square=True)) if spec.augmentation.flips else 1
-
-
-def drawn_variant(key, spec: InputSpec):
-    """Number of the variant that `training_input` makes of each square crop: key [B] int32 -> [B] int32."""
-    if not spec.augmentation.flips:
-        return jnp.zeros(key.shape, jnp.int32)
-    drawn = augment.draw_flips(augment.sample_keys(key), spec.look_axis, square=True)
-    return jnp.sum(drawn * 2 ** jnp.arange(drawn.shape[1]), -1)
-
-
-def variant_input(batch: dict, variant, spec: InputSpec) -> dict:
-    """The batch of square crops without augmentation but mirrored and turned as this variant is."""
-    batch = network_input(batch, spec)
-    if not spec.augmentation.flips:
-        return batch
-    kinds = len(augment.flip_kinds(spec.look_axis, square=True))
-    drawn = jnp.array([variant >> number & 1 for number in range(kinds)], bool)
-    return augment.apply_flips(jnp.tile(drawn, (len(batch["label"]), 1)), batch, spec.look_axis)
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "InputSpec":
+        """Reverses `dataclasses.asdict`, also after a detour through JSON."""
+        bands = {sensor: BandStatistics(**{k: tuple(v) for k, v in values[sensor].items()}) for sensor in ("sar", "eo")}
+        return cls(
+            normalisation=Normalisation(**values["normalisation"]),
+            augmentation=Augmentation(**values["augmentation"]),
+            look_axis=values["look_axis"],
+            **bands,
+        )
 
 
 def network_input(batch: dict, spec: InputSpec) -> dict:
@@ -61,7 +50,7 @@ def network_input(batch: dict, spec: InputSpec) -> dict:
 
 
 def training_input(batch: dict, spec: InputSpec) -> dict:
-    """The batch with augmentation; one without "eo" stays without."""
+    """The batch with augmentation, standardised."""
     options = spec.augmentation
     keys = augment.sample_keys(batch["key"])
     sar = batch["sar"].astype(jnp.float32)
@@ -70,7 +59,7 @@ def training_input(batch: dict, spec: InputSpec) -> dict:
     sar = filtered(sar, batch["sar_valid"], spec.normalisation)
     if options.sar_gain_db:
         sar = augment.sar_gain(keys, sar, options.sar_gain_db)
-    if options.eo_gain and "eo" in batch:
+    if options.eo_gain:
         batch = batch | {"eo": augment.eo_gain(keys, batch["eo"].astype(jnp.float32), options.eo_gain)}
     batch = _standardise(batch | {"sar": sar}, spec)
     return augment.flip(keys, batch, spec.look_axis) if options.flips else batch

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
 from hfd_jax.data.facts import Facts, Statistics, StatisticsAccumulator, check_statistics
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
-from hfd_jax.errors import DataError
-from hfd_jax.labels import IGNORE_LABEL
 
 CHUNK = 32
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import grain.python as grain
 import numpy as np
 
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.catalogue import Dataset
-from hfd_jax.labels import IGNORE_LABEL
 
 MAX_WINDOW = 1024
 
@@ -45,14 +45,12 @@ class Reading:
       sar_index, eo_index: stored bands to take, in order.
       threads: reading threads of this process.
       workers: further reading processes; 0 reads in this one.
-      optical: whether batches hold "eo".
     """
 
     sar_index: tuple[int, ...]
     eo_index: tuple[int, ...]
     threads: int = 4
     workers: int = 0
-    optical: bool = True
 
 
 def training_pools(dataset: Dataset, label_share: float, seed: int) -> tuple[list[Ref], list[Ref]]:
@@ -75,7 +73,7 @@ class _Reader:
 
     def __init__(self, dataset: Dataset, splits: set[str], reading: Reading):
         self._sources = {split: dataset.source(split) for split in sorted(splits)}
-        self._bands = {"sar": list(reading.sar_index)} | ({"eo": list(reading.eo_index)} if reading.optical else {})
+        self._bands = {"sar": list(reading.sar_index), "eo": list(reading.eo_index)}
 
     def tile(self, split: str, index: int) -> dict[str, np.ndarray]:
         return self._sources[split][index]

@@ -12,7 +12,7 @@ import rasterio
 import rasterio.warp
 import rasterio.windows
 
-from hfd_jax.errors import DataError
+from hfd_jax.core.errors import DataError
 
 LARGEST_EDGE = 200_000  # pixels; the largest satellite mosaics have about half of it
 MOST_BYTES = 2**31  # of one read

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
 from hfd_jax.data.tiles import Relisted, Tile
-from hfd_jax.errors import DataError, nearest
-from hfd_jax.labels import IGNORE_LABEL
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
 DFC_SPLITS = {"ROIs0000_validation": "validation", "ROIs0000_test": "test"}

@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, writer
 from tqdm import tqdm
 
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
 from hfd_jax.data.facts import Facts, StatisticsAccumulator
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
-from hfd_jax.errors import DataError
-from hfd_jax.labels import IGNORE_LABEL
 
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 

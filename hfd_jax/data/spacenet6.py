@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import rasterio.transform
 
+from hfd_jax.core.errors import DataError
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
 from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, stored_type, valid_pixels
 from hfd_jax.data.tiles import Relisted, Tile, rotate
-from hfd_jax.errors import DataError
 
 AREA = "AOI_11_Rotterdam"
 PREFIX = f"SN6_Train_{AREA}"

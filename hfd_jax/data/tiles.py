@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import DB_RANGE, Facts
-from hfd_jax.errors import DataError
-from hfd_jax.labels import IGNORE_LABEL
 
 
 @dataclasses.dataclass

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import rasterio.windows
 
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import (
@@ -30,8 +32,6 @@ from hfd_jax.data.rasters import (
     valid_pixels,
 )
 from hfd_jax.data.tiles import Relisted, Tile
-from hfd_jax.errors import DataError
-from hfd_jax.labels import IGNORE_LABEL
 
 FOLDERS = ("sar", "optical", "lbl")
 SAR_BANDS, EO_BANDS = ("GF3",), ("R", "G", "B", "NIR")

@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import LOGITS, Outputs, Terms
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import LOGITS, Outputs, Terms
 from hfd_jax.distill.relations import masked_log_softmax, similarities
-from hfd_jax.losses import masked_mean
 
 
 def class_divergences(logits, mask, temperature: float):
@@ -36,11 +36,9 @@ class AICSD(nn.Module):
 
     Attributes:
       temperature: T.
-      axis_name: pmap axis; None under jit.
     """
 
     temperature: float = 1.0
-    axis_name: str | None = None
     method: ClassVar[str] = "aicsd"
     title: ClassVar[str] = "AICSD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
@@ -52,5 +50,5 @@ class AICSD(nn.Module):
             class_divergences(x.reshape(batch, -1, classes), mask, self.temperature)
             for x in (student.logits, jax.lax.stop_gradient(teacher.logits))
         )
-        loss = masked_mean((mine - theirs) ** 2, jnp.any(mask, 1)[:, None, None], self.axis_name)
+        loss = masked_mean((mine - theirs) ** 2, jnp.any(mask, 1)[:, None, None])
         return {"aicsd": loss}

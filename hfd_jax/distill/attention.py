@@ -14,8 +14,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import Maps, TapDistiller
-from hfd_jax.losses import EPS, masked_mean
+from hfd_jax.core.losses import EPS, masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller
 
 
 def attention(x, mask):
@@ -33,4 +33,4 @@ class AttentionTransfer(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         difference = attention(maps.student, maps.mask) - attention(maps.target, maps.mask)
-        return masked_mean(difference**2, maps.mask, self.axis_name)
+        return masked_mean(difference**2, maps.mask)

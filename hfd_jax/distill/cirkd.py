@@ -25,30 +25,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hfd_jax.core.collectives import gathered
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, Outputs, Terms, compared
 from hfd_jax.distill.hfd import Adapter
-from hfd_jax.distill.interface import Maps, Outputs, Terms, compared
-from hfd_jax.distill.relations import class_means, divergence, gathered, nodes, sample_keys, similarities, unit
-from hfd_jax.losses import masked_mean
+from hfd_jax.distill.relations import class_means, divergence, nodes, sample_keys, similarities, unit
 
 POSITIONS = 16  # of an image and class that enter the queue in one step
 
 
-def batch_divergence(mine, theirs, seen, temperature: float, axis_name: str | None = None):
+def batch_divergence(mine, theirs, seen, temperature: float):
     """The part "batch": nodes [B, n, C] and [B, n, C'] of length 1, seen [B, n] bool."""
-    (batch, count), everywhere = seen.shape, gathered(seen, axis_name)
+    (batch, count), everywhere = seen.shape, gathered(seen)
 
     def scores(x):
-        others = gathered(x, axis_name).reshape(-1, x.shape[-1])
+        others = gathered(x).reshape(-1, x.shape[-1])
         return similarities(x, others).reshape(batch, count, -1, count) / temperature
 
     per_image = divergence(scores(theirs), scores(mine), everywhere)
-    return masked_mean(per_image, seen[:, :, None] & jnp.any(everywhere, -1), axis_name)
+    return masked_mean(per_image, seen[:, :, None] & jnp.any(everywhere, -1))
 
 
-def queue_divergence(mine, theirs, seen, queue, filled, temperature: float, axis_name: str | None = None):
+def queue_divergence(mine, theirs, seen, queue, filled, temperature: float):
     """The other parts: nodes [B, n, C] of length 1, queue [M, C], filled [M] bool."""
     per_node = divergence(*(similarities(x, queue) / temperature for x in (theirs, mine)), filled)
-    return masked_mean(per_node, seen, axis_name)
+    return masked_mean(per_node, seen)
 
 
 def push(queue, count, entries, flags):
@@ -86,7 +87,6 @@ class CIRKD(nn.Module):
       pixel_weight, region_weight: of the parts within the loss.
       pixels, regions: length of a class's queues.
       contrasted_pixels, contrasted_regions: so many entries of all queues together are compared with, drawn every step.
-      axis_name: pmap axis; None under jit.
     """
 
     tap: str = "A"
@@ -98,7 +98,6 @@ class CIRKD(nn.Module):
     regions: int = 200
     contrasted_pixels: int = 4096
     contrasted_regions: int = 1024
-    axis_name: str | None = None
     method: ClassVar[str] = "cirkd"
     title: ClassVar[str] = "CIRKD"
 
@@ -108,16 +107,16 @@ class CIRKD(nn.Module):
 
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        maps, axis_name = compared(student, teacher, self.tap, label, valid, self.method), self.axis_name
-        head = Adapter(maps.target.shape[-1], axis_name, name="projection")(maps.student, train)
+        maps = compared(student, teacher, self.tap, label, valid, self.method)
+        head = Adapter(maps.target.shape[-1], name="projection")(maps.student, train)
         mine, headed, theirs = (unit(nodes(x, maps.mask, self.nodes)[0]) for x in (maps.student, head, maps.target))
         seen = nodes(maps.target, maps.mask, self.nodes)[1]
         key = self.make_rng("noise")
         rings = self._memory(maps, key, train)
-        terms = {"batch": batch_divergence(mine, theirs, seen, self.temperature, axis_name)}
+        terms = {"batch": batch_divergence(mine, theirs, seen, self.temperature)}
         for name, most in (("pixels", self.contrasted_pixels), ("regions", self.contrasted_regions)):
             queue, filled = self._drawn(*rings[name], most, key)
-            terms[name] = queue_divergence(headed, theirs, seen, queue, filled, self.temperature, axis_name)
+            terms[name] = queue_divergence(headed, theirs, seen, queue, filled, self.temperature)
         loss = terms["batch"] + self.pixel_weight * terms["pixels"] + self.region_weight * terms["regions"]
         return {"cirkd": loss, **{f"cirkd_{name}": value for name, value in terms.items()}}
 
@@ -127,7 +126,7 @@ class CIRKD(nn.Module):
         batch, label = len(maps.label), maps.label.reshape(len(maps.label), -1)
         x = unit(maps.target.reshape(batch, -1, channels))
         means, occur = class_means(x, label, classes)
-        keys = sample_keys(key, batch, self.axis_name)
+        keys = sample_keys(key, batch)
         news = {
             "pixels": samples_of_classes(x, label, classes, keys),
             "regions": (unit(means)[:, :, None], occur[:, :, None]),
@@ -139,7 +138,7 @@ class CIRKD(nn.Module):
             rings[name] = queue.value, count.value
             if train and not self.is_initializing():
                 # [B, K, P, ...] of all devices -> [K, B * P, ...]: every device fills the same queues.
-                entries, flags = (jnp.moveaxis(gathered(new, self.axis_name), 0, 1) for new in news[name])
+                entries, flags = (jnp.moveaxis(gathered(new), 0, 1) for new in news[name])
                 rings[name] = jax.vmap(push)(
                     *rings[name], entries.reshape(classes, -1, channels), flags.reshape(classes, -1)
                 )

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import LOGITS, Maps, TapDistiller, projected
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import LOGITS, Maps, TapDistiller, projected
 from hfd_jax.distill.relations import divergence
-from hfd_jax.losses import masked_mean
 
 
 class CWD(TapDistiller):
@@ -34,4 +34,4 @@ class CWD(TapDistiller):
         x, target = (y.reshape(batch, -1, channels) / self.temperature for y in (x, maps.target))
         mask = maps.mask.reshape(batch, -1, 1)
         per_channel = divergence(target, x, mask, axis=1)
-        return self.temperature**2 * masked_mean(per_channel, jnp.any(mask, 1), self.axis_name)
+        return self.temperature**2 * masked_mean(per_channel, jnp.any(mask, 1))

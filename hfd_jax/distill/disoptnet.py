@@ -23,10 +23,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import LOGITS, Outputs, Terms, compared
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.losses import cross_entropy, masked_mean, soft_dice
+from hfd_jax.distill.base import LOGITS, Outputs, Terms, compared
 from hfd_jax.distill.kd import logit_loss
-from hfd_jax.labels import IGNORE_LABEL
-from hfd_jax.losses import cross_entropy, masked_mean, soft_dice
 from hfd_jax.models.layers import BatchNorm, convolution, upsample
 
 
@@ -36,12 +36,10 @@ class DisOptNet(nn.Module):
     Attributes:
       tap: the feature that they start from.
       pixel_weight: of the soft targets within the loss.
-      axis_name: pmap axis; None under jit.
     """
 
     tap: str = "A"
     pixel_weight: float = 8.0
-    axis_name: str | None = None
     method: ClassVar[str] = "disoptnet"
     title: ClassVar[str] = "DisOptNet"
 
@@ -52,7 +50,7 @@ class DisOptNet(nn.Module):
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         maps = compared(student, teacher, self.tap, label, valid, self.method)
-        channels, axis_name = maps.target.shape[-1], self.axis_name
+        channels = maps.target.shape[-1]
         x = maps.seen
         optical = x
         for number in (1, 2):
@@ -65,17 +63,17 @@ class DisOptNet(nn.Module):
         theirs = jax.lax.stop_gradient(teacher.logits)
         prediction = jnp.where(valid, jnp.argmax(theirs, -1), IGNORE_LABEL)
         terms = {
-            "feature": masked_mean((optical - maps.target) ** 2, maps.mask[..., None], axis_name),
-            "hard": _segmentation(optical_logits, prediction, axis_name),
-            "soft": self.pixel_weight * logit_loss(optical_logits, theirs, valid, axis_name=axis_name),
-            "fused": _segmentation(fused_logits, jnp.where(valid, label, IGNORE_LABEL), axis_name),
+            "feature": masked_mean((optical - maps.target) ** 2, maps.mask[..., None]),
+            "hard": _segmentation(optical_logits, prediction),
+            "soft": self.pixel_weight * logit_loss(optical_logits, theirs, valid),
+            "fused": _segmentation(fused_logits, jnp.where(valid, label, IGNORE_LABEL)),
         }
         return {"disoptnet": sum(terms.values()), **{f"disoptnet_{name}": value for name, value in terms.items()}}
 
     def _block(self, x, channels: int, kernel: int, name: str, train: bool):
         x = convolution(channels, kernel, name=f"{name}_conv")(x)
-        return nn.relu(BatchNorm(train, axis_name=self.axis_name, name=f"{name}_bn")(x))
+        return nn.relu(BatchNorm(train, name=f"{name}_bn")(x))
 
 
-def _segmentation(logits, label, axis_name: str | None):
-    return cross_entropy(logits, label, axis_name=axis_name) + soft_dice(logits, label, axis_name)
+def _segmentation(logits, label):
+    return cross_entropy(logits, label) + soft_dice(logits, label)

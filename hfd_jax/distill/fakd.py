@@ -20,21 +20,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import LOGITS, Outputs, Terms
-from hfd_jax.losses import global_sum, masked_mean
+from hfd_jax.core.collectives import global_sum
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import LOGITS, Outputs, Terms
 
 
-def difference_variances(logits, group, valid, axis_name: str | None = None):
+def difference_variances(logits, group, valid):
     """V of the whole batch: logits [B, H, W, K] float32, group [B, H, W], valid [B, H, W] -> [K groups, K, K]."""
     classes = logits.shape[-1]
     belongs = jax.nn.one_hot(group, classes) * valid[..., None]
-    count = jnp.maximum(global_sum(belongs.sum((0, 1, 2)), axis_name), 1.0)
+    count = jnp.maximum(global_sum(belongs.sum((0, 1, 2))), 1.0)
     highest = jax.lax.Precision.HIGHEST
-    total = global_sum(jnp.einsum("bhwc,bhwk->ck", belongs, logits, precision=highest), axis_name)
+    total = global_sum(jnp.einsum("bhwc,bhwk->ck", belongs, logits, precision=highest))
     means = total / count[:, None]
     centred = logits - jnp.einsum("bhwc,ck->bhwk", belongs, means, precision=highest)
     products = jnp.einsum("bhwc,bhwj,bhwk->cjk", belongs, centred, centred, precision=highest)
-    covariance = global_sum(products, axis_name) / count[:, None, None]
+    covariance = global_sum(products) / count[:, None, None]
     own = jnp.diagonal(covariance, axis1=1, axis2=2)
     return jnp.maximum(own[:, :, None] + own[:, None, :] - 2 * covariance, 0.0)
 
@@ -57,11 +58,9 @@ class FAKD(nn.Module):
 
     Attributes:
       strength: of the augmentation.
-      axis_name: pmap axis; None under jit.
     """
 
     strength: float = 0.5
-    axis_name: str | None = None
     method: ClassVar[str] = "fakd"
     title: ClassVar[str] = "FAKD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
@@ -70,6 +69,6 @@ class FAKD(nn.Module):
         mine, theirs = (jnp.asarray(outputs.logits, jnp.float32) for outputs in (student, teacher))
         theirs = jax.lax.stop_gradient(theirs)
         group = jnp.argmax(theirs, -1)
-        variances = difference_variances(jax.lax.stop_gradient(mine), group, valid, self.axis_name)
+        variances = difference_variances(jax.lax.stop_gradient(mine), group, valid)
         per_pixel = augmented_divergence(mine, theirs, group, variances, self.strength)
-        return {"fakd": masked_mean(per_pixel, valid, self.axis_name)}
+        return {"fakd": masked_mean(per_pixel, valid)}

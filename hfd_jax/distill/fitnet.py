@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from hfd_jax.distill.interface import Maps, TapDistiller
-from hfd_jax.losses import masked_mean
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller
 
 
 class FitNet(TapDistiller):
@@ -22,4 +22,4 @@ class FitNet(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         hint = nn.Conv(maps.target.shape[-1], (1, 1), name=f"regressor_{tap}")(maps.student)
-        return masked_mean((hint - maps.target) ** 2, maps.mask[..., None], self.axis_name)
+        return masked_mean((hint - maps.target) ** 2, maps.mask[..., None])

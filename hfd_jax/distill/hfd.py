@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import Maps, TapDistiller
-from hfd_jax.losses import masked_mean
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
@@ -45,22 +45,21 @@ def standardise(x, mask):
     return centred * jax.lax.rsqrt(variance + STD_EPS)
 
 
-def tap_loss(adapted, target, mask, axis_name: str | None = None):
+def tap_loss(adapted, target, mask):
     """Masked mean of the squared difference between standardised features [B, H, W, C]; float32 scalar."""
     difference = standardise(adapted, mask) - standardise(target, mask)
-    return masked_mean(difference**2, mask[..., None], axis_name)
+    return masked_mean(difference**2, mask[..., None])
 
 
 class Adapter(nn.Module):
     """conv1x1 - BatchNorm - relu - conv1x1, in float32: [B, H, W, C_student] -> [B, H, W, channels]."""
 
     channels: int
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
-        x = BatchNorm(train, axis_name=self.axis_name)(x)
+        x = BatchNorm(train)(x)
         # No bias: the standardisation that follows would take it away.
         return nn.Conv(self.channels, (1, 1), use_bias=False)(nn.relu(x))
 
@@ -74,5 +73,5 @@ class HFD(TapDistiller):
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
 
     def compare(self, tap: str, maps: Maps, train: bool):
-        adapter = Adapter(maps.target.shape[-1], self.axis_name, name=f"adapter_{tap}")
-        return tap_loss(adapter(maps.student, train), maps.target, maps.mask, self.axis_name)
+        adapter = Adapter(maps.target.shape[-1], name=f"adapter_{tap}")
+        return tap_loss(adapter(maps.student, train), maps.target, maps.mask)

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import Maps, TapDistiller
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.distill.relations import class_means, unit
-from hfd_jax.labels import IGNORE_LABEL
-from hfd_jax.losses import masked_mean
 
 
 def variation(x, label, classes: int):
@@ -36,4 +36,4 @@ class IFVD(TapDistiller):
         mine, theirs = (
             variation(x.reshape(batch, -1, x.shape[-1]), label, maps.classes) for x in (maps.student, maps.target)
         )
-        return masked_mean((mine - theirs) ** 2, label != IGNORE_LABEL, self.axis_name)
+        return masked_mean((mine - theirs) ** 2, label != IGNORE_LABEL)

@@ -13,26 +13,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.distill.interface import LOGITS, Outputs, Terms
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import LOGITS, Outputs, Terms
 from hfd_jax.distill.relations import divergence
-from hfd_jax.losses import masked_mean
 
 
-def logit_loss(student, teacher, valid, temperature: float = 1.0, axis_name: str | None = None):
+def logit_loss(student, teacher, valid, temperature: float = 1.0):
     """The formula above.
 
     Args:
       student, teacher: logits [B, H, W, K]; no gradient flows into the teacher's.
       valid: [B, H, W] bool.
       temperature: T.
-      axis_name: pmap axis to sum over.
 
     Returns:
       float32 scalar.
     """
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature
     per_pixel = divergence(teacher, student.astype(jnp.float32) / temperature)
-    return temperature**2 * masked_mean(per_pixel, valid, axis_name)
+    return temperature**2 * masked_mean(per_pixel, valid)
 
 
 class KD(nn.Module):
@@ -40,14 +39,12 @@ class KD(nn.Module):
 
     Attributes:
       temperature: T.
-      axis_name: pmap axis; None under jit.
     """
 
     temperature: float = 1.0
-    axis_name: str | None = None
     method: ClassVar[str] = "kd"
     title: ClassVar[str] = "KD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature, self.axis_name)}
+        return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature)}

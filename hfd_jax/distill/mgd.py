@@ -15,9 +15,9 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from hfd_jax.distill.interface import Maps, TapDistiller, projected
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller, projected
 from hfd_jax.distill.relations import sample_keys
-from hfd_jax.losses import masked_mean
 
 
 class MGD(TapDistiller):
@@ -33,9 +33,9 @@ class MGD(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         channels, grid = maps.target.shape[-1], maps.mask.shape[1:]
-        keys = sample_keys(self.make_rng("noise"), len(maps.mask), self.axis_name)
+        keys = sample_keys(self.make_rng("noise"), len(maps.mask))
         kept = jax.vmap(lambda key: jax.random.uniform(key, grid))(keys) >= self.masked
         x = projected(maps.student, channels, f"projection_{tap}") * (kept & maps.mask)[..., None]
         x = nn.Conv(channels, (3, 3), name=f"generator_{tap}_1")(x)
         x = nn.Conv(channels, (3, 3), name=f"generator_{tap}_2")(nn.relu(x))
-        return masked_mean((x - maps.target) ** 2, maps.mask[..., None], self.axis_name)
+        return masked_mean((x - maps.target) ** 2, maps.mask[..., None])

@@ -8,8 +8,8 @@ A's within HFD, which has the same scale. What HFD adds are adapters and several
 
 from typing import ClassVar
 
+from hfd_jax.distill.base import Maps, TapDistiller, projected
 from hfd_jax.distill.hfd import tap_loss
-from hfd_jax.distill.interface import Maps, TapDistiller, projected
 
 
 class NFD(TapDistiller):
@@ -20,4 +20,4 @@ class NFD(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")
-        return tap_loss(x, maps.target, maps.mask, self.axis_name)
+        return tap_loss(x, maps.target, maps.mask)

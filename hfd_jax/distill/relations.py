@@ -7,8 +7,9 @@ means become global); `gathered` brings the parts together where samples are com
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.labels import IGNORE_LABEL
-from hfd_jax.losses import EPS
+from hfd_jax.core.collectives import sample_offset
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.losses import EPS
 
 _NEVER = -1e30  # as a score: probability 0, and still finite after subtractions
 
@@ -116,12 +117,7 @@ def class_means(x, label, classes: int):
     return total / jnp.maximum(count, 1.0)[..., None], count > 0
 
 
-def gathered(x, axis_name: str | None):
-    """The samples of all devices, in their order: [B, ...] -> [devices * B, ...]."""
-    return jax.lax.all_gather(x, axis_name, tiled=True) if axis_name else x
-
-
-def sample_keys(key, batch: int, axis_name: str | None):
+def sample_keys(key, batch: int):
     """One key for each of this device's samples; a sample has the same one on any number of devices."""
-    first = jax.lax.axis_index(axis_name) * batch if axis_name else 0
+    first = sample_offset(batch)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(batch))

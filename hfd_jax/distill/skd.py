@@ -11,9 +11,9 @@ adversarial one is left out.
 
 from typing import ClassVar
 
-from hfd_jax.distill.interface import Maps, TapDistiller
+from hfd_jax.core.losses import masked_mean
+from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.distill.relations import nodes, similarities, unit
-from hfd_jax.losses import masked_mean
 
 
 class SKD(TapDistiller):
@@ -31,4 +31,4 @@ class SKD(TapDistiller):
         (x, seen), (target, _) = (nodes(y, maps.mask, self.nodes) for y in (maps.student, maps.target))
         x, target = unit(x), unit(target)
         difference = similarities(x, x) - similarities(target, target)
-        return masked_mean(difference**2, seen[:, :, None] & seen[:, None, :], self.axis_name)
+        return masked_mean(difference**2, seen[:, :, None] & seen[:, None, :])

@@ -90,12 +90,11 @@ class Selection(nn.Module):
     channels: int
     box: int = 0
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         conv = partial(convolution, self.channels, 1, dtype=self.dtype)
-        x = BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(name="lateral")(x))
+        x = BatchNorm(train, self.dtype, name="bn")(conv(name="lateral")(x))
         gate = nn.sigmoid(conv(name="gate", use_bias=True)(box_mean(x, self.box)))
         return conv(name="select")(x + gate * x)
 
@@ -122,7 +121,6 @@ class PyramidPooling(nn.Module):
     channels: int
     bins: tuple[int, ...] = (1, 2, 3, 6)
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -131,7 +129,7 @@ class PyramidPooling(nn.Module):
             reduced = convolution(self.channels // 4, 1, dtype=self.dtype, name=f"bin{bins}")(bin_means(x, bins))
             parts.append(upsample(nn.relu(reduced), x.shape[1:3]))
         y = convolution(self.channels, 1, dtype=self.dtype, name="project")(jnp.concatenate(parts, -1))
-        return nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn")(y))
+        return nn.relu(BatchNorm(train, self.dtype, name="bn")(y))
 
 
 class FeatureAlignment(nn.Module):
@@ -149,12 +147,11 @@ class FeatureAlignment(nn.Module):
     context: bool = False
     pool_size: int = 0
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features, train: bool):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
-        norm = partial(BatchNorm, train, self.dtype, self.axis_name)
+        options = {"dtype": self.dtype}
+        norm = partial(BatchNorm, train, self.dtype)
         conv = partial(convolution, self.channels, 3, dtype=self.dtype)
         lateral = {
             name: Selection(self.channels, self.pool_size // STRIDES[name], name=f"selection_{name}", **options)(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import ResNetBased
+from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
 
 
@@ -19,12 +19,11 @@ class SeparableConvolution(nn.Module):
     features: int
     dilation: int = 1
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         x = DepthwiseConvolution(self.dilation, dtype=self.dtype, name="depthwise")(x)
-        return ConvBN(self.features, 1, dtype=self.dtype, axis_name=self.axis_name, name="pointwise")(x, train)
+        return ConvBN(self.features, 1, dtype=self.dtype, name="pointwise")(x, train)
 
 
 class AtrousPyramid(nn.Module):
@@ -33,11 +32,10 @@ class AtrousPyramid(nn.Module):
     channels: int
     rates: tuple[int, ...]
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = {"dtype": self.dtype}
         parts = [ConvBN(self.channels, 1, name="point", **options)(x, train)]
         for rate in self.rates:
             parts.append(SeparableConvolution(self.channels, rate, name=f"rate{rate}", **options)(x, train))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from hfd_jax.models.interface import ResNetBased
+from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import ConvBN, classify
 
 

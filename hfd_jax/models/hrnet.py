@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify, upsample
 from hfd_jax.models.resnet import Block
 
@@ -31,11 +31,10 @@ class Exchange(nn.Module):
 
     channels: tuple[int, ...]
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, maps, train: bool):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = {"dtype": self.dtype}
         maps = list(maps)
         for branch, channels in enumerate(self.channels):
             for index in range(BLOCKS):
@@ -48,7 +47,7 @@ class Exchange(nn.Module):
 
     def _brought(self, maps, source: int, target: int, train: bool):
         """The map of a branch at another one's size and channels."""
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = {"dtype": self.dtype}
         x, name = maps[source], f"from{source}_to{target}"
         if source > target:
             x = ConvBN(self.channels[target], 1, activation=identity, name=name, **options)(x, train)

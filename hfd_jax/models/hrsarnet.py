@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import ConvBN, TransposedConvolution
 
 CHANNELS = 16
@@ -24,11 +24,10 @@ class Triple(nn.Module):
     """3x3 convolutions at three dilations side by side."""
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv = partial(ConvBN, CHANNELS, 3, activation=nn.leaky_relu, dtype=self.dtype, axis_name=self.axis_name)
+        conv = partial(ConvBN, CHANNELS, 3, activation=nn.leaky_relu, dtype=self.dtype)
         return jnp.concatenate([conv(dilation=d, name=f"dilation{d}")(x, train) for d in DILATIONS], -1)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hfd_jax.core.collectives import global_mean
+
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -47,12 +49,10 @@ class BatchNorm(nn.Module):
     Attributes:
       train: statistics of the batch, which also move the running ones; else the running ones.
       dtype: of the result; statistics and parameters are float32.
-      axis_name: pmap axis over which the batch's statistics are averaged; None under jit.
     """
 
     train: bool
     dtype: Any = jnp.float32
-    axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
 
@@ -77,8 +77,7 @@ class BatchNorm(nn.Module):
     def _of_batch(self, x):
         axes = tuple(range(x.ndim - 1))
         mean, square = x.mean(axes), (x * x).mean(axes)
-        if self.axis_name:
-            mean, square = jax.lax.pmean((mean, square), self.axis_name)
+        mean, square = global_mean((mean, square))
         return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
@@ -89,7 +88,7 @@ class ConvBN(nn.Module):
       features, kernel, stride, dilation: of the convolution.
       transposed: it is a `TransposedConvolution`, which doubles the map.
       activation: at the end.
-      dtype, axis_name: as of `BatchNorm`.
+      dtype: as of `BatchNorm`.
     """
 
     features: int
@@ -99,7 +98,6 @@ class ConvBN(nn.Module):
     transposed: bool = False
     activation: Callable = nn.relu
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -107,7 +105,7 @@ class ConvBN(nn.Module):
             conv = TransposedConvolution(self.features, self.kernel, dtype=self.dtype, name="conv")
         else:
             conv = convolution(self.features, self.kernel, self.stride, self.dilation, dtype=self.dtype, name="conv")
-        return self.activation(BatchNorm(train, self.dtype, self.axis_name, name="bn")(conv(x)))
+        return self.activation(BatchNorm(train, self.dtype, name="bn")(conv(x)))
 
 
 class DepthwiseConvolution(nn.Module):

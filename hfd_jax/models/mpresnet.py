@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import ResNetBased
+from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import ConvBN, classify
 from hfd_jax.models.resnet import run_stage
 
@@ -19,11 +19,10 @@ class Upsampling(nn.Module):
     """1x1 to a quarter of the channels, transposed 3x3 of stride 2, 1x1 back."""
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
-        options, channels = {"dtype": self.dtype, "axis_name": self.axis_name}, x.shape[-1]
+        options, channels = {"dtype": self.dtype}, x.shape[-1]
         x = ConvBN(channels // 4, 1, name="reduce", **options)(x, train)
         x = ConvBN(channels // 4, 3, transposed=True, name="double", **options)(x, train)
         return ConvBN(channels, 1, name="expand", **options)(x, train)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from hfd_jax.models.alignment import bin_means
-from hfd_jax.models.interface import ResNetBased
+from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify
 
 BINS = (1, 2, 3, 6)

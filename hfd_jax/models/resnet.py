@@ -30,12 +30,11 @@ class Block(nn.Module):
     bottleneck: bool
     dilations: tuple[int, int] = (1, 1)
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         conv = partial(convolution, dtype=self.dtype)
-        norm = partial(BatchNorm, train, self.dtype, self.axis_name)
+        norm = partial(BatchNorm, train, self.dtype)
         out = self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             y = nn.relu(norm(name="bn1")(conv(self.features, 1, name="conv1")(x)))
@@ -72,7 +71,7 @@ def run_stage(
       dilations: of the first 3x3 convolution, and of all others.
       depth, width, remat: as of `ResNet`.
       name: blocks are called <name><number>_<index>.
-      **options: dtype and axis_name.
+      **options: dtype.
     """
     block = nn.remat(Block, static_argnums=(2,)) if remat else Block
     for index in range(DEPTHS[depth][number - 1]):
@@ -94,7 +93,6 @@ class ResNet(nn.Module):
       depth: 18, 34, 50 or 101.
       width: channels of the first stage (64 is the standard network).
       dtype: of the computation; parameters are float32.
-      axis_name: pmap axis over which the batch statistics are averaged; None under jit.
       remat: keep only what goes from block to block for the backward pass and compute the rest again.
       output_stride: 32, or 16 or 8: stages beyond it dilate what follows instead of striding (Chen et al. 2017).
       stages: how many of the four there are; those that are not give no feature.
@@ -103,14 +101,13 @@ class ResNet(nn.Module):
     depth: int = 18
     width: int = 64
     dtype: Any = jnp.float32
-    axis_name: str | None = None
     remat: bool = False
     output_stride: int = 32
     stages: int = 4
 
     @nn.compact
     def __call__(self, x, train: bool):
-        options = {"dtype": self.dtype, "axis_name": self.axis_name}
+        options = {"dtype": self.dtype}
         x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(train, name="bn1", **options)(x))
         x = max_pool(x)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, DepthwiseConvolution, JoinedConvolution, classify, convolution
 
 TAPS = ("C2", "C3", "C4", "C5")
@@ -87,5 +87,5 @@ class SegFormer(SegmentationNetwork):
             for tap in TAPS
         ]
         joined = JoinedConvolution(4 * self.width, dtype=self.dtype, kernel=1, name="project")(maps)
-        joined = nn.relu(BatchNorm(train, self.dtype, self.axis_name, name="bn")(joined))
+        joined = nn.relu(BatchNorm(train, self.dtype, name="bn")(joined))
         return classify(joined, self.classes, shape, self.dtype), {**features, "A": joined}

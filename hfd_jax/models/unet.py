@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.interface import SegmentationNetwork
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import ConvBN, TransposedConvolution, classify, max_pool_2x2
 
 LEVELS = 5
@@ -21,12 +21,11 @@ class Pair(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         for index in range(2):
-            x = ConvBN(self.features, 3, dtype=self.dtype, axis_name=self.axis_name, name=f"{index}")(x, train)
+            x = ConvBN(self.features, 3, dtype=self.dtype, name=f"{index}")(x, train)
         return x
 
 

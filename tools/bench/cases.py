@@ -9,18 +9,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from hfd_jax import assembly, steps
-from hfd_jax.assembly import Run
+from hfd_jax.core.parallel import Jit
 from hfd_jax.data.augment import Augmentation
 from hfd_jax.data.facts import BandStatistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
-from hfd_jax.distill.cache import STORED
-from hfd_jax.distill.interface import TAUGHT
+from hfd_jax.evaluation import steps as evaluation_steps
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.folding import fold
-from hfd_jax.models.interface import SegmentationNetwork
-from hfd_jax.parallel import Jit
-from hfd_jax.state import init_fn
+from hfd_jax.train import build, steps
+from hfd_jax.train.networks import NetworkSpec, baseline_spec, student_spec, teacher_spec
+from hfd_jax.train.state import init_fn
 
 STEPS = 1000  # of the schedule; does not matter here
 
@@ -82,56 +81,41 @@ def make_inputs(config: ConfigDict, shapes: Shapes) -> InputSpec:
     )
 
 
-def make_setup(config: ConfigDict, shapes: Shapes, network: Run, cached: bool = False) -> steps.Setup:
-    """Of a network's training step, as `train.make_setup` builds it from a data set."""
+def make_setup(config: ConfigDict, shapes: Shapes, network: NetworkSpec) -> steps.Setup:
+    """The fixed part of a network's training step, as `training.make_setup` builds it from a data set."""
     return steps.Setup(
-        model=assembly.make_model(config, network, shapes.classes),
+        model=build.make_model(config, network, shapes.classes),
         sensor=network.sensor,
-        tx=assembly.make_optimiser(config, STEPS),
+        tx=build.make_optimiser(config, STEPS),
         inputs=make_inputs(config, shapes),
-        objective=assembly.make_objective(config, network, STEPS, lambda: (1000,) * shapes.classes),
+        objective=build.make_objective(config, network, STEPS, lambda: (1000,) * shapes.classes),
         teacher=frozen_model(config, shapes.classes),
-        distiller=assembly.make_distiller(config, network),
-        cached=cached,
+        distiller=build.make_distiller(config, network),
     )
-
-
-def made_up_features(setup: steps.Setup, shapes: Shapes) -> dict[str, np.ndarray]:
-    """What a batch with `distill.cache` brings instead of optical images."""
-    rng, image = (
-        np.random.default_rng(1),
-        np.zeros((shapes.batch, shapes.size, shapes.size, shapes.eo_bands), np.float32),
-    )
-    (_, features), _ = jax.eval_shape(lambda: setup.teacher.init_with_output(jax.random.key(0), image))
-    return {f"{TAUGHT}{tap}": rng.random(features[tap].shape).astype(STORED) for tap in setup.distiller.taps}
 
 
 def frozen_model(config: ConfigDict, classes: int) -> SegmentationNetwork:
-    model = assembly.make_model(config, assembly.teacher_run(), classes)
-    return model.clone(dtype=assembly.teacher_dtype(config, model))
+    model = build.make_model(config, teacher_spec(), classes)
+    return model.clone(dtype=build.teacher_dtype(config, model))
 
 
 NETWORKS = {
-    "teacher_step": lambda config: assembly.teacher_run(),
-    "sar_step": lambda config: assembly.baseline_run("sar_only"),
-    "student_step": assembly.student_run,
-    "cached_student_step": assembly.student_run,
+    "teacher_step": lambda config: teacher_spec(),
+    "sar_step": lambda config: baseline_spec("sar_only"),
+    "student_step": student_spec,
 }
 
 
 def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequence[jax.Device]) -> Case:
     """One of NETWORKS: input, forward, backward, update; the student's with its frozen teacher."""
     network = NETWORKS[what](config)
-    setup, parallel = make_setup(config, shapes, network, cached=what == "cached_student_step"), Jit(devices)
+    setup, parallel = make_setup(config, shapes, network), Jit(devices)
     bands = shapes.eo_bands if network.sensor == "eo" else shapes.sar_bands
     reference = (setup.teacher, shapes.eo_bands)
     state = parallel.init(init_fn(setup.model, setup.tx, bands, setup.distiller, reference), jax.random.key(0))
     teacher: Any = {}
     arrays = make_batch(shapes)
-    if setup.cached:
-        del arrays["eo"]
-        arrays |= made_up_features(setup, shapes)
-    elif setup.objective.distils:
+    if setup.objective.distils:
         image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
         variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
         teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(variables))
@@ -150,11 +134,11 @@ def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequen
 
 def inference_case(config: ConfigDict, shapes: Shapes, devices: Sequence[jax.Device]) -> Case:
     """SAR -> class map, as `tools.evaluate` computes it."""
-    setup, parallel = make_setup(config, shapes, assembly.baseline_run("sar_only")), Jit(devices)
+    setup, parallel = make_setup(config, shapes, baseline_spec("sar_only")), Jit(devices)
     image = np.zeros((1, 64, 64, shapes.sar_bands), np.float32)
     variables = parallel.init(setup.model.init, jax.random.key(0), image)
     batch = parallel.shard(make_batch(shapes))
-    function = steps.predict_step(setup.model, setup.inputs, "sar")
+    function = evaluation_steps.predict_step(setup.model, setup.inputs, "sar")
     compiled, seconds = compile_twice(parallel.eval_step(function), (variables, batch))
     return Case(lambda: jax.block_until_ready(compiled(variables, batch)), seconds, *costs(compiled, len(devices)))
 

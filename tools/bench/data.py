@@ -16,6 +16,7 @@ from hfd_jax.data.builder import prepare
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.shards import FORMAT, example_of, features_of
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
+from hfd_jax.train.networks import teacher_spec
 from tools import datasets
 
 ROUNDS = 3
@@ -25,12 +26,12 @@ def reading(workdir: str) -> str:
     """Crops per second of the data path, of the training step, and of both together."""
     # Imported here: the processes that prepare data import this file too, and need none of it.
     from configs import default
-    from hfd_jax import config_flags, context
+    from hfd_jax.train import config_flags, run
 
     config = config_flags.config(default.get_config()).copy_and_resolve_references()
     config.baselines, config.stage = (), "teacher"
     config.data.workers = max(config.data.workers, 1)
-    with context.prepared(config, workdir) as shared:
+    with run.prepared(config, workdir) as shared:
         return race(shared)
 
 
@@ -38,19 +39,20 @@ def race(shared: Any) -> str:
     """Reads, trains on one batch, and trains on what is read, in turn."""
     import jax
 
-    from hfd_jax import assembly, steps, train
+    from hfd_jax.core.parallel import prefetch
     from hfd_jax.data.pipeline import training_batches
-    from hfd_jax.parallel import prefetch
+    from hfd_jax.train import build, steps
+    from hfd_jax.train.training import initialiser, make_training
 
     config = shared.config
-    network = assembly.teacher_run()
-    setup = train.make_setup(shared, network, None, config.teacher.steps)
-    state = shared.parallel.init(train.initialiser(shared, network, setup, None), jax.random.key(config.seed))
-    step = shared.parallel.train_step(steps.train_step(setup))
+    network = teacher_spec()
+    training = make_training(shared, network)
+    state = shared.parallel.init(initialiser(shared, training), jax.random.key(config.seed))
+    step = shared.parallel.train_step(steps.train_step(training.setup))
     batches = training_batches(
         shared.dataset,
-        assembly.make_pools(config, shared.dataset, network),
-        assembly.make_reading(config, shared.dataset.facts),
+        training.pools,
+        build.make_reading(config, shared.dataset.facts),
         crop=config.data.crop,
         batch_size=config.data.batch_size,
         seed=config.seed,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from hfd_jax import losses
+from hfd_jax.core import losses
+from hfd_jax.core.errors import UserError
 from hfd_jax.data.inputs import network_input
 from hfd_jax.distill.hfd import HFD
-from hfd_jax.errors import UserError
 from tools.bench import cases, peer_torch
 from tools.bench.cases import Shapes
 

@@ -13,12 +13,12 @@ from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.losses import EPS
 from hfd_jax.distill.hfd import STD_EPS
-from hfd_jax.labels import IGNORE_LABEL
-from hfd_jax.losses import EPS
 from hfd_jax.models.alignment import LEVELS
 from hfd_jax.models.resnet import DEPTHS, STAGES
-from hfd_jax.torch_weights import torch_name
+from hfd_jax.models.torch_weights import torch_name
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from configs import default
-from hfd_jax import config_flags, reporting
-from hfd_jax.config_check import check_fields
-from hfd_jax.errors import UserError
-from hfd_jax.parallel import compiler_options
+from hfd_jax.core import logs
+from hfd_jax.core.errors import UserError
+from hfd_jax.core.parallel import compiler_options
+from hfd_jax.train import config_flags
+from hfd_jax.train.validate import check_fields
 from tools.bench import cases, machine
 from tools.bench.cases import Shapes
 from tools.bench.timing import Timing, interleaved
@@ -151,8 +152,7 @@ def peer_calls(config, shapes: Shapes, what: Sequence[str], compiled: bool):
         raise UserError(f"--peer=torch needs PyTorch: pip install torch ({error})") from error
     peer = Peer(config, shapes)
     calls = {}
-    shared = [name for name in what if name != "cached_student_step"]  # of which the peer has none
-    for name, way, bf16 in itertools.product(shared, (False, True) if compiled else (False,), (False, True)):
+    for name, way, bf16 in itertools.product(what, (False, True) if compiled else (False,), (False, True)):
         flavour = Flavour(way, bf16)
         make = peer.inference_call if name == "inference" else lambda f, name=name: peer.training_call(name, f)
         calls[f"{name} {flavour.name}"] = make(flavour)
@@ -179,7 +179,7 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
             line += [f"{row.bytes_accessed / row.seconds / peaks['bandwidth']:.0%}", f"{row.memory / 2**20:.0f}"]
             line += [f"{value:.1f}" for value in row.compile_seconds]
         cells.append(line + [""] * (len(header) - len(line)))
-    lines.append(reporting.columns(cells))
+    lines.append(logs.columns(cells))
     lines += ["", *ratios(rows)]
     if about["largest_difference_to_peer"]:
         parts = ", ".join(f"{name} {value:.1e}" for name, value in about["largest_difference_to_peer"].items())
@@ -190,11 +190,10 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
 def ratios(rows: Sequence[Row]) -> list[str]:
     """What the frozen teacher costs, for every batch and size that has both steps."""
     found = {(row.name, row.batch, row.size): row.seconds for row in rows}
-    names = {"student_step": "student step", "cached_student_step": "student step with cached features"}
     return [
-        f"{names[name]} / SAR-only step, batch {batch}, {size} x {size}: {seconds / found['sar_step', batch, size]:.2f}"
+        f"student step / SAR-only step, batch {batch}, {size} x {size}: {seconds / found['sar_step', batch, size]:.2f}"
         for (name, batch, size), seconds in found.items()
-        if name in names and ("sar_step", batch, size) in found
+        if name == "student_step" and ("sar_step", batch, size) in found
     ]
 
 

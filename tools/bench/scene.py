@@ -20,16 +20,18 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from configs import default
-from hfd_jax import assembly, config_flags, reporting
-from hfd_jax.data.scenes import simulate
-from hfd_jax.errors import UserError
-from hfd_jax.evaluate import Network
-from hfd_jax.metrics import scores
-from hfd_jax.parallel import Jit, enable_compilation_cache
-from hfd_jax.scenes.predict import Options, Predictor
-from hfd_jax.scenes.windows import place
-from hfd_jax.scenes.writer import CLASSES, Target
-from hfd_jax.workdir import Workdir, read_json
+from hfd_jax.core import logs
+from hfd_jax.core.errors import UserError
+from hfd_jax.core.parallel import Jit, enable_compilation_cache
+from hfd_jax.core.workdir import Workdir, read_json
+from hfd_jax.data.simulator import simulate
+from hfd_jax.evaluation.metrics import scores
+from hfd_jax.inference.mapping.predict import Options, Predictor
+from hfd_jax.inference.mapping.windows import place
+from hfd_jax.inference.mapping.writer import CLASSES, Target
+from hfd_jax.inference.restore import Network
+from hfd_jax.train import build, config_flags
+from hfd_jax.train.networks import student_spec
 from tools.bench import cases
 from tools.predict import CACHE_MB, find_network
 
@@ -85,7 +87,7 @@ def predicting(arguments: argparse.Namespace) -> str:
                 print(f"{size} x {size}, windows of {case.options.window} ...", flush=True)
                 line = [str(size), str(case.options.window), "yes" if case.options.flips else "no", *measured(case)]
                 lines.append(line + (judged(case, rows[0].map) if arguments.workdir else []))
-    return reporting.columns(lines)
+    return logs.columns(lines)
 
 
 def measured(case: Case) -> list[str]:
@@ -125,13 +127,13 @@ def most_memory() -> int:
 
 def random_network(config: ConfigDict, parallel: Jit) -> Network:
     """A student as the config says, that has learnt nothing."""
-    facts = assembly.scene_source(config.data.scenes).facts
+    facts = build.scene_source(config.data.scenes).facts
     shapes = cases.Shapes(1, 64, len(facts.sar_bands), len(facts.eo_bands), len(facts.class_names))
-    run, inputs = assembly.student_run(config), cases.make_inputs(config, shapes)
-    model = assembly.make_model(config, run, shapes.classes)
+    run, inputs = student_spec(config), cases.make_inputs(config, shapes)
+    model = build.make_model(config, run, shapes.classes)
     variables = parallel.init(model.init, jax.random.key(0), np.zeros((1, 64, 64, shapes.sar_bands), np.float32))
     about = types.SimpleNamespace(facts=facts, sizes={})
-    record = assembly.make_record(config, run, about, inputs, {})
+    record = build.make_record(config, run, about, inputs, {})
     return Network(record | {"step": 0, "arrays": {}}, model, inputs, variables)
 
 
@@ -148,7 +150,7 @@ def write_corner(case: Case) -> str:
 
 def write_scene(folder: str, size: int, config: ConfigDict) -> None:
     """Writes scene.tif [size, size] and its truth.tif."""
-    options = assembly.scene_source(config.data.scenes).options
+    options = build.scene_source(config.data.scenes).options
     options = dataclasses.replace(options, size=PATCH)
     patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
     for name, bands in (("scene", 2), ("truth", 1)):

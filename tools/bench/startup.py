@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 
-from hfd_jax.errors import UserError
+from hfd_jax.core.errors import UserError
 
 _COMMAND = (
     "main.py",

@@ -1,0 +1,165 @@
+"""Where numbers go: the console (with the time left), metrics.jsonl, and TensorBoard where TensorFlow is installed."""
+
+import functools
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from hfd_jax.core.errors import writing
+
+
+def say(text: str) -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3:05" or "2:03:05"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class Progress:
+    """Steps per second and time left, measured since `start`; the first steps (compilation) do not count."""
+
+    def __init__(self, total: int, start: int = 0, skip: int = 1):
+        self._total, self._first, self._since = total, start + skip, time.monotonic()
+
+    def tick(self, done: int) -> None:
+        """To be called after every step."""
+        if done <= self._first:
+            self._since = time.monotonic()
+
+    def rate(self, done: int) -> float | None:
+        """Steps per second, everything between them included; None before any counts."""
+        return (done - self._first) / max(time.monotonic() - self._since, 1e-9) if done > self._first else None
+
+    def text(self, done: int) -> str:
+        rate = self.rate(done)
+        if rate is None:
+            return f"{done}/{self._total}"
+        return f"{done}/{self._total}  {rate:.1f}/s  {duration((self._total - done) / rate)} left"
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl: one object a line with "network", "step" and numbers. Only the first process writes.
+
+    Args:
+      path: of the file.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def rewind(self, network: str, step: int) -> None:
+        """Drops what a run wrote of `network` after `step`: it resumes there and will write it again."""
+        if jax.process_index() or not os.path.exists(self._path):
+            return
+        with open(self._path) as file:
+            lines = [line for line in file if _keep(line, network, step)]
+        temporary = self._path + ".tmp"
+        with writing(self._path):
+            with open(temporary, "w") as file:
+                file.writelines(lines)
+            os.replace(temporary, self._path)
+
+    def write(self, network: str, step: int, values: Mapping[str, Any]) -> None:
+        if jax.process_index():
+            return
+        with writing(self._path), open(self._path, "a") as file:
+            file.write(json.dumps({"network": network, "step": step, **values}) + "\n")
+
+
+def read_log(path: str) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a file that a `MetricsLog` wrote, none where there is no file; and how many lines are none."""
+    if not os.path.exists(path):
+        return [], 0
+    with open(path) as file:
+        lines = file.readlines()
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    return entries, len(lines) - len(entries)
+
+
+def _keep(line: str, network: str, step: int) -> bool:
+    entry = _entry(line)
+    return entry is not None and (entry["network"] != network or entry["step"] <= step)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return None  # a killed run may leave half a line
+    return entry if isinstance(entry, dict) and {"network", "step"} <= set(entry) else None
+
+
+def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The metrics of several steps as plain numbers; waits for the device."""
+    return [{key: float(value) for key, value in row.items()} for row in jax.device_get(list(metrics))]
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a text table: the first column flush left, the others flush right."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def short(values: Mapping[str, float]) -> str:
+    """ "loss 1.234  ce 0.8 ..." of the loss and its terms, which are those that have a share."""
+    shown = ["loss", *(name for name in values if f"share_{name}" in values)]
+    return "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
+
+
+class Summaries:
+    """TensorBoard through clu; silent where clu or TensorFlow are missing (a warning says so once).
+
+    Args:
+      directory: of the event files.
+    """
+
+    def __init__(self, directory: str):
+        self._writer = None
+        if jax.process_index() == 0 and tensorboard_available():
+            # Nothing is computed with TensorFlow; without this it announces how it would.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+            from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: seconds, and not installed everywhere
+
+            self._writer = metric_writers.SummaryWriter(directory)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer:
+            self._writer.write_scalars(step, values)
+
+    def images(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Takes name -> image [H, W, 3] uint8; `draw` is called only where somebody may look at it."""
+        if self._writer:
+            self._writer.write_images(step, {name: image[None] for name, image in draw().items()})
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+@functools.cache
+def tensorboard_available() -> bool:
+    """Whether summaries can be written; warns once where they cannot."""
+    missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
+    if missing:
+        logging.warning(
+            "TensorBoard summaries are off: %s not installed; metrics.jsonl has all numbers", ", ".join(missing)
+        )
+    return not missing

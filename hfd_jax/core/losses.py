@@ -1,0 +1,75 @@
+"""Segmentation losses and the masked means they are built of: arrays in, arrays out, float32 inside.
+
+Every loss is a mean over valid pixels, so that its size depends neither on the batch, nor on the image, nor on the
+number of devices. Under pmap each device holds a part of the batch: `axis_name` then makes sums and counts global
+before they are divided. (The gradient of such a loss must be averaged over the devices with `lax.pmean`.)
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hfd_jax.core.collectives import global_sum
+from hfd_jax.core.labels import IGNORE_LABEL
+
+EPS = 1e-6
+
+
+def masked_mean(values, mask):
+    """Mean of `values` where `mask` (broadcast against them) is true; 0 where nothing is valid.
+
+    Args:
+      values: float array.
+      mask: bool or float weights, broadcastable to `values`.
+
+    Returns:
+      float32 scalar.
+    """
+    weights = jnp.broadcast_to(mask, values.shape).astype(jnp.float32)
+    total = global_sum(jnp.sum(values.astype(jnp.float32) * weights))
+    return total / jnp.maximum(global_sum(jnp.sum(weights)), 1.0)
+
+
+def cross_entropy(logits, label, class_weights=None):
+    """Pixel-wise softmax cross-entropy.
+
+    Args:
+      logits: [B, H, W, K].
+      label: [B, H, W] integers; IGNORE_LABEL counts nowhere.
+      class_weights: [K] of mean about 1, or None; the mean is weighted with them.
+
+    Returns:
+      float32 scalar, 0 where no pixel is labelled.
+    """
+    valid = label != IGNORE_LABEL
+    target = jnp.where(valid, label, 0).astype(jnp.int32)
+    per_pixel = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
+    weights = (
+        valid.astype(jnp.float32) if class_weights is None else valid * jnp.asarray(class_weights, jnp.float32)[target]
+    )
+    total = global_sum(jnp.sum(per_pixel * weights))
+    return total / jnp.maximum(global_sum(jnp.sum(weights)), EPS)
+
+
+def soft_dice(logits, label):
+    """1 - soft Dice coefficient (Milletari et al. 2016), averaged over the classes that occur among the labels.
+
+    The sums of the formula run over the whole batch and stand here as means over its valid pixels, so that EPS weighs
+    the same at every size.
+
+    Args:
+      logits: [B, H, W, K].
+      label: [B, H, W] integers; IGNORE_LABEL counts nowhere.
+
+    Returns:
+      float32 scalar, 0 where no pixel is labelled.
+    """
+    valid = (label != IGNORE_LABEL)[..., None].astype(jnp.float32)
+    probability = jax.nn.softmax(logits.astype(jnp.float32)) * valid
+    truth = jax.nn.one_hot(jnp.where(label == IGNORE_LABEL, -1, label), logits.shape[-1]) * valid
+    sums = jnp.stack([jnp.sum(x, (0, 1, 2)) for x in (probability * truth, probability, truth)])
+    count = jnp.maximum(global_sum(jnp.sum(valid)), 1.0)
+    overlap, predicted, present = global_sum(sums) / count
+    dice = (2 * overlap + EPS) / (predicted + present + EPS)
+    occurs = present > 0
+    return jnp.sum((1 - dice) * occurs) / jnp.maximum(jnp.sum(occurs), 1)

@@ -1,0 +1,190 @@
+"""The folder of a run: which file lies where, and whom it belongs to."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from hfd_jax.core.errors import WorkdirError, writing
+
+# Fields that change no number of a finished stage; a later start may set them differently.
+FREE = (
+    "stage",
+    "baselines",
+    "parallel",
+    "distributed",
+    "data.dir",
+    "data.threads",
+    "data.workers",
+    "teacher.checkpoint",  # where it lies; which teacher it is, the checkpoints know
+    "distill.cache",  # no longer a field; it never changed what a run computes
+    "train",
+    "eval",
+)
+# Fields that came later: what they are for a run whose config.json does not have them.
+_LATER = {"model": {"architecture": "hfdnet", "rates": [6, 12, 18]}, "student": {"architecture": ""}}
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
+    "numpy", "scipy", "rasterio",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths below `root`."""
+
+    root: str
+
+    @property
+    def config(self) -> str:
+        return os.path.join(self.root, "config.json")
+
+    @property
+    def versions(self) -> str:
+        return os.path.join(self.root, "versions.json")
+
+    @property
+    def metrics(self) -> str:
+        return os.path.join(self.root, "metrics.jsonl")
+
+    @property
+    def timing(self) -> str:
+        return os.path.join(self.root, "timing.jsonl")
+
+    @property
+    def evaluation(self) -> str:
+        return os.path.join(self.root, "evaluation.json")
+
+    @property
+    def summaries(self) -> str:
+        return os.path.join(self.root, "tensorboard")
+
+    def checkpoints(self, network: str) -> str:
+        return os.path.join(self.root, "checkpoints", network)
+
+    def figure(self, name: str) -> str:
+        folder = os.path.join(self.root, "figures")
+        os.makedirs(folder, exist_ok=True)
+        return os.path.join(folder, name)
+
+
+def check_claim(workdir: Workdir, config: ConfigDict) -> None:
+    """WorkdirError where the folder holds a run of another config; names every differing field that matters."""
+    if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
+        raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
+    if not os.path.exists(workdir.config):
+        return
+    lines = differences(read_config(workdir), _jsonable(config))
+    differing = [line for field, line in lines if not (_is_free(field) or _is_unused(field, config))]
+    if differing:
+        raise WorkdirError(
+            f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
+            + "; ".join(differing)
+        )
+
+
+def claim(workdir: Workdir, config: ConfigDict) -> None:
+    """Writes config.json and versions.json after `check_claim`."""
+    check_claim(workdir, config)
+    with writing(workdir.root):
+        os.makedirs(workdir.root, exist_ok=True)
+    write_json(workdir.config, _jsonable(config))
+    write_json(workdir.versions, package_versions())
+
+
+@contextlib.contextmanager
+def sole_run(workdir: Workdir) -> Iterator[None]:
+    """Makes the folder; WorkdirError where another run is at work in it. The lock goes with the process, however."""
+    path = os.path.join(workdir.root, "lock")
+    with writing(path):
+        os.makedirs(workdir.root, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 - closed below, where other errors are not about it
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(f"{workdir.root}: another run is at work there; wait for it or stop it") from error
+        except OSError as error:
+            logging.warning("%s: this file system has no locks (%s); start one run at a time", path, error.strerror)
+        yield
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def read_json(path: str) -> Any:
+    """Reads a file; WorkdirError where it is missing or no JSON."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WorkdirError(f"{path}: missing; is {os.path.dirname(path)} the workdir of a run?") from error
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_config(workdir: Workdir) -> dict[str, Any]:
+    """The config of the run in a workdir, with every field there is today; WorkdirError as of `read_json`.
+
+    It has lists where a config has tuples.
+    """
+    config = read_json(workdir.config)
+    return config | {part: fields | config.get(part, {}) for part, fields in _LATER.items()}
+
+
+def write_json(path: str, values: Any) -> None:
+    """Replaces the file as a whole: a killed run leaves the old one or the new one."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with writing(path):
+        with open(temporary, "w") as file:
+            json.dump(values, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def jsonable(values: Any) -> Any:
+    """`values` as a JSON file returns them: tuples become lists."""
+    return json.loads(json.dumps(values))
+
+
+def differences(stored: Any, current: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns (field, "field: <stored value> there, <current value> now") for each difference of two nested dicts."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        lines = []
+        for key in sorted(stored.keys() | current.keys()):
+            lines += differences(stored.get(key), current.get(key), f"{prefix}{key}.")
+        return lines
+    field = prefix.rstrip(".")
+    return [] if stored == current else [(field, f"{field}: {stored!r} there, {current!r} now")]
+
+
+def _jsonable(config: ConfigDict) -> Any:
+    return json.loads(config.to_json_best_effort())
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or field.startswith(free + ".") for free in FREE)
+
+
+def _is_unused(field: str, config: ConfigDict) -> bool:
+    """Whether the field is an option of a distillation method that is not asked for."""
+    part, _, rest = field.partition(".")
+    return part == "distill" and "." in rest and rest.split(".")[0] not in config.distill.method

@@ -1,0 +1,86 @@
+"""The picture of a sweep: mIoU per row with every seed, or curves over one field."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hfd_jax.core.logs import duration
+from hfd_jax.experiments.statistics import Line, Results, size
+from hfd_jax.experiments.sweep import Sweep, curve
+
+INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#92400e")
+
+
+def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
+    """Writes a PNG; `places` are the rows' values on the sweep's axis, and empty for a picture without one."""
+    figure = _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # the columns lie beside the axes
+
+
+def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
+    figure = Figure(figsize=(8.5, 1.1 + 0.36 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for place, line in enumerate(reversed(lines)):
+        values = [result.mean_iou for result in results[line.row].values()]
+        axes.plot(values, [place] * len(values), "o", color=FAINT, markersize=3.5, zorder=2)
+        width = 0.0 if np.isnan(line.half_width) else line.half_width
+        axes.errorbar(line.mean_iou, place, xerr=width, fmt="o", color=COLOURS[0], capsize=3, markersize=6, zorder=3)
+    _costs(axes, lines)
+    for row, style in ((sweep.floor, "--"), (sweep.teacher, ":")):
+        found = [line for line in lines if line.row == row]
+        if found:
+            axes.axvline(found[0].mean_iou, color=INK, linestyle=style, linewidth=1, zorder=1)
+            axes.text(found[0].mean_iou, len(lines) - 0.4, row, fontsize=8, ha="center", va="bottom", color=INK)
+    axes.set_yticks(range(len(lines)), [line.row for line in reversed(lines)], fontsize=9)
+    axes.set(ylim=(-0.6, len(lines) - 0.4))
+    _finish(axes, "x", "mIoU: mean with 95 % interval; small dots: seeds")
+    return figure
+
+
+def _costs(axes: Any, lines: Sequence[Line]) -> None:
+    """Beside the points, what they bring and cost."""
+    columns = {
+        "gap\nclosed": ["" if line.closed is None else f"{line.closed:.0%}" for line in lines],
+        "para-\nmeters": [size(line.parameters) for line in lines],
+        "train-\ning": ["" if line.seconds is None else duration(line.seconds) for line in lines],
+    }
+    style = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "ha": "right", "color": INK}
+    for number, (title, texts) in enumerate((t, c) for t, c in columns.items() if any(c)):
+        x = 1.09 + 0.1 * number
+        axes.text(x, len(lines) - 0.4, title, va="bottom", **style)
+        for place, text in enumerate(reversed(texts)):
+            axes.text(x, place, text, va="center", **style)
+
+
+def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], field: str) -> Figure:
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    curves: dict[str, list[Line]] = {}
+    for line in lines:
+        curves.setdefault(curve(line.row), []).append(line)
+    for (name, points), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
+        points = sorted(points, key=lambda line: places[line.row])
+        at = [places[line.row] for line in points]
+        widths = [0.0 if np.isnan(line.half_width) else line.half_width for line in points]
+        axes.errorbar(at, [p.mean_iou for p in points], yerr=widths, fmt="o-", color=colour, capsize=3, label=name)
+        for x, line in zip(at, points, strict=True):
+            values = [result.mean_iou for result in results[line.row].values()]
+            axes.plot([x] * len(values), values, ".", color=colour, alpha=0.4, markersize=5)
+    ticks = sorted(set(places.values()))
+    axes.set_xlabel(field, fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.minorticks_off()
+    _finish(axes, "y", "mIoU: mean with 95 % interval; small dots: seeds")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _finish(axes: Any, which: str, label: str) -> None:
+    getattr(axes, f"set_{which}label")(label, fontsize=9)
+    axes.grid(axis=which, alpha=0.3)
+    axes.tick_params(labelsize=9, color=FAINT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

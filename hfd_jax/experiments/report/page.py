@@ -1,0 +1,221 @@
+"""Puts together what the page shows and renders it: one HTML file that needs nothing else."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from hfd_jax.core.errors import WorkdirError, writing
+from hfd_jax.experiments.report import curves, tables
+from hfd_jax.experiments.report.pictures import columns, tile_pictures
+from hfd_jax.experiments.report.records import RunFiles
+from hfd_jax.experiments.report.survey import UNTRAINED, Survey, Throughput
+from hfd_jax.experiments.report.tables import REFERENCE, Row
+from hfd_jax.models.hfdnet import TAPS
+from hfd_jax.train.networks import BASELINES
+
+# Networks that style.css has a colour of their own for; the others share its spare ones.
+COLOURED = ("teacher", "student", REFERENCE, "teacher_init", UNTRAINED)
+SPARE_COLOURS = 3
+PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+
+
+def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
+    """The page about runs and what was found of each; `defaults` is the default config."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "signed": lambda x: "" if x is None else f"{x:+.4f}"}
+    environment.globals["colour"] = {name: colour_of(name, runs) for name in every_network(runs)}
+    sections = [section(run, survey, defaults) for run, survey in zip(runs, surveys, strict=True)]
+    rows = [row for one in sections for row in one["rows"]]
+    return environment.get_template("page.html.jinja").render(
+        several=len(runs) > 1,
+        runs=sections,
+        rows=rows,
+        class_groups=[class_group(names, group, surveys) for names, group in tables.by_classes(rows).items()],
+        differing=tables.differing([run.stored for run in runs]),
+        groups=curves.learning_curves(runs),
+        curve_networks=curve_networks(runs),
+        dashes=[(run.name, curves.DASHES[k % len(curves.DASHES)]) for k, run in enumerate(runs)],
+        geometry=curves,
+        taps=TAPS,
+    )
+
+
+def check_writable(path: str) -> None:
+    """WorkdirError where `write` would have no folder to write to."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise WorkdirError(f"{path}: cannot be written, there is no such folder")
+    if not os.access(folder, os.W_OK):
+        raise WorkdirError(f"{path}: cannot be written, no permission")
+
+
+def write(path: str, page: str) -> None:
+    """Replaces the file as a whole; WorkdirError where that is not possible."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with writing(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.replace(temporary, path)
+
+
+def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of one run."""
+    return {
+        "name": run.name,
+        "root": run.workdir.root,
+        "split": run.split,
+        "data": run.config.data.name,
+        "seed": run.config.seed,
+        "remarks": run.remarks,
+        "rows": tables.score_rows(run),
+        "tiles": tile_section(run, survey) if survey else None,
+        "similarity": similarity_section(survey) if survey and survey.similarity else None,
+        "inference": inference(run, survey.throughput) if survey else None,
+        "training": training(run),
+        "faults": faults(run),
+        "changed": tables.changed(defaults, run.stored),
+        "config": tables.everything(run.stored),
+        "versions": run.versions,
+    }
+
+
+def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Survey | None]) -> dict[str, Any]:
+    """Scores per class and confusion matrices of networks with the same classes."""
+    facts = next((survey.facts for survey in surveys if survey and survey.facts.class_names == names), None)
+    colours = facts.class_colours if facts else [None] * len(names)
+    return {
+        "classes": [(name, rgb(colour)) for name, colour in zip(names, colours, strict=True)],
+        "measures": [(title, [(row, getattr(row.scores, key)) for row in rows]) for key, title in PER_CLASS],
+        "matrices": [(row, tables.shares(row.scores.matrix), row.scores.matrix) for row in rows],
+        "absent": {f"{row.run}: {row.title}": row.scores.absent for row in rows if row.scores.absent},
+    }
+
+
+def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
+    """The best and the worst tiles, and how the networks compare tile by tile."""
+    order = sorted(survey.confusion, key=lambda name: (name == "teacher", name != survey.judge))
+    titles = {name: survey.records[name]["title"] for name in order}
+    reached = {name: survey.tile_scores(name) for name in order}
+    bands = tuple(survey.records[survey.judge]["bands"]["eo"])
+
+    def shown(tile: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "id": tile["id"] + ("" if tile["entire"] else " (first window)"),
+            "scores": [(name, titles[name], float(reached[name][tile["position"]])) for name in order],
+            "pictures": tile_pictures(tile, titles, survey.facts, bands),
+        }
+
+    best, worst = ([shown(tile) for tile in tiles] for tiles in (survey.best, survey.worst))
+    judged = ~np.isnan(reached[survey.judge])
+    rival = REFERENCE if REFERENCE in reached and survey.judge != REFERENCE else None
+    better = np.sum(reached[survey.judge][judged] > reached[rival][judged]) if rival else None
+    return {
+        "columns": columns(titles),
+        "groups": [("Best", best), ("Worst", worst)],
+        "classes": list(zip(survey.facts.class_names, map(rgb, survey.facts.class_colours), strict=True)),
+        "judge": titles[survey.judge],
+        "count": int(judged.sum()),
+        "unjudged": int((~judged).sum()),
+        "rival": titles[rival] if rival else None,
+        "better": better,
+    }
+
+
+def similarity_section(survey: Survey) -> dict[str, Any]:
+    """Likeness of features with the teacher's, all of it and that of their content."""
+    known = [name for name in (UNTRAINED, *BASELINES, "student") if name in survey.similarity]
+    names = known + sorted(set(survey.similarity) - set(known))
+    titles = {name: record["title"] for name, record in survey.records.items()}
+    titles[UNTRAINED] = f"student before training (seed {survey.records[survey.judge]['config']['seed']})"
+    before = REFERENCE if REFERENCE in names else UNTRAINED
+
+    def block(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        gain = [values["student"][tap] - values[before][tap] for tap in TAPS] if "student" in values else None
+        return {"rows": [(name, titles[name], [values[name][tap] for tap in TAPS]) for name in names], "gain": gain}
+
+    return {
+        "blocks": [
+            ("All of the features", block(survey.similarity)),
+            ("What differs from tile to tile: centred at each position of the tile", block(survey.content)),
+        ],
+        "before": titles[before],
+        "positions": [survey.positions.get(tap, 0) for tap in TAPS],
+        "tiles": len(survey.tiles),
+    }
+
+
+def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
+    tiles, height, width = measured.batch
+    return {
+        "title": run.title(measured.network),
+        "megapixels": three_digits(measured.megapixels),
+        "tiles": three_digits(measured.megapixels * 1e6 / (height * width)),
+        "what": f"{tiles} x {height} x {width}, {measured.dtype}, {measured.devices}",
+    }
+
+
+def training(run: RunFiles) -> list[dict[str, Any]]:
+    """The last entry of timing.jsonl of every network."""
+    last = {line["network"]: line for line in run.timing if "steps_per_second" in line}
+    return [
+        {
+            "title": run.title(name),
+            "steps": three_digits(line["steps_per_second"]),
+            "pairs": three_digits(line["steps_per_second"] * run.config.data.batch_size),
+            "devices": line.get("devices", ""),
+        }
+        for name, line in last.items()
+    ]
+
+
+def faults(run: RunFiles) -> list[str]:
+    """Skipped steps, as the log describes them."""
+    return [
+        f"{run.title(line['network'])}, step {fault['step']}: {', '.join(fault['terms'])} not finite; "
+        f"tiles {', '.join(fault['tiles'])}"
+        for line in run.log
+        for fault in line.get("faults", [])
+    ]
+
+
+def every_network(runs: Sequence[RunFiles]) -> list[str]:
+    return list(dict.fromkeys([*COLOURED, *(name for run in runs for name in run.networks())]))
+
+
+def curve_networks(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
+    """(network, title) of all that have curves."""
+    logged = {line["network"]: run for run in runs for line in run.log}
+    names = dict.fromkeys(name for run in runs for name in run.networks() if name in logged)
+    return [(name, logged[name].title(name)) for name in names]
+
+
+def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
+    """CSS class of a network: the same colour in every chart."""
+    if network in COLOURED:
+        return f"n-{network}"
+    others = [name for name in every_network(runs) if name not in COLOURED]
+    return f"n-other{others.index(network) % SPARE_COLOURS}"
+
+
+def rgb(colour: tuple[int, int, int] | None) -> str | None:
+    """As CSS writes it."""
+    return "rgb({}, {}, {})".format(*map(int, colour)) if colour else None
+
+
+def three_digits(value: float) -> str:
+    """1750, 12.5, 0.0312."""
+    return f"{float(f'{value:.3g}'):.12g}"
+
+
+def score(value: float | None, digits: int = 4) -> str:
+    return tables.NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"

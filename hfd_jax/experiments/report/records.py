@@ -1,0 +1,179 @@
+"""What a workdir's files say of its run, finished or not: config, log, scores; and what is missing from them."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.logs import read_log
+from hfd_jax.core.workdir import Workdir, read_json
+from hfd_jax.evaluation.metrics import Scores, scores
+from hfd_jax.train.networks import BASELINES, networks_to_train, teacher_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A network's scores on the split.
+
+    Attributes:
+      title: of the network.
+      step: of the checkpoint that was evaluated.
+      scores: on the split.
+    """
+
+    title: str
+    step: int
+    scores: Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """A run as its files tell it.
+
+    Attributes:
+      name: the end of the folder's path, different for every run of a report.
+      workdir: of the run.
+      stored: its config as it was written.
+      config: the same, with the defaults in fields that did not exist when it was written.
+      versions: package -> version.
+      log, timing: lines of metrics.jsonl and timing.jsonl.
+      split: of the data set.
+      evaluated: network -> scores on the split, from evaluation.json; more may be added.
+      remarks: what is missing, one sentence each; more may be added.
+    """
+
+    name: str
+    workdir: Workdir
+    stored: dict[str, Any]
+    config: ConfigDict
+    versions: dict[str, str]
+    log: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    split: str
+    evaluated: dict[str, Scored]
+    remarks: list[str]
+
+    def networks(self) -> list[str]:
+        """Names of all that were trained or are to be: teacher, baselines, student, then others."""
+        known = ["teacher", *BASELINES, "student"]
+        named = {run.name for run in networks_to_train(self.config)} | set(self.evaluated) | self.logged()
+        return [name for name in known if name in named] + sorted(named - set(known))
+
+    def needs_teacher(self) -> bool:
+        return any(run.needs_teacher for run in networks_to_train(self.config))
+
+    def logged(self) -> set[str]:
+        """Names of all that the log knows."""
+        return {line["network"] for line in self.log}
+
+    def title(self, network: str) -> str:
+        """Of a network, for tables and charts."""
+        runs = {run.name: run.title for run in networks_to_train(self.config)}
+        if network in self.evaluated:
+            return self.evaluated[network].title
+        return runs.get(network) or (teacher_spec().title if network == "teacher" else network)
+
+
+def read_runs(roots: Sequence[str], defaults: dict[str, Any], split: str | None = None) -> list[RunFiles]:
+    """Reads workdirs.
+
+    Args:
+      roots: of the workdirs; all different.
+      defaults: the default config, for fields that an older run did not know.
+      split: default: each run's config.eval.split.
+
+    Raises:
+      WorkdirError: a folder is missing, or no run has ever begun in it.
+    """
+    return [read_run(root, name, defaults, split) for root, name in zip(roots, short_names(roots), strict=True)]
+
+
+def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) -> RunFiles:
+    """One run; arguments and errors as of `read_runs`."""
+    if not os.path.isdir(root):
+        raise WorkdirError(f"{root}: no such folder; --workdir names the folder of a run, as main.py was given it")
+    workdir, remarks = Workdir(root), []
+    stored = read_json(workdir.config)
+    if not os.path.exists(workdir.metrics):
+        raise WorkdirError(f"{workdir.metrics}: missing; no step has been logged in {root} yet")
+    config = ConfigDict(overlaid(defaults, stored))
+    split = split or config.eval.split
+    run = RunFiles(
+        name=name,
+        workdir=workdir,
+        stored=stored,
+        config=config,
+        versions=read_json(workdir.versions) if os.path.exists(workdir.versions) else {},
+        log=_read_log(workdir.metrics, remarks),
+        timing=_read_log(workdir.timing, remarks),
+        split=split,
+        evaluated=read_evaluation(workdir, split),
+        remarks=remarks,
+    )
+    remarks += unfinished(run)
+    return run
+
+
+def unfinished(run: RunFiles) -> list[str]:
+    """A sentence for every network of the run that was not trained to its end."""
+    sentences = []
+    for network in networks_to_train(run.config):
+        total = run.config.teacher.steps if network.name == "teacher" else run.config.student.steps
+        last = max((line["step"] for line in run.log if line["network"] == network.name), default=0)
+        if last < total:
+            sentences.append(f"{network.title}: {f'{last} of {total} steps' if last else 'not'} trained.")
+    return sentences
+
+
+def _read_log(path: str, remarks: list[str]) -> list[dict[str, Any]]:
+    entries, unreadable = read_log(path)
+    if unreadable:
+        remarks.append(f"Unreadable lines of {os.path.basename(path)}, left out: {unreadable}.")
+    return entries
+
+
+def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
+    """network -> scores on a split; empty where nothing has been evaluated."""
+    rows = read_json(workdir.evaluation).get(split, {}) if os.path.exists(workdir.evaluation) else {}
+    return {
+        name: Scored(
+            row["title"],
+            row["step"],
+            scores(np.array(row["confusion_matrix"]), tuple(row["per_class"]), row["ignored"]),
+        )
+        for name, row in rows.items()
+    }
+
+
+def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The stored config, and defaults for what it lacks."""
+    both = {
+        key: overlaid(defaults[key], stored[key]) for key in defaults.keys() & stored.keys() if _nested(stored[key])
+    }
+    return {**defaults, **stored, **both}
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """field -> value, fields as the command line names them ("distill.hfd.weight")."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        fields |= flat(value, f"{prefix}{key}.") if _nested(value) else {f"{prefix}{key}": value}
+    return fields
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def short_names(roots: Sequence[str]) -> list[str]:
+    """The ends of paths, as long as it takes to tell them apart."""
+    parts = [os.path.abspath(root).strip(os.sep).split(os.sep) for root in roots]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise WorkdirError(f"the same workdir twice: {', '.join(roots)}")

@@ -1,0 +1,341 @@
+"""One pass of a run's networks over a split: a confusion matrix per tile, likeness of features, maps of some tiles."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hfd_jax.core import logs
+from hfd_jax.core.errors import DataError, UserError
+from hfd_jax.core.parallel import Jit, compiler_options
+from hfd_jax.data.catalogue import find_dataset
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.inputs import InputSpec, network_input
+from hfd_jax.data.pipeline import Window
+from hfd_jax.evaluation.evaluator import Evaluator
+from hfd_jax.evaluation.metrics import confusion_matrix, scores
+from hfd_jax.evaluation.speed import inference_speed
+from hfd_jax.experiments.report.records import RunFiles, Scored
+from hfd_jax.experiments.report.similarity import linear_cka, moments
+from hfd_jax.inference.restore import Network, check_fits, load_network
+from hfd_jax.models.base import SegmentationNetwork
+from hfd_jax.models.hfdnet import TAPS
+from hfd_jax.train import build, steps
+from hfd_jax.train.run import Run
+from hfd_jax.train.state import init_fn, initial_key, student_from_teacher
+
+UNTRAINED = "untrained"
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Of one network's inference, its input on the device already.
+
+    Attributes:
+      network: which one.
+      megapixels: per second; median.
+      batch: [tiles, height, width].
+      dtype, devices: of the computation.
+    """
+
+    network: str
+    megapixels: float
+    batch: tuple[int, int, int]
+    dtype: str
+    devices: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What the pass found.
+
+    Attributes:
+      facts: of the data set.
+      records: network -> its checkpoint's record.
+      tiles: positions in the split of the tiles that were looked at.
+      whole: they are all there are.
+      confusion: network -> [tiles, K, K] int64, rows: reference.
+      similarity: SAR network or UNTRAINED -> {tap: linear CKA with the teacher's feature}; empty without a teacher.
+      content: the same, centred at each position of the tile (`similarity.linear_cka`).
+      positions: tap -> number of positions behind it.
+      worst, best: some of the tiles, as `Evaluator.predictions` returns them, with "position" (in
+        `tiles`), "id", "rotated", and "entire": whether one window holds it.
+      judge: network by whose scores they were chosen.
+      throughput: of `judge`.
+    """
+
+    facts: Facts
+    records: dict[str, dict[str, Any]]
+    tiles: list[int]
+    whole: bool
+    confusion: dict[str, np.ndarray]
+    similarity: dict[str, dict[str, float]]
+    content: dict[str, dict[str, float]]
+    positions: dict[str, int]
+    worst: list[dict[str, Any]]
+    best: list[dict[str, Any]]
+    judge: str
+    throughput: Throughput
+
+    def tile_scores(self, network: str) -> np.ndarray:
+        """mIoU of every tile, over the classes that its label or the prediction has; NaN without a labelled pixel."""
+        names = self.facts.class_names
+        return np.array([scores(matrix, names).mean_iou for matrix in self.confusion[network]])
+
+    def whole_scores(self) -> dict[str, Scored]:
+        """Network -> scores over the split; empty where only some of its tiles were looked at."""
+        if not self.whole:
+            return {}
+        return {
+            name: Scored(
+                self.records[name]["title"], self.records[name]["step"], scores(counts.sum(0), self.facts.class_names)
+            )
+            for name, counts in self.confusion.items()
+        }
+
+
+def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
+    """Returns (variables, batch, teacher's features or {}) -> (what is found in the batch, features).
+
+    Found: {"confusion": [B, K, K], "prediction": [B, H, W] uint8, "moments": {tap: see `similarity.moments`}}.
+    """
+
+    def step(variables, batch, teacher_features):
+        batch = network_input(batch, inputs)
+        logits, features = model.apply(variables, batch[sensor], train=False)
+        prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
+        valid = batch["sar_valid"] & batch["eo_valid"]
+        # Another architecture may lack a tap of the teacher's, or have it on another grid.
+        opened = [
+            tap for tap, x in teacher_features.items() if tap in features and features[tap].shape[:3] == x.shape[:3]
+        ]
+        found = {
+            "confusion": jax.vmap(lambda p, t: confusion_matrix(p, t, model.classes))(
+                prediction, steps.common_label(batch)
+            ),
+            "prediction": prediction,
+            "moments": {tap: moments(features[tap], teacher_features[tap], valid) for tap in opened},
+        }
+        return found, features
+
+    return step
+
+
+def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, parallel: Jit) -> Survey | None:
+    """Takes the pass; None where there is no data or no network to take it with, which run.remarks then say.
+
+    Args:
+      run: whose networks and data; its remarks grow, and its scores where evaluation.json lacks some.
+      data_dir: root of the prepared data sets; default: config.data.dir.
+      count: so many of the worst tiles and so many of the best ones.
+      limit: look at so many tiles, spread over the split; 0: at all of them.
+      parallel: devices.
+
+    Raises:
+      DataError: the data set has no such split.
+    """
+    survey = None
+    try:
+        opened = open_run(run, data_dir, parallel)
+    except DataError as error:
+        run.remarks.append(f"No tiles and no similarity of features: the prepared data cannot be opened. {error}")
+    else:
+        evaluator = opened.evaluator(run.split)
+        networks = load_networks(run, opened)
+        if networks:
+            survey = look(opened, evaluator, networks, count, limit)
+        else:
+            run.remarks.append("No tiles and no similarity of features: no checkpoint can be read.")
+    fill_in(run, survey)
+    return survey
+
+
+def fill_in(run: RunFiles, survey: Survey | None) -> None:
+    """Adds scores that evaluation.json lacks, where the survey saw the whole split; and remarks on what is missing."""
+    for name, entry in run.evaluated.items():
+        if survey and name in survey.records and survey.records[name]["step"] != entry.step:
+            other = survey.records[name]["step"]
+            run.remarks.append(f"{entry.title}: scores are of step {entry.step}, maps and features of step {other}.")
+    missing = [name for name in run.networks() if name not in run.evaluated]
+    here = survey.whole_scores() if survey else {}
+    computed = {name: here[name] for name in missing if name in here}
+    if computed:
+        names = ", ".join(f"{entry.title} (step {entry.step})" for entry in computed.values())
+        run.remarks.append(f"Not in evaluation.json for split {run.split}, computed for this page: {names}.")
+    without = [run.title(name) for name in missing if name not in computed]
+    if without:
+        run.remarks.append(f"No scores on split {run.split}: {', '.join(without)}.")
+    run.evaluated.update(computed)
+
+
+def open_run(run: RunFiles, data_dir: str | None, parallel: Jit) -> Run:
+    """The run with its data as it was prepared; nothing is prepared anew."""
+    config = run.config
+    name = config.data.name
+    if name == "scenes":
+        name = f"scenes/{build.scene_source(config.data.scenes).name}"
+    dataset = find_dataset(name, data_dir or config.data.dir)
+    return Run(config, run.workdir, dataset, parallel, logs.MetricsLog(run.workdir.metrics))
+
+
+def load_networks(run: RunFiles, opened: Run) -> dict[str, Network]:
+    """Every network whose checkpoint can be read and fits the data, teacher first; remarks name the others."""
+    networks = {}
+    for name in dict.fromkeys([*(["teacher"] if run.needs_teacher() else []), *run.networks()]):
+        folder, which = opened.checkpoint(name)
+        if not os.path.isdir(folder):
+            if name in run.logged() or (name == "teacher" and run.config.teacher.checkpoint):
+                run.remarks.append(f"{run.title(name)}: no checkpoint ({folder}), so neither maps nor features.")
+            continue
+        try:
+            network = load_network(folder, which, opened.parallel)
+            check_fits(network.record, opened.dataset.facts)
+        except UserError as error:
+            run.remarks.append(f"{run.title(name)}: left out of tiles and similarity. {error}")
+        else:
+            networks[name] = network
+    return networks
+
+
+def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
+    """The student as it was before its first step."""
+    config = student.record["config"]
+    bands = len(student.record["bands"][student.sensor])
+    init = init_fn(student.model, optax.identity(), bands)
+    variables = parallel.init(lambda key: init(key).model_variables, initial_key(config["seed"], student.sensor))
+    if config["student"]["init"] == "teacher":
+        variables = parallel.replicate(student_from_teacher(variables, teacher.variables, student.model.stem))
+    return dataclasses.replace(student, variables=variables)
+
+
+def look(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count: int, limit: int) -> Survey:
+    """`make_survey` with networks and data at hand."""
+    tiles = spread(opened.dataset.size(evaluator.split), limit)
+    runner = _Runner(opened.parallel, networks)
+    confusion, sums = runner.over(evaluator, [w for w in evaluator.windows if w.index in set(tiles)], tiles)
+    names = opened.dataset.facts.class_names
+    judge = next((name for name in ("student", *networks) if name in networks and name != "teacher"), "teacher")
+    order = ranked(np.array([scores(matrix, names).mean_iou for matrix in confusion[judge]]))
+    worst = order[: min(count, max(len(order) // 2, 1))]
+    best = order[::-1][: min(count, len(order) - len(worst))]
+    pictured = pictures(opened, evaluator, runner, tiles, [*worst, *best])
+    batch = next(iter(evaluator.batches(evaluator.windows[:1])))
+    return Survey(
+        facts=opened.dataset.facts,
+        records={name: network.record for name, network in networks.items()},
+        tiles=tiles,
+        whole=len(tiles) == opened.dataset.size(evaluator.split),
+        confusion=confusion,
+        similarity={name: likeness(taps) for name, taps in sums.items()},
+        content={name: likeness(taps, each_position=True) for name, taps in sums.items()},
+        positions={tap: round(float(part["count"].sum())) for taps in sums.values() for tap, part in taps.items()},
+        worst=pictured[: len(worst)],
+        best=pictured[len(worst) :],
+        judge=judge,
+        throughput=measure(judge, networks[judge], batch, opened.parallel),
+    )
+
+
+def likeness(taps: Mapping[str, Any], each_position: bool = False) -> dict[str, float]:
+    """tap -> CKA with the teacher from {tap: moments}; NaN where there is nothing to compare."""
+    return {tap: linear_cka(taps[tap], each_position) if tap in taps else float("nan") for tap in TAPS}
+
+
+def pictures(
+    opened: Run, evaluator: Evaluator, runner: "_Runner", tiles: list[int], positions: list[int]
+) -> list[dict[str, Any]]:
+    """The tiles at these positions in `tiles`, with maps and all that `Survey` says of them."""
+    source = opened.dataset.source(evaluator.split)
+    pictured = runner.maps(evaluator, [tiles[position] for position in positions])
+    for position, tile in zip(positions, pictured, strict=True):
+        stored = source[tiles[position]]
+        height, width = stored["label"].shape  # the window may reach beyond
+        tile |= {key: value[:height, :width] for key, value in tile.items() if np.ndim(value) > 1}
+        tile |= {"position": position, "id": stored["id"].decode(), "rotated": bool(stored["rotated"])}
+        tile["entire"] = tile["label"].shape == (height, width)
+    return pictured
+
+
+def spread(size: int, limit: int) -> list[int]:
+    """`limit` positions spread over 0 .. size - 1; all of them for 0."""
+    return sorted({int(i) for i in np.linspace(0, size - 1, min(limit or size, size)).round()})
+
+
+def ranked(tile_scores: np.ndarray) -> list[int]:
+    """Positions from the lowest score to the highest, ties in the split's order; tiles without a score left out."""
+    order = np.argsort(tile_scores, kind="stable")
+    return [int(position) for position in order if not np.isnan(tile_scores[position])]
+
+
+class _Runner:
+    """Runs every network on a batch, the teacher first: the others are compared with its features."""
+
+    def __init__(self, parallel: Jit, networks: dict[str, Network]):
+        self._parallel, self._compiled = parallel, {}
+        self._networks = dict(networks)
+        students = [network for network in networks.values() if network.sensor == "sar"]
+        if students and "teacher" in networks:
+            student = networks.get("student", students[0])
+            self._networks[UNTRAINED] = untrained(student, networks["teacher"], parallel)
+
+    def over(self, evaluator: Evaluator, windows: Sequence[Window], tiles: list[int]):
+        """(network -> [tiles, K, K] counts, SAR network -> {tap: moments}) of all windows."""
+        place = {index: position for position, index in enumerate(tiles)}
+        classes = len(evaluator.facts.class_names)
+        confusion = {name: np.zeros((len(tiles), classes, classes), np.int64) for name in self._networks}
+        sums: dict[str, Any] = {}
+        for batch in evaluator.batches(windows):
+            mine = batch["index"] >= 0
+            positions = [place[int(index)] for index in batch["index"][mine]]
+            for name, found in self._on(batch).items():
+                np.add.at(confusion[name], positions, np.asarray(found["confusion"])[mine])
+                added = jax.tree.map(lambda x: np.asarray(x, np.float64), found["moments"])
+                if added:
+                    sums[name] = jax.tree.map(np.add, sums[name], added) if name in sums else added
+        confusion.pop(UNTRAINED, None)
+        return confusion, sums
+
+    def maps(self, evaluator: Evaluator, tiles: list[int]) -> list[dict[str, np.ndarray]]:
+        """The first window of each tile, in this order: the stored arrays and a class map per network."""
+        firsts = {window.index: window for window in evaluator.windows if window.row == window.col == 0}
+        pictured = []
+        for batch in evaluator.batches([firsts[index] for index in tiles]):
+            maps = {name: np.asarray(found["prediction"]) for name, found in self._on(batch).items()}
+            everything = batch | maps
+            pictured += [
+                {key: value[k] for key, value in everything.items()}
+                for k in range(len(batch["index"]))
+                if batch["index"][k] >= 0
+            ]
+        return pictured
+
+    def _on(self, batch: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+        batch = self._parallel.shard(batch)
+        found, features = {}, {}
+        for name, network in self._networks.items():
+            step = self._step(network)
+            found[name], seen = step(network.variables, batch, features)
+            features = seen if name == "teacher" else features
+        return found
+
+    def _step(self, network: Network):
+        key = (network.model, network.inputs, network.sensor)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(survey_step(*key), compiler_options=compiler_options())
+        return self._compiled[key]
+
+
+def measure(name: str, network: Network, batch: Mapping[str, np.ndarray], parallel: Jit) -> Throughput:
+    """Times the network's inference on a batch again and again."""
+    return Throughput(
+        name,
+        inference_speed(network, batch, parallel),
+        batch["label"].shape,
+        jnp.dtype(network.model.dtype).name,
+        f"{parallel.mesh.size} x {jax.devices()[0].device_kind}",
+    )

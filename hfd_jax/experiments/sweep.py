@@ -1,0 +1,226 @@
+"""A sweep: variants of one config, each with several seeds, and which runs it is made of.
+
+A sweep file (configs/sweeps/) says
+
+    CONFIG = "configs/quickstart.py"      what the rows vary; --config names another one
+    REFERENCE = "SAR-only"                the row that differences are taken to
+    ROWS = {"SAR-only": {"distill.method": ()}, "HFD": {}, ...}       row -> fields that differ
+    FLOOR = "without distillation"        optional: where the gap to the teacher begins; else the reference
+    AXIS = "data.label_share"             optional: rows that share a name up to " @" are points of one curve over it,
+                                          REFERENCE and FLOOR are names of curves
+
+Every row is one student (or, with {"stage": "teacher"}, the teacher). Rows that agree in all that a teacher's training
+depends on share the teachers, one per seed. A run's folder is named after the fields in which it differs from the
+config, so that sweeps of the same config in the same folder share the runs that they have in common.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import operator
+import os
+import re
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.workdir import Workdir
+from hfd_jax.train.config_flags import unknown_field
+from hfd_jax.train.networks import student_spec
+
+# Fields that the training of a teacher does not read.
+_STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
+# Fields that a sweep sets itself, for every run.
+_OWN = ("seed", "baselines", "teacher.checkpoint", "eval.panels")
+_LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
+_POINT = " @"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says.
+
+    Attributes:
+      name: of the file.
+      config: path of the config that the rows vary.
+      reference: row, or curve, that differences are taken to.
+      rows: name -> {field: value}.
+      floor: row or curve at which the gap to the teacher begins.
+      axis: field that a curve is drawn over, or "".
+    """
+
+    name: str
+    config: str
+    reference: str
+    rows: Mapping[str, Mapping[str, Any]]
+    floor: str
+    axis: str = ""
+
+    @property
+    def teacher(self) -> str:
+        """The row or curve that is the ceiling; "" where no row is a teacher."""
+        return next((curve(row) for row, fields in self.rows.items() if fields.get("stage") == "teacher"), "")
+
+
+def curve(row: str) -> str:
+    """ "HFD" of "HFD @ 10 %"."""
+    return row.split(_POINT)[0]
+
+
+def at_same_point(name: str, row: str) -> str:
+    """The point of the curve `name` that lies where `row` lies; `name` itself where `row` is no point of a curve."""
+    return name + row[len(curve(row)) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training run of a sweep, in a workdir of its own.
+
+    Attributes:
+      row: whose result it is; "" for a teacher that is no row.
+      seed, config, root: of the run; root is its workdir.
+      network: what is trained, "teacher" or "student".
+    """
+
+    row: str
+    seed: int
+    config: ConfigDict
+    root: str
+    network: str
+
+    @property
+    def steps(self) -> int:
+        return self.config[self.network].steps
+
+    @property
+    def title(self) -> str:
+        return f"{self.row or 'teacher'}, seed {self.seed}"
+
+
+def read_sweep(path: str) -> Sweep:
+    """ConfigError where the file is missing, or is none."""
+    if not os.path.isfile(path):
+        raise ConfigError(f"--sweep={path}: no such file; configs/sweeps/ holds those that come with the project")
+    try:
+        found = runpy.run_path(path)
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    missing = [name for name in ("CONFIG", "REFERENCE", "ROWS") if name not in found]
+    if missing:
+        raise ConfigError(f"{path}: {missing[0]} is missing; a sweep file sets CONFIG, REFERENCE and ROWS")
+    rows, axis, floor = found["ROWS"], found.get("AXIS", ""), found.get("FLOOR", found["REFERENCE"])
+    if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
+        raise ConfigError(f'{path}: ROWS is {rows!r}; expected {{"name of a row": {{"part.field": value, ...}}, ...}}')
+    known = list(dict.fromkeys(curve(row) if axis else row for row in rows))
+    for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
+        if value not in known:
+            raise ConfigError(
+                f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {', '.join(known)}"
+            )
+    name = os.path.splitext(os.path.basename(path))[0]
+    return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis)
+
+
+def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> list[Job]:
+    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist or
+    that the sweep sets itself, rows that are the same run, and values on the axis that have no place there."""
+    if base.teacher.checkpoint:
+        raise ConfigError(
+            f"config.teacher.checkpoint is {base.teacher.checkpoint!r}: a sweep trains a teacher of its own per seed"
+        )
+    teachers: dict[str, Job] = {}
+    students: dict[str, Job] = {}
+    for row, overrides in sweep.rows.items():
+        for seed in seeds:
+            _check_own_fields(sweep, row, overrides)
+            config = varied(base, overrides, f"row {row!r} of sweep {sweep.name}")
+            config.seed, config.baselines, config.eval.panels = seed, (), 0
+            _check_place(sweep, config, row)
+            is_teacher = config.stage == "teacher"
+            if is_teacher or student_spec(config).needs_teacher:
+                job = _teacher_job(base, overrides, seed, root)
+                known = teachers.setdefault(job.root, job)
+                config.teacher.checkpoint = Workdir(job.root).checkpoints("teacher")
+            if is_teacher:
+                _refuse_twins(sweep, known, row)
+                teachers[job.root] = dataclasses.replace(known, row=row)
+                continue
+            config.stage = "student"
+            job = Job(row, seed, config, _folder(root, "students", overrides, base, seed), "student")
+            _refuse_twins(sweep, students.get(job.root), row)
+            students[job.root] = job
+    return [*teachers.values(), *students.values()]
+
+
+def _check_own_fields(sweep: Sweep, row: str, overrides: Mapping[str, Any]) -> None:
+    for field in overrides:
+        if field in _OWN:
+            raise ConfigError(f"row {row!r} of sweep {sweep.name}: config.{field} is set by the sweep itself")
+    if overrides.get("stage", "teacher") != "teacher":
+        raise ConfigError(
+            f"row {row!r} of sweep {sweep.name}: stage is {overrides['stage']!r}; expected 'teacher', or no "
+            "stage for a student"
+        )
+
+
+def _refuse_twins(sweep: Sweep, known: Job | None, row: str) -> None:
+    if known and known.row:
+        raise ConfigError(f"sweep {sweep.name}: rows {known.row!r} and {row!r} are the same run, {known.root}")
+
+
+def _check_place(sweep: Sweep, config: ConfigDict, row: str) -> None:
+    if config.eval.checkpoint != "latest":
+        raise ConfigError(
+            f"config.eval.checkpoint is {config.eval.checkpoint!r}: rows are compared after the same "
+            "number of steps; expected 'latest'"
+        )
+    if not sweep.axis:
+        return
+    problem = unknown_field(sweep.axis, config)
+    if problem:
+        raise ConfigError(f"AXIS of sweep {sweep.name}: {problem}")
+    place = value_at(config, sweep.axis)
+    if isinstance(place, bool) or not isinstance(place, int | float) or place <= 0:
+        raise ConfigError(
+            f"row {row!r} of sweep {sweep.name}: config.{sweep.axis} is {place!r}, and its axis is "
+            "logarithmic: expected a number above 0"
+        )
+
+
+def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
+    """A copy of `base` with fields ("part.field") set; ConfigError where one does not exist or has another type."""
+    config = base.copy_and_resolve_references()
+    for field, value in overrides.items():
+        problem = unknown_field(field, config)
+        if problem:
+            raise ConfigError(f"{where}: {problem}")
+        try:
+            config.update_from_flattened_dict({field: value})
+        except TypeError as error:
+            raise ConfigError(f"{where}: config.{field} = {value!r}: {error}") from error
+    return config
+
+
+def _teacher_job(base: ConfigDict, overrides: Mapping[str, Any], seed: int, root: str) -> Job:
+    mine = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(_STUDENTS_ALONE)}
+    config = varied(base, mine, "teacher")
+    config.seed, config.baselines, config.stage, config.eval.panels = seed, (), "teacher", 0
+    return Job("", seed, config, _folder(root, "teachers", mine, base, seed), "teacher")
+
+
+def _folder(root: str, kind: str, overrides: Mapping[str, Any], base: ConfigDict, seed: int) -> str:
+    """Named after the overrides that change something, whatever the row is called."""
+    changed = {field: value for field, value in overrides.items() if value != value_at(base, field)}
+    words = [f"{field} {'none' if value == () else value}" for field, value in sorted(changed.items())]
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", " ".join(words)).strip("_")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 17]}_{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    return os.path.join(root, kind, name or "base", f"seed_{seed}")
+
+
+def value_at(config: ConfigDict, field: str) -> Any:
+    """The value of "part.field"."""
+    return functools.reduce(operator.getitem, field.split("."), config)

@@ -1,0 +1,238 @@
+"""The folder of an exported network: the artifacts, model.json and README.txt, put in place as a whole."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hfd_jax.core.errors import WorkdirError, writing
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.workdir import read_json, write_json
+from hfd_jax.inference.restore import Network
+from hfd_jax.models.hfdnet import STRIDE
+
+FORMAT_VERSION = 1
+DESCRIPTION, README = "model.json", "README.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calling:
+    """How an artifact is called from Python: what that needs, the lines that do it, how long they will do."""
+
+    needs: str
+    imports: str
+    load: str
+    call: str
+    promise: str
+
+
+_CALLING = {
+    "stablehlo": _Calling(
+        "JAX",
+        "import jax, json, pathlib, numpy as np",
+        "network = jax.jit(jax.export.deserialize(pathlib.Path(artifact['file']).read_bytes()).call)",
+        "logits = network(sar, np.isfinite(sar).all(-1))",
+        "JAX {jax} wrote it, and promises that it is read by versions up to six months younger.",
+    ),
+    "savedmodel": _Calling(
+        "TensorFlow",
+        "import json, pathlib, numpy as np, tensorflow as tf",
+        "network = tf.saved_model.load(artifact['file'])",
+        "logits = network.serve(sar, np.isfinite(sar).all(-1))['logits']",
+        "JAX {jax} wrote it, for TensorFlow's operation XlaCallModule.",
+    ),
+}
+
+_README = """{name}: classes of the ground from radar images alone.
+
+Written by `python -m tools.export` of hfd_jax; to run it {needs} alone is needed. In this folder, in Python:
+
+    {usage}
+
+sar     [batch, height, width, {bands}] float32, bands {band_names}, unit {unit}, as stored: standardised inside.
+valid   [batch, height, width] bool, False where there is no data; what sar holds there has no influence, it may be NaN.
+logits  [batch, height, width, {classes}] float32: argmax over the last axis is the class, softmax its probability.
+
+The batch may have any size; height and width are those of the artifact: {sizes}. It runs on {platforms}.
+model.json tells the rest: classes and colours, statistics, origin, digests.
+{promise}
+"""
+
+
+@contextlib.contextmanager
+def replacing(output: str, overwrite: bool) -> Iterator[str]:
+    """A new folder to write into, which is called `output` once all is written.
+
+    Args:
+      output: missing, an empty folder, or with `overwrite` an earlier export, which is removed then.
+      overwrite: whether one may be.
+
+    Raises:
+      WorkdirError: `output` is something else, or cannot be written.
+    """
+    output = os.path.abspath(output)
+    _check_replaceable(output, overwrite)
+    temporary, old = (f"{output}.{os.getpid()}.{kind}" for kind in ("tmp", "old"))
+    with writing(output):
+        os.makedirs(temporary)
+        try:
+            yield temporary
+            if os.path.exists(output):
+                os.replace(output, old)
+            os.replace(temporary, output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(output: str, overwrite: bool) -> None:
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise WorkdirError(f"{output} is a file; --output names a folder")
+    found = set(os.listdir(output)) if os.path.exists(output) else set()
+    if found and not overwrite:
+        raise WorkdirError(f"{output}: holds files already; choose another --output, or --overwrite an earlier export")
+    others = sorted(found - _files_of_export(output))
+    if others:
+        raise WorkdirError(f"{output}: {others[0]} in it is of no earlier export; nothing is overwritten")
+
+
+def _files_of_export(folder: str) -> set[str]:
+    """Names of what an export has written there; none where it is no export."""
+    path = os.path.join(folder, DESCRIPTION)
+    description = read_json(path) if os.path.exists(path) else {}
+    if not isinstance(description, dict) or "artifacts" not in description:
+        return set()
+    return {DESCRIPTION, README, *(artifact["file"] for artifact in description["artifacts"])}
+
+
+def describe(
+    folder: str, network: Network, kind: str, platforms: Sequence[str], sizes: dict[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Writes model.json and README.txt beside the artifacts.
+
+    Args:
+      folder: with the artifacts in it.
+      network: that they hold.
+      kind: "stablehlo" or "savedmodel".
+      platforms: that they run on.
+      sizes: name of an artifact -> (height, width).
+
+    Returns:
+      What model.json says.
+    """
+    artifacts = [
+        {"file": name, "height": height, "width": width, "sha256": _digests(folder, name)}
+        for name, (height, width) in sizes.items()
+    ]
+    description = {
+        "format_version": FORMAT_VERSION,
+        "format": kind,
+        "name": network.record["title"],
+        "network": network.record["network"],
+        "step": network.record["step"],
+        "model": network.record["model"],
+        "dtype": network.record["dtype"],
+        "artifacts": artifacts,
+        "platforms": list(platforms),
+        **_interface(network),
+        "parameters": _parameters(network),
+        "origin": _origin(network),
+        "written_with": {"jax": jax.__version__},
+        "usage": _usage(kind),
+    }
+    write_json(os.path.join(folder, DESCRIPTION), description)
+    Path(folder, README).write_text(_readme(description))
+    return description
+
+
+def _interface(network: Network) -> dict[str, Any]:
+    """What goes in and what comes out."""
+    facts, bands, inputs = network.record["facts"], network.record["bands"]["sar"], network.inputs
+    names, colours = facts["class_names"], facts["class_colours"]
+    image = ["batch", "height", "width"]
+    return {
+        "input": {
+            "sar": {"shape": [*image, len(bands)], "dtype": "float32", "bands": bands, "unit": facts["sar_unit"]},
+            "valid": {"shape": image, "dtype": "bool", "rule": "False where the image has no data (nodata value, NaN)"},
+            "inside": {
+                "filter": inputs.normalisation.sar_filter,
+                "clip": [list(inputs.sar.low), list(inputs.sar.high)] if inputs.normalisation.clip else None,
+                "mean": list(inputs.sar.mean),
+                "std": list(inputs.sar.std),
+            },
+            "pixel_size_m": facts["pixel_size"] or None,
+            "look_axis": facts["look_axis"],
+            "stride": STRIDE,
+        },
+        "output": {"logits": {"shape": [*image, len(names)], "dtype": "float32"}},
+        "classes": [{"name": name, "colour": list(colour)} for name, colour in zip(names, colours, strict=True)],
+        "ignore_label": IGNORE_LABEL,
+    }
+
+
+def _parameters(network: Network) -> dict[str, Any]:
+    """Number and digest of the arrays inside, those of the checkpoint's that belong to the network itself."""
+    arrays = {
+        path: entry
+        for path, entry in network.record["arrays"].items()
+        if path.startswith(("params/model/", "batch_stats/model/"))
+    }
+    text = json.dumps({path: entry["blake2b"] for path, entry in arrays.items()}, sort_keys=True)
+    return {
+        "count": sum(int(np.prod(entry["shape"])) for entry in arrays.values()),
+        "blake2b": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+    }
+
+
+def _origin(network: Network) -> dict[str, Any]:
+    record = network.record
+    return {
+        "data": record["facts"]["name"],
+        "tiles": record["tiles"],
+        "validation_miou": record["score"],
+        "checkpoint": record["blake2b"],
+        "versions": record["versions"],
+    }
+
+
+def _usage(kind: str) -> list[str]:
+    calling = _CALLING[kind]
+    return [
+        calling.imports,
+        f"model = json.loads(pathlib.Path('{DESCRIPTION}').read_text())",
+        "artifact = model['artifacts'][0]",
+        calling.load,
+        "sar = np.zeros((1, artifact['height'], artifact['width'], len(model['input']['sar']['bands'])), np.float32)",
+        calling.call,
+    ]
+
+
+def _readme(description: dict[str, Any]) -> str:
+    kind, sar = description["format"], description["input"]["sar"]
+    return _README.format(
+        name=description["name"],
+        needs=_CALLING[kind].needs,
+        usage="\n    ".join(description["usage"]),
+        bands=len(sar["bands"]),
+        band_names=", ".join(sar["bands"]),
+        unit={"db": "dB (10 log10 of linear power)", "raw": "that of the data set"}[sar["unit"]],
+        classes=len(description["classes"]),
+        sizes=", ".join(f"{artifact['height']} x {artifact['width']}" for artifact in description["artifacts"]),
+        platforms=", ".join(description["platforms"]),
+        promise=_CALLING[kind].promise.format(**description["written_with"]),
+    )
+
+
+def _digests(folder: str, name: str) -> dict[str, str]:
+    """file -> SHA-256, of an artifact that is a file or a folder of files."""
+    artifact = Path(folder, name)
+    files = [artifact] if artifact.is_file() else sorted(path for path in artifact.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,107 @@
+"""Many scenes, one after the other: what is finished is left alone, what fails does not stop the others."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from hfd_jax.core.errors import DataError
+from hfd_jax.core.logs import duration
+from hfd_jax.core.parallel import wait_for_all
+from hfd_jax.inference.mapping.polygons import write_polygons
+from hfd_jax.inference.mapping.predict import Predictor
+from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Polygons:
+    """Which polygons are made of every map, and how; see `write_polygons`.
+
+    Attributes:
+      class_name: of the class.
+      ending: "gpkg" or "geojson".
+      min_area: square metres.
+      simplify: pixels.
+    """
+
+    class_name: str
+    ending: str = "gpkg"
+    min_area: float = 0.0
+    simplify: float = 1.0
+
+    def write(self, target: Target) -> str:
+        """Makes them of the scene's maps, anew every time: that costs little. Returns what was written."""
+        path = f"{target.stem}_{re.sub(r'[^A-Za-z0-9]+', '_', self.class_name)}.{self.ending}"
+        maps = target.path(CLASSES), target.path(CONFIDENCE)
+        options = {"min_area": self.min_area, "simplify": self.simplify}
+        return f"{path} ({write_polygons(*maps, path, self.class_name, **options)} polygons)"
+
+
+def predict_scenes(
+    predictor: Predictor,
+    scenes: Sequence[str],
+    targets: Sequence[Target],
+    overwrite: bool,
+    polygons: Polygons | None = None,
+) -> None:
+    """Makes the maps of this process's share of the scenes, every n-th one on n processes.
+
+    Args:
+      predictor: to use.
+      scenes: paths.
+      targets: where the maps of each scene go.
+      overwrite: makes all of them anew.
+      polygons: to make of every map; the targets have to hold CONFIDENCE then.
+
+    Raises:
+      DataError: some scenes failed; the maps of all others are written.
+      WorkdirError: maps of these names were made otherwise (before anything is computed), or cannot be written.
+    """
+    pairs = list(zip(scenes, targets, strict=True))
+    finished = set() if overwrite else {path for path, target in pairs if _is_finished(predictor, path, target)}
+    failed, megapixels, seconds = [], 0.0, 0.0
+    mine = list(enumerate(pairs, 1))[jax.process_index() :: jax.process_count()]
+    for number, (path, target) in mine:
+        label = f"scene {number}/{len(scenes)}"
+        try:
+            if path in finished:
+                print(f"{label}: {path}: is finished", flush=True)
+            else:
+                size, spent = _predict(predictor, path, target, label)
+                megapixels, seconds = megapixels + size, seconds + spent
+            if polygons:
+                print(f"{label}: written: {polygons.write(target)}", flush=True)
+        except DataError as error:
+            if len(mine) > 1:  # else it is said once, at the end
+                print(f"{label}: failed: {error}", file=sys.stderr, flush=True)
+            failed.append(str(error))
+    if megapixels:
+        print(f"{megapixels:.1f} Mpixel in {duration(seconds)}: {megapixels / seconds:.2f} Mpixel/s", flush=True)
+    wait_for_all("scenes predicted")
+    if failed:
+        others = f"{len(failed)} of {len(mine)} scenes failed: " if len(mine) > 1 else ""
+        raise DataError(others + "; ".join(failed))
+
+
+def _is_finished(predictor: Predictor, path: str, target: Target) -> bool:
+    try:
+        with predictor.open(path) as scene:
+            return target.is_complete(predictor.settings(scene))
+    except DataError:  # said where it is predicted
+        return False
+
+
+def _predict(predictor: Predictor, path: str, target: Target, label: str) -> tuple[float, float]:
+    """(Mpixel, seconds)."""
+    with predictor.open(path) as scene:
+        height, width = scene.shape
+        print(f"{label}: {path}, {width} x {height} pixels", flush=True)
+        seconds = predictor(scene, target, label)
+        for note in scene.notes:
+            print(f"{label}: note: {note}", flush=True)
+        written = ", ".join(map(target.path, target.products))
+        megapixels = height * width / 1e6
+        print(f"{label}: written: {written} ({duration(seconds)}, {megapixels / seconds:.2f} Mpixel/s)", flush=True)
+    return megapixels, seconds

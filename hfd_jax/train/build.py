@@ -1,0 +1,153 @@
+"""Builds every object of a run from its config: network, input, objective, optimiser, the checkpoints' record."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax.data.augment import Augmentation
+from hfd_jax.data.catalogue import Dataset, SceneSource
+from hfd_jax.data.facts import BandStatistics, Facts, Statistics
+from hfd_jax.data.inputs import InputSpec
+from hfd_jax.data.normalise import Normalisation
+from hfd_jax.data.pipeline import Reading, Ref, training_pools
+from hfd_jax.data.simulator import SceneOptions
+from hfd_jax.distill.registry import METHODS, Combined
+from hfd_jax.models.base import SegmentationNetwork
+from hfd_jax.models.registry import DTYPES
+from hfd_jax.models.registry import build as build_network
+from hfd_jax.train import optimiser
+from hfd_jax.train.networks import NetworkSpec, model_config
+from hfd_jax.train.steps import Objective
+
+
+def scene_source(scenes: ConfigDict) -> SceneSource:
+    counts = {split: scenes[split] for split in ("train", "validation", "test")}
+    return SceneSource(SceneOptions(**{k: v for k, v in scenes.items() if k not in counts}), **counts)
+
+
+def make_model(config: ConfigDict, spec: NetworkSpec, classes: int) -> SegmentationNetwork:
+    """The network of a spec."""
+    options = {"dtype": DTYPES[config.dtype], "remat": config.train.remat}
+    options |= {"pool_size": config.data.crop, "classes": classes}
+    return build_network(model_config(config, spec), **options)
+
+
+def teacher_dtype(config: ConfigDict, teacher: SegmentationNetwork) -> Any:
+    """In which the frozen teacher computes."""
+    return DTYPES[config.teacher.dtype] if config.teacher.dtype else teacher.dtype
+
+
+def chosen_bands(config: ConfigDict, facts: Facts, sensor: str) -> tuple[str, ...]:
+    """The names of the bands that `sensor` delivers to the network, in order."""
+    return tuple(config.data[f"{sensor}_bands"]) or getattr(facts, f"{sensor}_bands")
+
+
+def band_index(bands: tuple[str, ...], facts: Facts, sensor: str) -> tuple[int, ...]:
+    stored = getattr(facts, f"{sensor}_bands")
+    return tuple(stored.index(band) for band in bands)
+
+
+def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> InputSpec:
+    def select(sensor: str) -> BandStatistics:
+        return getattr(statistics, sensor).select(band_index(chosen_bands(config, facts, sensor), facts, sensor))
+
+    return InputSpec(
+        sar=select("sar"),
+        eo=select("eo"),
+        normalisation=Normalisation(sar_unit=facts.sar_unit, **config.normalise.to_dict()),
+        augmentation=Augmentation(**config.augment.to_dict()),
+        look_axis=facts.look_axis,
+    )
+
+
+def labelled_tiles(config: ConfigDict, dataset: Dataset) -> tuple[list[Ref], list[Ref]]:
+    """The training tiles as (labelled, unlabelled)."""
+    return training_pools(dataset, config.data.label_share, config.seed)
+
+
+def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[tuple[list[Ref], float]]:
+    """A distilling student draws from labelled and unlabelled pairs; every other network from labelled ones.
+
+    Where labels are plentiful their share of a batch is at least their share of the tiles: no unlabelled tile is seen
+    more often than a labelled one.
+    """
+    labelled, unlabelled = labelled_tiles(config, dataset)
+    if not (spec.distils and unlabelled and config.data.labelled_per_batch < 1):
+        return [(labelled, 1.0)]
+    share = max(config.data.labelled_per_batch, len(labelled) / (len(labelled) + len(unlabelled)))
+    return [(labelled, share), (unlabelled, 1 - share)]
+
+
+def make_reading(config: ConfigDict, facts: Facts) -> Reading:
+    index = {
+        f"{sensor}_index": band_index(chosen_bands(config, facts, sensor), facts, sensor) for sensor in ("sar", "eo")
+    }
+    return Reading(**index, threads=config.data.threads, workers=config.data.workers)
+
+
+def make_objective(
+    config: ConfigDict, spec: NetworkSpec, steps: int, class_pixels: Callable[[], tuple[int, ...]]
+) -> Objective:
+    """`class_pixels` is called only where class weights are wanted: it may read every label."""
+    methods = config.distill.method if spec.distils else ()
+    return Objective(
+        ce=config.loss.ce,
+        dice=config.loss.dice,
+        class_weights=class_weights(class_pixels()) if config.loss.class_weights == "inverse_sqrt" else None,
+        distil=tuple((method, config.distill[method].weight) for method in methods),
+        warmup_steps=round(config.distill.warmup * steps),
+        fading=tuple(method for method in methods if config.distill[method].get("fade", False)),
+        steps=steps,
+    )
+
+
+def class_weights(class_pixels: tuple[int, ...]) -> tuple[float, ...]:
+    """1 / sqrt(frequency), scaled to mean 1 over the classes that occur; a class without pixels gets 0."""
+    pixels = np.asarray(class_pixels, np.float64)
+    weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
+    return tuple(float(w) for w in weights / weights[pixels > 0].mean())
+
+
+def make_distiller(config: ConfigDict, spec: NetworkSpec) -> Combined | None:
+    if not spec.distils:
+        return None
+    return Combined(tuple(make_method(config, method) for method in config.distill.method))
+
+
+def make_method(config: ConfigDict, method: str) -> nn.Module:
+    """A method's fields in the config are its module's attributes, but for those that `make_objective` reads."""
+    options = {k: v for k, v in config.distill[method].items() if k not in ("weight", "fade")}
+    return METHODS[method](**options)
+
+
+def make_schedule(config: ConfigDict, steps: int):
+    return optimiser.learning_rate(
+        config.optim.learning_rate, config.optim.schedule, steps, round(config.optim.warmup * steps)
+    )
+
+
+def make_optimiser(config: ConfigDict, steps: int):
+    return optimiser.make_optimiser(make_schedule(config, steps), config.optim.weight_decay, config.optim.clip_norm)
+
+
+def make_record(
+    config: ConfigDict, spec: NetworkSpec, dataset: Dataset, inputs: InputSpec, versions: dict[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint says of itself; enough to rebuild network and input without the config."""
+    return {
+        "network": spec.name,
+        "title": spec.title,
+        "sensor": spec.sensor,
+        "model": model_config(config, spec),
+        "dtype": config.dtype,
+        "bands": {sensor: list(chosen_bands(config, dataset.facts, sensor)) for sensor in ("sar", "eo")},
+        "facts": dataset.facts.to_dict(),
+        "tiles": dataset.sizes,
+        "inputs": dataclasses.asdict(inputs),
+        "config": config.to_dict(),
+        "versions": versions,
+    }

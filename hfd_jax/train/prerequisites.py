@@ -1,0 +1,93 @@
+"""What a run needs that other runs or tools made: the teacher of its students, and pretrained encoders."""
+
+import os
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from hfd_jax.core.checkpoint import CheckpointReader
+from hfd_jax.core.errors import CheckpointError, ConfigError
+from hfd_jax.core.workdir import Workdir
+from hfd_jax.data.facts import Facts
+from hfd_jax.inference import restore
+from hfd_jax.models.base import ResNetBased
+from hfd_jax.models.mpresnet import MPResNet
+from hfd_jax.models.pretrained import read_encoder
+from hfd_jax.models.registry import ARCHITECTURES
+from hfd_jax.train import build
+from hfd_jax.train.networks import NetworkSpec, architecture_name, model_config, pretrained_file, teacher_folder
+from hfd_jax.train.validate import check_taps
+
+
+def check_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, specs: Sequence[NetworkSpec]) -> None:
+    """Reads the record of the teacher that the runs will use and holds it against config and data.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+      ConfigError: other bands, classes, scale or architecture, or an unfinished one; says what differs.
+    """
+    folder = teacher_folder(config, workdir)
+    try:
+        reader = CheckpointReader(folder)
+        record = reader.record(reader.choose(config.teacher.which))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. The student needs a teacher: run --config.stage=teacher (or all) first, "
+            "or name one with --config.teacher.checkpoint"
+        ) from error
+    expected = {
+        "sensor": "eo",
+        "EO bands": list(build.chosen_bands(config, facts, "eo")),
+        "classes": list(facts.class_names),
+        "EO data type": facts.eo_dtype,
+        "normalise.clip": config.normalise.clip,
+    }
+    found = {
+        "sensor": record["sensor"],
+        "EO bands": record["bands"]["eo"],
+        "classes": record["facts"]["class_names"],
+        "EO data type": record["facts"]["eo_dtype"],
+        "normalise.clip": record["inputs"]["normalisation"]["clip"],
+    }
+    if any(spec.from_teacher for spec in specs):
+        student = next(spec for spec in specs if spec.from_teacher)
+        expected["model"], found["model"] = model_config(config, student), restore.model_config(record)
+    if not config.teacher.checkpoint and config.teacher.which == "latest":
+        expected["steps"], found["steps"] = config.teacher.steps, record["step"]
+    for what in expected:
+        if found[what] != expected[what]:
+            raise ConfigError(f"the teacher in {folder} has {what} {found[what]}; this run needs {expected[what]}")
+    if any(spec.distils for spec in specs):
+        check_taps(config, restore.model_config(record)["architecture"])
+
+
+def check_pretrained(config: ConfigDict, workdir: Workdir, specs: Sequence[NetworkSpec]) -> None:
+    """Reads the encoders that the networks will start from; a network that has checkpoints already needs none.
+
+    Raises:
+      CheckpointError: one is missing, damaged, or no file of tools.import_weights.
+      ConfigError: another depth or width than the config's, or an architecture without ResNet encoder.
+    """
+    for spec in specs:
+        path = pretrained_file(config, spec)
+        folder = workdir.checkpoints(spec.name)
+        if not path or (os.path.isdir(folder) and CheckpointReader(folder).steps()):
+            continue
+        field = f"config.{'teacher' if spec.sensor == 'eo' else 'student'}.pretrained"
+        name = architecture_name(config, spec)
+        network = ARCHITECTURES[name].network
+        # MP-ResNet's coarse stages exist several times over, on several paths.
+        if not issubclass(network, ResNetBased) or network is MPResNet:
+            raise ConfigError(
+                f"{field} is {path!r}: {name} has no plain ResNet encoder to begin with it; leave it empty"
+            )
+        try:
+            encoder = read_encoder(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{field}: {error}. Expected a file that tools.import_weights wrote") from error
+        for what in ("depth", "width"):
+            if getattr(encoder, what) != config.model[what]:
+                raise ConfigError(
+                    f"config.model.{what} is {config.model[what]}: {field} names {path}, a ResNet-{encoder.depth} of "
+                    f"width {encoder.width}"
+                )

@@ -1,0 +1,120 @@
+"""Validates the config and opens the workdir, the data and the devices that all networks of a run share."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hfd_jax.core import logs
+from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.logs import say
+from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
+from hfd_jax.core.workdir import Workdir, check_claim, claim, sole_run
+from hfd_jax.data import catalogue
+from hfd_jax.data.catalogue import Dataset
+from hfd_jax.evaluation.evaluator import Evaluator
+from hfd_jax.train import build
+from hfd_jax.train.networks import networks_to_train, teacher_folder
+from hfd_jax.train.prerequisites import check_pretrained, check_teacher
+from hfd_jax.train.validate import check_against_data, check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run: its config, its folder, its data and its devices."""
+
+    config: ConfigDict
+    workdir: Workdir
+    dataset: Dataset
+    parallel: Jit | Pmap
+    log: logs.MetricsLog
+
+    def evaluator(self, split: str) -> Evaluator:
+        reading = build.make_reading(self.config, self.dataset.facts)
+        return Evaluator(
+            self.dataset, split, reading, self.parallel, self.config.eval.batch_size, self.config.eval.window
+        )
+
+    def checkpoint(self, network: str) -> tuple[str, str]:
+        """(folder, "latest" or "best") of what is evaluated; the teacher is the one that teaches, wherever it lies."""
+        if network == "teacher":
+            return teacher_folder(self.config, self.workdir), self.config.teacher.which
+        return self.workdir.checkpoints(network), self.config.eval.checkpoint
+
+    def class_pixels(self) -> tuple[int, ...]:
+        """Labelled pixels per class among the labels that are used."""
+        labelled, hidden = build.labelled_tiles(self.config, self.dataset)
+        if not hidden:
+            return self.dataset.statistics.class_pixels
+        counts = np.zeros(len(self.dataset.facts.class_names), np.int64)
+        source = self.dataset.source("train")
+        for ref in labelled:
+            label = source[ref.index]["label"]
+            counts += np.bincount(label[label != IGNORE_LABEL], minlength=len(counts))
+        return tuple(int(n) for n in counts)
+
+
+@contextlib.contextmanager
+def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
+    """Checks everything, locks and claims the workdir, opens (or simulates) the data.
+
+    Raises:
+      UserError: something does not fit, or another run is at work in the folder; nothing has been written then.
+    """
+    enable_compilation_cache()
+    check_fields(config, jax.device_count())
+    workdir = Workdir(root)
+    check_claim(workdir, config)
+    facts, sizes, largest = describe_data(config)
+    check_against_data(config, facts, sizes, largest)
+    specs = networks_to_train(config)
+    if any(spec.needs_teacher for spec in specs) and not any(spec.name == "teacher" for spec in specs):
+        check_teacher(config, workdir, facts, specs)
+    check_pretrained(config, workdir, specs)
+    with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        if jax.process_index() == 0:
+            claim(workdir, config)
+        wait_for_all("workdir claimed")
+        check_shared(workdir)
+        run = open_run(config, workdir)
+        sizes = ", ".join(f"{count} {split}" for split, count in run.dataset.sizes.items())
+        say(f"data: {run.dataset.directory}, {sizes}")
+        say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
+        yield run
+
+
+def check_shared(workdir: Workdir) -> None:
+    """WorkdirError where this process does not see what the first one has written."""
+    if not os.path.exists(workdir.config):
+        raise WorkdirError(
+            f"{workdir.root}: process {jax.process_index()} does not see what process 0 wrote there; the workdir must "
+            "be on a file system that all processes share"
+        )
+
+
+def describe_data(config: ConfigDict):
+    """(facts, tiles per split, size of the largest training tile) of the data set, simulated or not."""
+    if config.data.name == "scenes":  # known before it exists
+        scenes = build.scene_source(config.data.scenes)
+        return scenes.facts, scenes.sizes, (scenes.options.size,) * 2
+    dataset = catalogue.find_dataset(config.data.name, config.data.dir)
+    return dataset.facts, dataset.sizes, dataset.largest("train") if "train" in dataset.sizes else (0, 0)
+
+
+def open_run(config: ConfigDict, workdir: Workdir) -> Run:
+    """Opens a run whose config has been validated."""
+    if config.data.name == "scenes":
+        scenes = build.scene_source(config.data.scenes)
+        if jax.process_index() == 0:
+            catalogue.prepare_scenes(scenes, config.data.dir)
+        wait_for_all("scenes prepared")
+        dataset = catalogue.prepare_scenes(scenes, config.data.dir)
+    else:
+        dataset = catalogue.find_dataset(config.data.name, config.data.dir)
+    log = logs.MetricsLog(workdir.metrics)
+    return Run(config, workdir, dataset, make_parallel(config.parallel), log)

@@ -1,0 +1,68 @@
+"""The two-stage run: train the EO teacher, freeze it, train the SAR student from it, evaluate both."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from hfd_jax.core.interruption import Interruption, watch
+from hfd_jax.core.logs import say
+from hfd_jax.evaluation.evaluator import evaluate_workdir, table
+from hfd_jax.evaluation.metrics import Scores
+from hfd_jax.inference.restore import check_fits, load_network
+from hfd_jax.train.loop import train_network
+from hfd_jax.train.networks import networks_to_train
+from hfd_jax.train.run import Run, prepared
+
+
+def train(config: ConfigDict, root: str) -> dict[str, Scores]:
+    """Runs config.stage in the workdir `root`, resuming what is there.
+
+    Returns:
+      title -> scores on config.eval.split, for every network of the stage and its teacher.
+
+    Raises:
+      UserError: before anything is computed or overwritten.
+      StoppedError: a signal came; all is saved, and the same call continues.
+    """
+    with watch() as interruption, prepared(config, root) as run:
+        return train_stages(run, interruption)
+
+
+def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
+    """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
+    config = run.config
+    specs, known, trained = networks_to_train(config), {}, False
+    for spec in specs:
+        if spec.needs_teacher and not known:
+            known["teacher"] = score_teacher(run)
+        trained |= train_network(run, spec, interruption, known.get("teacher"))
+    names = [spec.name for spec in specs]
+    if "teacher" not in names and any(spec.needs_teacher for spec in specs):
+        names.insert(0, "teacher")
+        say(f"teacher: from {run.checkpoint('teacher')[0]}")
+    split = config.eval.split
+    say(f"evaluating on split {split!r} ({run.dataset.size(split)} tiles)")
+    # Importing TensorFlow takes seconds: not for pictures that are there.
+    summaries = os.path.join(run.workdir.summaries, "evaluation")
+    results = evaluate_workdir(
+        run.workdir,
+        {name: run.checkpoint(name) for name in names},
+        run.evaluator(split),
+        run.parallel,
+        config.eval.panels,
+        known=known,
+        summaries=summaries if trained or not os.path.exists(summaries) else "",
+    )
+    say(table(results))
+    say(f"written to {run.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
+    return results
+
+
+def score_teacher(run: Run) -> Scores:
+    """Evaluates the teacher before its first student is trained: a poor one is seen at once."""
+    split = run.config.eval.split
+    network = load_network(*run.checkpoint("teacher"), run.parallel)
+    check_fits(network.record, run.dataset.facts)
+    scores = run.evaluator(split)(network.model, network.inputs, network.sensor, network.variables)
+    say(f"{network.record['title']}: mIoU {scores.mean_iou:.4f} on split {split!r}, before it teaches")
+    return scores

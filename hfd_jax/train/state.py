@@ -1,0 +1,115 @@
+"""The state of a training run and how it comes into being."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hfd_jax.core.trees import shape_differences
+from hfd_jax.distill.base import Outputs
+from hfd_jax.distill.registry import Combined
+from hfd_jax.models.base import ResNetBased, SegmentationNetwork
+from hfd_jax.models.resnet import fit_stem
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step reads and replaces; a pytree.
+
+    Attributes:
+      step: int32, steps taken.
+      params: {"model": ..., "distiller": {method: ...}}; without the distiller's part where nothing is distilled.
+      batch_stats: the same keys.
+      memory: {method: ...}, what a distillation method keeps from step to step; not learnt.
+      opt_state: of the optimiser over params.
+      skipped: int32, steps whose update was left out because something in it was not finite.
+      bad_steps: int32, how many of them came last, in a row.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: Any
+    skipped: jax.Array
+    bad_steps: jax.Array
+    memory: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    @property
+    def model_variables(self) -> dict[str, Any]:
+        """The network alone, as its `apply` takes it."""
+        return {"params": self.params["model"], "batch_stats": self.batch_stats["model"]}
+
+
+def initial_key(seed: int, sensor: str) -> jax.Array:
+    """Of a run's networks with this sensor: a teacher must not share its student's random start; students do."""
+    return jax.random.fold_in(jax.random.key(seed), ("eo", "sar").index(sensor))
+
+
+def init_fn(
+    model: SegmentationNetwork,
+    tx: optax.GradientTransformation,
+    bands: int,
+    distiller: Combined | None = None,
+    teacher: tuple[SegmentationNetwork, int] | None = None,
+    size: int = 64,
+) -> Callable[[jax.Array], TrainState]:
+    """Returns `key -> TrainState`, to be jitted with output shardings (or `eval_shape`d).
+
+    Args:
+      model: the network to train.
+      tx: its optimiser.
+      bands: number of its input bands.
+      distiller: learns along with it, if given.
+      teacher: (network, bands) that the distiller compares with.
+      size: edge of the dummy input, pixels; shapes of parameters do not depend on it.
+    """
+
+    def init(key):
+        model_key, distiller_key = jax.random.split(key)
+        image = jnp.zeros((1, size, size, bands))
+        variables = model.init(model_key, image)
+        parts = {"model": variables}
+        if distiller is not None:
+            network, teacher_bands = teacher
+            logits, features = model.apply(variables, image)
+            target = network.init_with_output(model_key, jnp.zeros((1, size, size, teacher_bands)))
+            (teacher_logits, targets), _ = target
+            pixels = jnp.zeros((1, size, size), jnp.int32), jnp.ones((1, size, size), bool)
+            mine, theirs = Outputs(features, logits), Outputs(targets, teacher_logits)
+            parts["distiller"] = distiller.init(distiller_key, mine, theirs, *pixels)
+        params = {name: part["params"] for name, part in parts.items()}
+        batch_stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
+        zero, memory = jnp.zeros((), jnp.int32), parts.get("distiller", {}).get("memory", {})
+        return TrainState(zero, params, batch_stats, tx.init(params), skipped=zero, bad_steps=zero, memory=memory)
+
+    return init
+
+
+def student_from_teacher(
+    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = ResNetBased.stem
+) -> dict[str, Any]:
+    """The teacher's variables with the stem fitted to the student's bands.
+
+    Another sensor's bands have nothing in common with the teacher's: each gets the mean over them (`fit_stem`).
+
+    Args:
+      student: freshly initialised {"params", "batch_stats"}; gives the shapes.
+      teacher: trained variables of the same architecture.
+      stem: path of the convolution that sees the bands.
+
+    Raises:
+      ValueError: any other shape differs; names the parameters.
+    """
+    path = (*stem, "kernel")
+    params, wanted = (flatten_dict(variables["params"]) for variables in (teacher, student))
+    if path in params and path in wanted:
+        params[path] = fit_stem(params[path], [None] * wanted[path].shape[2])
+    fitted = {**teacher, "params": unflatten_dict(params)}
+    problems = shape_differences(student, fitted)
+    if problems:
+        raise ValueError("the teacher does not fit the student: " + "; ".join(problems[:5]))
+    return fitted

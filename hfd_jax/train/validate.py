@@ -1,0 +1,312 @@
+"""Refuses what cannot work before anything is computed or written: one error that names the field."""
+
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hfd_jax.core.errors import ConfigError, nearest
+from hfd_jax.core.parallel import KINDS
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.normalise import SAR_FILTERS
+from hfd_jax.data.simulator import SceneOptions
+from hfd_jax.distill.base import LOGITS
+from hfd_jax.distill.registry import METHODS
+from hfd_jax.models.alignment import ALIGNMENTS
+from hfd_jax.models.hfdnet import STRIDE, TAPS
+from hfd_jax.models.registry import ARCHITECTURES, DTYPES
+from hfd_jax.models.resnet import DEPTHS
+from hfd_jax.train.networks import BASELINES
+from hfd_jax.train.optimiser import SCHEDULES
+
+_CHOICES = {
+    "stage": ("teacher", "student", "all"),
+    "dtype": tuple(DTYPES),
+    "parallel": KINDS,
+    "normalise.sar_filter": SAR_FILTERS,
+    "model.architecture": tuple(ARCHITECTURES),
+    "model.depth": tuple(DEPTHS),
+    "model.align": ALIGNMENTS,
+    "loss.class_weights": ("none", "inverse_sqrt"),
+    "optim.schedule": SCHEDULES,
+    "student.init": ("random", "teacher"),
+    "student.architecture": ("", *ARCHITECTURES),
+    "teacher.which": ("latest", "best"),
+    "teacher.dtype": ("", *DTYPES),
+    "eval.checkpoint": ("latest", "best"),
+}
+_MEMBERS = {"baselines": (*BASELINES, *ARCHITECTURES), "distill.method": tuple(METHODS)}
+_POSITIVE = (
+    "data.crop",
+    "normalise.sar_looks",
+    "data.batch_size",
+    "model.width",
+    "optim.learning_rate",
+    "teacher.steps",
+    "student.steps",
+    "distill.kd.temperature",
+    "distill.cwd.temperature",
+    "distill.skd.nodes",
+    "distill.cirkd.temperature",
+    "distill.cirkd.nodes",
+    "distill.cirkd.pixels",
+    "distill.cirkd.regions",
+    "distill.cirkd.contrasted_pixels",
+    "distill.cirkd.contrasted_regions",
+    "distill.aicsd.temperature",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_bad_steps",
+    "eval.batch_size",
+    "data.scenes.train",
+    "data.scenes.test",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "data.scenes.seed",
+    "data.threads",
+    "data.workers",
+    "data.scenes.validation",
+    "augment.sar_gain_db",
+    "augment.speckle_looks",
+    "loss.ce",
+    "loss.dice",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "distill.cirkd.pixel_weight",
+    "distill.cirkd.region_weight",
+    "distill.fakd.strength",
+    "distill.disoptnet.pixel_weight",
+    "model.align_channels",
+    "train.eval_every",
+    "eval.window",
+    "eval.panels",
+)
+_SHARES = (
+    "data.label_share",
+    "data.labelled_per_batch",
+    "augment.eo_gain",
+    "optim.warmup",
+    "distill.warmup",
+    "distill.mgd.masked",
+)
+
+
+def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> None:
+    """Checks everything that needs no data.
+
+    Args:
+      config: with the fields of configs/default.py.
+      devices: number of devices of all processes.
+      trains: False where networks are only evaluated: the training batch then does not matter.
+
+    Raises:
+      ConfigError: names the field, what it is and what is expected.
+    """
+    for field, choices in _CHOICES.items():
+        if _get(config, field) not in choices:
+            _fail(config, field, nearest(_get(config, field), choices))
+    for field, choices in _MEMBERS.items():
+        for value in _get(config, field):
+            if value not in choices:
+                _fail(config, field, f"{value!r} is unknown; {nearest(value, choices)}")
+    for fields, good, expected in (
+        (_POSITIVE, lambda x: x > 0, "expected more than 0"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "expected 0 or more"),
+        (_SHARES, lambda x: 0 <= x <= 1, "expected a share, 0 to 1"),
+    ):
+        for field in fields:
+            if not good(_get(config, field)):
+                _fail(config, field, expected)
+    _check_combinations(config, devices, trains)
+
+
+def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
+    for field in ("data.crop", "eval.window"):
+        size = _get(config, field)
+        if size % STRIDE:
+            _fail(
+                config,
+                field,
+                f"expected a multiple of the network's stride {STRIDE}; nearest: {_multiples(size, STRIDE)}",
+            )
+    for field in ("data.batch_size", "eval.batch_size") if trains else ("eval.batch_size",):
+        size = _get(config, field)
+        if size % devices:
+            _fail(config, field, f"expected a multiple of the {devices} devices; nearest: {_multiples(size, devices)}")
+    if not config.data.label_share > 0:
+        _fail(config, "data.label_share", "at least some labels are needed")
+    if not config.data.labelled_per_batch > 0:
+        _fail(config, "data.labelled_per_batch", "every batch needs some labels")
+    if config.loss.ce + config.loss.dice <= 0:
+        _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
+    _check_starts(config)
+    _check_distillation(config)
+    _check_architectures(config)
+    for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
+        if _get(config, field) == "best" and not config.train.eval_every:
+            _fail(config, field, "the best checkpoint is known only with train.eval_every above 0")
+    if config.teacher.checkpoint and config.stage == "teacher":
+        _fail(
+            config,
+            "teacher.checkpoint",
+            "stage 'teacher' trains one here; leave the field empty or choose stage 'student'",
+        )
+    if config.eval.split == "unlabelled":
+        _fail(config, "eval.split", "without labels there is nothing to compare with")
+    if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
+        _fail(
+            config,
+            "train.eval_every",
+            f"expected a multiple of train.checkpoint_every = {config.train.checkpoint_every}",
+        )
+    if config.data.name == "scenes":
+        try:
+            SceneOptions(**{k: v for k, v in config.data.scenes.items() if k not in ("train", "validation", "test")})
+        except ValueError as error:
+            raise ConfigError(f"config.data.{error}") from error
+
+
+def _check_starts(config: ConfigDict) -> None:
+    if config.teacher.checkpoint and config.teacher.pretrained:
+        _fail(config, "teacher.pretrained", "teacher.checkpoint names a trained teacher; leave one of the two empty")
+    if config.student.pretrained and config.student.init == "teacher":
+        _fail(config, "student.pretrained", "student.init is 'teacher': choose one of the two starts")
+
+
+def _check_distillation(config: ConfigDict) -> None:
+    methods = config.distill.method
+    if len(set(methods)) < len(methods):
+        _fail(config, "distill.method", "a method is named twice")
+    for method in METHODS:
+        for field, taps in _taps(config, method):
+            _check_tap_names(config, field, taps)
+        if method in methods and not config.distill[method].weight > 0:
+            _fail(config, f"distill.{method}.weight", "expected more than 0; distill.method says what is left out")
+    for field in ("distill.hfd", "distill.cwd"):
+        _check_tap_weights(config, f"{field}.tap_weights", len(_get(config, field).taps))
+    if config.distill.mgd.masked == 1:
+        _fail(config, "distill.mgd.masked", "nothing of the student's feature would be left")
+
+
+def _plain(value: Any) -> Any:
+    """A config that was read from a file has lists for tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_tap_weights(config: ConfigDict, field: str, taps: int) -> None:
+    weights = _get(config, field)
+    if not all(isinstance(weight, int | float) for weight in weights):
+        _fail(config, field, "expected numbers")
+    if weights and (len(weights) != taps or min(weights) < 0 or sum(weights) <= 0):
+        _fail(config, field, f"expected {taps} weights of 0 or more, one per tap, not all 0")
+
+
+def _taps(config: ConfigDict, method: str) -> list[tuple[str, tuple[str, ...]]]:
+    """(field, taps) of a distillation method, from its field "tap" or "taps" if it has one."""
+    options = config.distill[method]
+    found = [(f"distill.{method}.{name}", options[name]) for name in ("tap", "taps") if name in options]
+    return [(field, (taps,) if isinstance(taps, str) else taps) for field, taps in found]
+
+
+def _check_tap_names(config: ConfigDict, field: str, taps: tuple[str, ...]) -> None:
+    known = (*TAPS, LOGITS) if field == "distill.cwd.taps" else TAPS
+    for tap in taps:
+        if tap not in known:
+            _fail(config, field, f"{tap!r} is unknown; {nearest(tap, known)}")
+    if not taps:
+        _fail(config, field, "at least one tap is needed")
+    if len(set(taps)) < len(taps):
+        _fail(config, field, "a tap is named twice")
+
+
+def _check_architectures(config: ConfigDict) -> None:
+    teacher = config.model.architecture
+    student = config.student.architecture or teacher
+    if student != teacher:
+        why = f"the student is {student!r}, the teacher {teacher!r}: its weights do not fit"
+        if config.student.init == "teacher":
+            _fail(config, "student.init", why)
+        if "teacher_init" in config.baselines:
+            _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
+    names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
+    used = set().union(*(ARCHITECTURES[name].fields for name in names))
+    defaults = {field: default for network in ARCHITECTURES.values() for field, default in network.fields.items()}
+    for field, default in defaults.items():
+        if field in config.model and field not in used and _plain(config.model[field]) != default:
+            _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
+    if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):
+        _fail(config, "model.rates", "expected whole numbers above 0")
+    if len(set(config.model.rates)) < len(config.model.rates):
+        _fail(config, "model.rates", "a rate is named twice")
+    if "segformer_b0" in names and config.model.width % 2:
+        _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
+    if config.stage != "teacher":
+        check_taps(config, student)
+        if not config.teacher.checkpoint:
+            check_taps(config, teacher)
+
+
+def check_taps(config: ConfigDict, architecture: str) -> None:
+    """ConfigError where an architecture does not have what config.distill compares."""
+    strides = ARCHITECTURES[architecture].tap_strides
+    for field, taps in (pair for method in config.distill.method for pair in _taps(config, method)):
+        for tap in taps:
+            if tap not in (*strides, LOGITS):
+                known = ", ".join(f"{name} (stride {stride})" for name, stride in strides.items())
+                _fail(config, field, f"{architecture} has no tap {tap!r}; expected some of: {known}")
+            if config.data.crop <= strides.get(tap, 1):
+                _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn")
+
+
+def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str], largest: tuple[int, int]) -> None:
+    """Checks what depends on the data set; ConfigError as above.
+
+    Args:
+      config: to check.
+      facts: of the data set.
+      splits: that it has.
+      largest: height and width of its largest training tile, pixels.
+    """
+    if "train" not in splits:
+        _fail(config, "data.name", f"{facts.name} has no labelled training tile; its splits: {', '.join(splits)}")
+    if config.data.crop >= max(largest) + STRIDE:
+        _fail(
+            config,
+            "data.crop",
+            f"the largest training tile has {largest[0]} x {largest[1]} pixels; the rest is padding",
+        )
+    for sensor in ("sar", "eo"):
+        field, stored = f"data.{sensor}_bands", getattr(facts, f"{sensor}_bands")
+        bands = _get(config, field)
+        for band in bands:
+            if band not in stored:
+                _fail(config, field, f"{facts.name} has no {sensor} band {band!r}; {nearest(band, stored)}")
+        if len(set(bands)) < len(bands):
+            _fail(config, field, "a band is named twice")
+    if facts.sar_unit != "db":
+        for field in ("augment.sar_gain_db", "augment.speckle_looks"):
+            if _get(config, field):
+                _fail(config, field, f"needs SAR in dB; {facts.name} is in {facts.sar_unit!r} units")
+    needed = {"eval.split": config.eval.split}
+    if config.train.eval_every:
+        needed["train.eval_every"] = "validation"
+    for field, split in needed.items():
+        if split not in splits:
+            _fail(config, field, f"{facts.name} has no split {split!r}; it has: {', '.join(splits)}")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _fail(config: ConfigDict, field: str, why: str) -> None:
+    raise ConfigError(f"config.{field} is {_get(config, field)!r}: {why}")
+
+
+def _multiples(value: int, of: int) -> str:
+    below, above = value // of * of, -(-value // of) * of
+    return f"{below} or {above}" if below else str(above)

@@ -1,0 +1,319 @@
+"""Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfd_jax.core.checkpoint import CheckpointReader, Checkpoints, DamagedError
+from hfd_jax.core.errors import CheckpointError
+from hfd_jax.train.state import TrainState
+from tests.conftest import ROOT, python_environment, run_python
+
+# Reads of a failed restore that are still under way complain about the closed event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def make_state(step=0):
+    # Random numbers do not compress: the largest file is all array data, so that a flipped bit in it matters.
+    model = {"kernel": jax.random.normal(jax.random.key(step), (300, 4)), "bias": jnp.arange(4.0)}
+    return TrainState(
+        jnp.int32(step),
+        {"model": model, "distiller": {"w": jnp.ones(2)}},
+        {"model": {"mean": jnp.full(5, 2.0 * step)}, "distiller": {}},
+        ({"mu": jnp.full(7, 3.0)},),
+        skipped=jnp.int32(0),
+        bad_steps=jnp.int32(0),
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def save_all(folder, scores, keep=2):
+    checkpoints = Checkpoints(str(folder), keep)
+    for step, score in scores.items():
+        checkpoints.save(step, make_state(step), {"network": "student"}, score)
+    checkpoints.close()
+    return CheckpointReader(str(folder))
+
+
+def files(folder, step):
+    found = [p for p in Path(folder, str(step)).rglob("*") if p.is_file() and p.stat().st_size]
+    return sorted(found, key=lambda p: p.stat().st_size)
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    reader = save_all(tmp_path / "student", {10: 0.5, 20: 0.9, 30: 0.2, 40: 0.3, 50: None})
+    assert reader.steps() == [20, 40, 50]
+    assert reader.choose("best") == 20 and reader.choose("latest") == 50
+
+
+def test_best_is_remembered_by_a_new_process(tmp_path):
+    save_all(tmp_path / "student", {10: 0.9, 20: 0.1})
+    reader = save_all(tmp_path / "student", {30: 0.2, 40: 0.3})
+    assert reader.steps() == [10, 30, 40] and reader.choose("best") == 10
+
+
+def test_whole_state_and_parameters_alone_are_restored(tmp_path):
+    save_all(tmp_path / "student", {10: None})
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    state, step = checkpoints.restore_latest(abstract(make_state()))
+    assert step == 10 and equal(state, make_state(10))
+    part = {"params": {"model": abstract(make_state()).params["model"]}}
+    assert equal(checkpoints.restore(10, part), {"params": {"model": make_state(10).params["model"]}})
+    checkpoints.close()
+
+
+def test_nothing_there(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    assert checkpoints.restore_latest(abstract(make_state())) is None
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        checkpoints.choose("latest")
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        CheckpointReader(str(tmp_path / "nowhere"))
+
+
+def test_best_without_scores_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no scored checkpoint"):
+        save_all(tmp_path / "student", {10: None}).choose("best")
+
+
+def test_other_network_is_named_by_path_and_shape(tmp_path):
+    reader = save_all(tmp_path / "student", {10: None})
+    wanted = abstract({"params": {"model": {"kernel": jnp.ones((3, 5)), "gain": jnp.ones(1)}}})
+    with pytest.raises(
+        CheckpointError,
+        match=r"params/model/gain: expected \(1,\), found nothing; params/model/kernel: expected \(3, 5\), found \(300, 4\)",
+    ):
+        reader.restore(10, wanted)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
+def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplog):
+    folder = tmp_path / "student"
+    save_all(folder, {10: None, 20: None})
+    damage(files(folder / "20", "state")[-1])  # the largest file: array data
+    checkpoints = Checkpoints(str(folder))
+    with pytest.raises(DamagedError, match="/20: "):
+        checkpoints.restore(20, abstract(make_state()))
+    state, step = checkpoints.restore_latest(abstract(make_state()))
+    assert step == 10 and equal(state, make_state(10))
+    assert checkpoints.steps() == [10]
+    assert [p.name.rsplit("-", 1)[0] for p in (tmp_path / "damaged").iterdir()] == ["student-20"]
+    checkpoints.save(20, make_state(20), {})  # saving goes on, also at the step that was bad
+    checkpoints.close()
+    assert CheckpointReader(str(folder)).steps() == [10, 20]
+
+
+def hurt(path, rng):
+    """One of four kinds of damage, at a random place; says which."""
+    kind = [truncate, empty, flip_bit, Path.unlink][rng.integers(4)]
+    if kind is flip_bit:
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+    elif kind is truncate:
+        os.truncate(path, rng.integers(path.stat().st_size))
+    else:
+        kind(path)
+    return kind.__name__
+
+
+@pytest.mark.parametrize("times", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_damage_becomes_a_result(tmp_path, times):
+    """Any file of a checkpoint, metadata too: what is restored is what was saved, of this step or the one before."""
+    rng, caught = np.random.default_rng(times), []
+    whole = save_all(tmp_path / "whole", {10: None, 20: None})
+    for number in range(times):
+        folder = tmp_path / str(number) / "student"
+        shutil.copytree(tmp_path / "whole", folder)
+        path = files(folder, 20)[rng.integers(len(files(folder, 20)))]
+        what = f"{hurt(path, rng)} {path.relative_to(folder)}"
+        with contextlib.suppress(DamagedError):  # and nothing else
+            CheckpointReader(str(folder)).verify(20)
+        checkpoints = Checkpoints(str(folder))
+        state, step = checkpoints.restore_latest(abstract(make_state()))
+        assert equal(state, make_state(step)), what
+        assert checkpoints.record(step) == whole.record(step), what
+        checkpoints.verify(step)
+        caught += [what] * (step == 10)
+        checkpoints.close()
+    print(f"{times} times damaged, {len(caught)} caught; the others changed nothing that is restored")
+    assert len(caught) > times / 4, "much of it matters"
+
+
+def test_damaged_record_counts_as_damage(tmp_path):
+    folder = tmp_path / "student"
+    save_all(folder, {10: 0.5, 20: 0.7})
+    for path in files(folder / "20", "record"):
+        truncate(path)
+    checkpoints = Checkpoints(str(folder))
+    assert checkpoints.restore_latest(abstract(make_state()))[1] == 10
+    checkpoints.close()
+
+
+def test_a_best_checkpoint_whose_score_is_damaged_is_neither_passed_over_nor_removed(tmp_path):
+    folder = tmp_path / "student"
+    reader = save_all(folder, {10: 0.9, 20: 0.2, 30: 0.3})
+    for path in files(folder / "10", "record"):
+        flip_bit(path)
+    with pytest.raises(DamagedError, match="/10: "):
+        reader.choose("best")
+    save_all(folder, {40: 0.4, 50: 0.1})
+    assert reader.steps() == [10, 40, 50], "somebody may mend it"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(13, "no"), ValueError("RESOURCE_EXHAUSTED: too many open files")]
+)
+def test_trouble_of_the_machine_is_no_damage(tmp_path, monkeypatch, error):
+    """A good checkpoint is not moved away because memory is short or a file server rests."""
+    save_all(tmp_path / "student", {10: None, 20: None})
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fail)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore_latest(abstract(make_state()))
+    assert not isinstance(caught.value, DamagedError) and checkpoints.steps() == [10, 20]
+    checkpoints.close()
+
+
+def test_when_nothing_is_good_nothing_is_moved(tmp_path):
+    folder = tmp_path / "student"
+    save_all(folder, {10: None, 20: None})
+    for step in (10, 20):
+        flip_bit(files(folder / str(step), "state")[-1])
+    checkpoints = Checkpoints(str(folder))
+    with pytest.raises(CheckpointError, match="no good checkpoint is left, nothing was changed: .*/20: .*/10: "):
+        checkpoints.restore_latest(abstract(make_state()))
+    assert checkpoints.steps() == [10, 20]
+    checkpoints.close()
+
+
+def test_state_may_be_donated_right_after_save(tmp_path):
+    """Saving goes on in the background while the next step overwrites the buffers."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
+    state = {"w": jnp.arange(2_000_000.0)}
+    expected = np.asarray(state["w"]).copy()
+    checkpoints = Checkpoints(str(tmp_path / "student"))
+    checkpoints.save(1, state, {})
+    for _ in range(5):
+        state = step(state)
+    checkpoints.close()
+    restored = CheckpointReader(str(tmp_path / "student")).restore(1, abstract({"w": expected}))
+    np.testing.assert_array_equal(restored["w"], expected)
+
+
+def test_saved_on_two_devices_verified_on_one(tmp_path):
+    """A run that was finished on a larger machine is recognised on a smaller one, without a warning."""
+    save = (
+        "import sys, jax, numpy as np; from hfd_jax.core.checkpoint import Checkpoints; from hfd_jax.core.parallel import Jit;"
+        "c = Checkpoints(sys.argv[1]); c.save(3, Jit().replicate({'w': np.arange(8.0)}), {}); c.close()"
+    )
+    verify = (
+        "import sys; from hfd_jax.core.checkpoint import CheckpointReader;"
+        "CheckpointReader(sys.argv[1]).verify(3); print('whole')"
+    )
+    folder = tmp_path / "student"
+    run_python("-c", save, folder, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    done = run_python("-W", "error::UserWarning", "-c", verify, folder)
+    assert done.stdout == "whole\n" and "Warning" not in done.stderr
+
+
+FILL_UP = """
+import os, sys
+import numpy as np
+from hfd_jax.core.checkpoint import CheckpointReader, Checkpoints
+from hfd_jax.core.errors import CheckpointError
+
+place, rng = sys.argv[1], np.random.default_rng(0)
+state = lambda step: {"w": rng.normal(size=60000).astype(np.float32), "step": np.int32(step)}
+checkpoints = Checkpoints(place + "/student", keep=5)
+for step in (1, 2):
+    checkpoints.save(step, state(step), {})
+checkpoints.wait()
+filler = os.open(place + "/filler", os.O_WRONLY | os.O_CREAT)
+try:
+    while True:
+        os.write(filler, b"x" * 4096)
+except OSError as error:
+    print("full:", error.strerror)
+os.close(filler)
+try:
+    checkpoints.save(3, state(3), {})
+    checkpoints.close()
+except CheckpointError as error:
+    print("error:", error)
+os.remove(place + "/filler")
+"""
+
+GO_ON = """
+import os, sys
+import numpy as np
+from hfd_jax.core.checkpoint import CheckpointReader, Checkpoints
+
+place, rng = sys.argv[1], np.random.default_rng(1)
+checkpoints = Checkpoints(place + "/student", keep=5)
+checkpoints.save(3, {"w": rng.normal(size=60000).astype(np.float32), "step": np.int32(3)}, {})
+checkpoints.close()
+reader = CheckpointReader(place + "/student")
+for step in reader.steps():
+    reader.verify(step)
+print("whole:", reader.steps())
+print("there:", sorted(os.listdir(place + "/student")))
+"""
+
+
+def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
+    """On a file system of one megabyte; its own name space needs no rights."""
+    enter = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*enter, "true"], check=False).returncode:
+        pytest.skip("this system allows no user name spaces")
+    python = [f"{sys.executable} -c {shlex.quote(script)} {tmp_path}" for script in (FILL_UP, GO_ON)]
+    done = subprocess.run(
+        [*enter, "sh", "-c", " && ".join([f"mount -t tmpfs -o size=1m tmpfs {tmp_path}", *python])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=python_environment(PYTHONPATH=str(ROOT)),
+        check=False,
+    )
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert lines["full"] == "No space left on device", done.stderr
+    assert "/student/3 could not be written" in lines["error"] and "No space left on device" in lines["error"]
+    assert lines["error"].endswith("checkpoints that stay: 1, 2")
+    assert lines["whole"] == "[1, 2, 3]" and lines["there"] == "['1', '2', '3']", "nothing half-written is left"
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,250 @@
+"""The architecture: shapes, parameter counts, and the alignment module's contracts."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
+from hfd_jax.models.folding import fold
+from hfd_jax.models.hfdnet import TAP_STRIDES, Segmenter
+from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
+from hfd_jax.models.resnet import ResNet
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_zero_flow_is_bilinear_upsampling(rng, scale):
+    x = rng.normal(size=(2, 5, 7, 3)).astype(np.float32)
+    flow = np.zeros((2, 5 * scale, 7 * scale, 2), np.float32)
+    np.testing.assert_allclose(warp(x, flow), upsample(x, flow.shape[1:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (-1, 0), (0, -2), (3, 2)])
+def test_flow_of_whole_pixels_shifts_by_exactly_so_many(rng, dy, dx):
+    """In pixels of the OUTPUT grid, on maps that are neither square nor of the same size as the output."""
+    x = rng.normal(size=(1, 6, 4, 2)).astype(np.float32)
+    height, width = 24, 16
+    flow = np.broadcast_to(np.array([dy, dx], np.float32), (1, height, width, 2))
+    plain = np.asarray(upsample(x, (height, width)))
+    rows, cols = np.clip(np.arange(height) + dy, 0, None), np.clip(np.arange(width) + dx, 0, None)
+    inside = np.ix_([0], (np.arange(height) + dy >= 0) & (rows < height), (np.arange(width) + dx >= 0) & (cols < width))
+    expected = plain[:, np.clip(rows, 0, height - 1)][:, :, np.clip(cols, 0, width - 1)]
+    np.testing.assert_allclose(np.asarray(warp(x, flow))[inside], expected[inside], atol=1e-5)
+
+
+def test_outside_the_map_the_border_value_is_taken(rng):
+    x = rng.normal(size=(1, 3, 3, 1)).astype(np.float32)
+    far = np.full((1, 6, 6, 2), 100.0, np.float32)
+    np.testing.assert_allclose(warp(x, far), np.full((1, 6, 6, 1), x[0, 2, 2, 0]), atol=1e-6)
+    np.testing.assert_allclose(warp(x, -far), np.full((1, 6, 6, 1), x[0, 0, 0, 0]), atol=1e-6)
+
+
+def test_warp_gradients_match_finite_differences(rng):
+    x = rng.normal(size=(1, 4, 4, 2)).astype(np.float32)
+    flow = rng.uniform(-0.9, 0.9, (1, 8, 8, 2)).astype(np.float32)
+    weight = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
+
+    def total(x, flow):
+        return float(jnp.sum(warp(x, flow) * weight))
+
+    for argument in (0, 1):
+        gradient = jax.grad(lambda *a: jnp.sum(warp(*a) * weight), argument)(x, flow)
+        for _ in range(5):
+            direction = rng.normal(size=np.shape(gradient)).astype(np.float32)
+            step = 1e-3
+            moved = [(x, flow), (x, flow)]
+            moved = [
+                tuple(v + sign * step * direction if k == argument else v for k, v in enumerate((x, flow)))
+                for sign in (1, -1)
+            ]
+            numeric = (total(*moved[0]) - total(*moved[1])) / (2 * step)
+            # float32 sums of 128 terms, and a kink where a sample crosses a pixel centre.
+            assert float(jnp.sum(gradient * direction)) == pytest.approx(numeric, rel=0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("align", ["flow", "none"])
+@pytest.mark.parametrize("context", [False, True])
+def test_alignment_shapes_do_not_depend_on_its_options(align, context):
+    features = {f"C{k}": jnp.ones((2, 64 // 2**k, 96 // 2**k, 4 * k)) for k in (2, 3, 4, 5)}
+    module = FeatureAlignment(8, align=align, context=context)
+    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), features, False)[0])
+    assert shape.shape == (2, 16, 24, 8)
+
+
+def test_untrained_flow_is_a_plain_pyramid(rng):
+    """The flow starts at zero: with the same weights both variants compute the same."""
+    features = {f"C{k}": rng.normal(size=(1, 64 // 2**k, 64 // 2**k, 4)).astype(np.float32) for k in (2, 3, 4, 5)}
+    variables = FeatureAlignment(8).init(jax.random.key(0), features, False)
+    plain = FeatureAlignment(8, align="none")
+    shared = {k: v for k, v in variables["params"].items() if not k.startswith("flow")}
+    one = FeatureAlignment(8).apply(variables, features, False)
+    other = plain.apply({**variables, "params": shared}, features, False)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_bin_means_are_adaptive_average_pooling():
+    x = np.arange(5.0, dtype=np.float32).reshape(1, 5, 1, 1)
+    # Cells 0-1, 1-3, 3-4 (start floor(i n / bins), end ceil((i + 1) n / bins)).
+    np.testing.assert_allclose(bin_means(x, 3)[0, :, 0, 0], [0.5, 2.0, 3.5])
+    np.testing.assert_allclose(bin_means(x, 1)[0, :, 0, 0], [2.0])
+
+
+@pytest.mark.parametrize(("shape", "box"), [((9, 12), 4), ((5, 12), 8), ((12, 5), 5), ((7, 7), 1)])
+def test_box_mean_averages_the_whole_box_around_each_position(rng, shape, box):
+    x = rng.normal(size=(2, *shape, 3)).astype(np.float32)
+    expected = np.zeros((2, *(1 if n <= box else n for n in shape), 3))
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            rows, cols = (
+                slice(0, n) if n <= box else slice(start := min(max(k - box // 2, 0), n - box), start + box)
+                for k, n in zip((i, j), shape, strict=True)
+            )
+            expected[:, i, j] = x[:, rows, cols].mean((1, 2))
+    np.testing.assert_allclose(box_mean(x, box), expected, atol=1e-6)
+
+
+def test_maps_that_the_box_holds_are_gated_as_ever():
+    """By the same program, so bit for bit the same numbers: training does not change. Larger maps have another one."""
+    x, plain = jnp.ones((1, 4, 6, 3)), Selection(4)
+    variables = jax.eval_shape(lambda: plain.init(jax.random.key(0), x, False))
+
+    def program(box):
+        return str(jax.make_jaxpr(lambda v, x: plain.clone(box=box).apply(v, x, False))(variables, x))
+
+    assert program(6) == program(0) != program(5)
+
+
+# Of the published networks without their classifier: stem, blocks, BatchNorm scale and bias.
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
+def test_encoder_has_the_standard_number_of_parameters(depth, parameters):
+    shapes = jax.eval_shape(lambda: ResNet(depth).init(jax.random.key(0), jnp.ones((1, 64, 64, 3)), False))
+    assert count(shapes["params"]) == parameters
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_segmenter_shapes_and_strides(depth):
+    model = Segmenter(classes=7, depth=depth, width=8)
+    (logits, features), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.ones((2, 64, 128, 4))))
+    assert logits.shape == (2, 64, 128, 7) and logits.dtype == jnp.float32
+    for tap, stride in TAP_STRIDES.items():
+        assert features[tap].shape[1:3] == (64 // stride, 128 // stride)
+    assert features["C5"].shape[-1] == 8 * 8 * (4 if depth == 50 else 1)
+    assert features["A"].shape[-1] == 8 * (4 if depth == 50 else 2)
+
+
+def test_bfloat16_keeps_float32_parameters_statistics_and_logits(rng):
+    x = rng.normal(size=(2, 64, 64, 2)).astype(np.float32)
+    model = Segmenter(classes=3, width=8, dtype=jnp.bfloat16)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    forward = jax.jit(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    (logits, features), _ = forward(variables)
+    assert logits.dtype == jnp.float32 and features["A"].dtype == jnp.bfloat16
+    exact, _ = jax.jit(Segmenter(classes=3, width=8).apply)(variables, x)
+    rough, _ = jax.jit(model.apply)(variables, x)
+    # 8 bits of mantissa through some 25 layers.
+    assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+def direct(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+
+
+@pytest.mark.parametrize("scale", [(1, 2), (2, 2), (8, 4)])
+def test_convolving_before_upsampling_is_convolving_after(rng, scale):
+    """Both are linear; the borders, where the kernel meets zeros, are alike too."""
+    x, kernel = rng.normal(size=(2, 3, 5, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
+    shape = (3 * scale[0], 5 * scale[1])
+    np.testing.assert_allclose(convolve_upsampled(x, kernel, shape), direct(upsample(x, shape), kernel), atol=1e-5)
+
+
+def test_joined_convolution_is_a_convolution_of_the_concatenated_maps(rng):
+    maps = [rng.normal(size=(2, 8 // s, 8 // s, c)).astype(np.float32) for s, c in ((4, 3), (1, 5), (2, 2))]
+    module = JoinedConvolution(6, use_bias=True)
+    variables = module.init(jax.random.key(0), maps)
+    variables["params"]["bias"] += 0.5
+    whole = jnp.concatenate([upsample(x, (8, 8)) for x in maps], -1)
+    expected = direct(whole, variables["params"]["kernel"]) + 0.5
+    np.testing.assert_allclose(module.apply(variables, maps), expected, atol=1e-5)
+
+
+def test_max_pool_is_the_library_s_in_value_and_gradient(rng):
+    x = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
+
+    def library(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(max_pool(x), library(x))
+    one, other = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weight))(x) for f in (max_pool, library))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_the_library_s_in_value_gradient_and_statistics(rng, train):
+    x = (3 + 2 * rng.normal(size=(4, 5, 6, 7))).astype(np.float32)
+    ours, library = BatchNorm(train), nn.BatchNorm(not train, momentum=0.9)
+    variables = library.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda v: v + rng.uniform(0.1, 1, v.shape).astype(np.float32), variables)
+
+    def outcome(module, params, x):
+        y, changed = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(y**3), (y, changed)
+
+    found = [
+        jax.value_and_grad(lambda p, x, m=m: outcome(m, p, x), argnums=(0, 1), has_aux=True)(variables["params"], x)
+        for m in (ours, library)
+    ]
+    # Sums of 840 cubes in float32, in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *found)
+
+
+@pytest.mark.parametrize("options", [{"depth": 18}, {"depth": 50, "context": True, "align": "none"}])
+def test_folded_variables_compute_the_same(rng, options):
+    x = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    model = Segmenter(classes=4, width=4, **options)
+    variables = jax.tree.map(
+        lambda v: v + 0.1 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
+    )
+    folded = fold(variables)
+    assert set(folded) == {"params"} and count(folded) < count(variables)
+    one, other = (jax.jit(model.apply)(v, x) for v in (variables, folded))
+    scale = float(jnp.abs(one[0]).max())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), one, other)
+
+
+def test_folding_names_a_norm_it_does_not_know():
+    norm = {"scale": np.ones(2), "bias": np.ones(2)}
+    variables = {"params": {"a": {"bn_x": norm}}, "batch_stats": {"a": {"bn_x": {"mean": norm["bias"], "var": 1.0}}}}
+    with pytest.raises(ValueError, match="a/bn_x: no convolution is known before it"):
+        fold(variables)
+
+
+def test_remat_keeps_less_for_the_backward_pass_and_changes_nothing_else(rng):
+    x = rng.normal(size=(8, 64, 64, 2)).astype(np.float32)
+    plain = ResNet(18, 8)
+    variables = plain.init(jax.random.key(0), x, False)
+
+    def loss(model, params):
+        features, _ = model.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+        return sum(jnp.mean(f**2) for f in features.values())
+
+    kept, gradients = [], []
+    for model in (plain, ResNet(18, 8, remat=True)):
+        of_model = functools.partial(loss, model)
+        everything = count(jax.eval_shape(lambda p, f=of_model: jax.vjp(f, p)[1], variables["params"]))
+        kept.append(everything - count(variables["params"]))
+        gradients.append(jax.jit(jax.grad(of_model))(variables["params"]))
+    assert kept[1] < 0.6 * kept[0]
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), *gradients)

@@ -1,0 +1,110 @@
+"""The benchmark works; how fast anything is, no test says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import run_python
+from tools.bench.run import Row, table
+from tools.bench.timing import Timing, interleaved
+
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.model.width=4",
+    "--config.model.align=none",
+    "--batch=2",
+    "--size=64",
+    "--seconds=0.01",
+    "--rounds=1",
+)
+
+
+def test_steps_are_timed_and_written(tmp_path):
+    flags = ("--what=sar_step,inference", f"--json={tmp_path / 'b.json'}", f"--plot={tmp_path / 'b.png'}")
+    text = run_python("-m", "tools.benchmark", *SMALL, *flags).stdout
+    assert "matrix product" in text
+    written = json.loads((tmp_path / "b.json").read_text())
+    rows = {row["name"]: row for row in written["rows"]}
+    assert set(rows) == {"sar_step", "inference"}
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["flops"] > 0 and row["memory"] > 0 and len(row["compile_seconds"]) == 2
+    assert rows["sar_step"]["flops"] > 2 * rows["inference"]["flops"], "forward, backward, update"
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--what=student"],
+            "--what=student is unknown; expected some of teacher_step, sar_step, student_step",
+        ),
+        (["--what=data,sar_step"], "startup, data, prepare, scene are measured alone"),
+        (["--what=sar_step", "--size=100"], "--size=100: expected a multiple of 32"),
+        (["--what=sar_step", "--devices=4"], "--devices=4: this process has 1"),
+    ],
+)
+def test_what_is_wrong_is_named(flags, message):
+    done = run_python("-m", "tools.benchmark", *flags, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_scene_is_mapped_timed_and_judged(tmp_path, monkeypatch):
+    from configs import quickstart
+    from hfd_jax.inference.mapping.predict import Options
+    from tools.bench import scene
+
+    monkeypatch.setattr(scene, "PATCH", 96)
+    monkeypatch.setattr(scene, "PATCHES", 2)
+    config = quickstart.get_config()
+    config.model.update({"width": 4, "align": "none"})
+    scene.write_scene(str(tmp_path), 150, config)
+    case = scene.Case(str(tmp_path), Options(window=64, overlap=32, batch_size=1), None, config)
+    pixels, seconds, memory = scene.run(case)
+    assert pixels == 150 * 150 and seconds > 0 and memory >= 0
+    mean_iou, near, elsewhere, equal = scene.judged(case, case.map)
+    assert 0 <= float(mean_iou) < 0.5 < float(near) < 1 and 0 < float(elsewhere) < 1, "random weights"
+    assert equal == "100.0000%", "as itself"
+    # Windows begin at 32, 64 and 96 and end at 64, 96 and 128: 16 pixels around four places.
+    assert scene.near_borders(150, case.options).sum() == 4 * 16
+
+
+def test_table_says_what_the_teacher_costs_and_how_a_peer_compares():
+    ours = {"compile_seconds": (2.0, 1.0), "flops": 4e9, "bytes_accessed": 1e9, "memory": 2**20}
+    rows = [
+        Row("sar_step", 8, 128, 0.2, (0.19, 0.21), **ours),
+        Row("student_step", 8, 128, 0.3, (0.29, 0.31), **ours),
+        Row("student_step torch eager float32", 8, 128, 0.45, (0.4, 0.5), ratio=1.5),
+    ]
+    about = {"device": "cpu", "backend": "cpu", "devices": 1, "jax": "0", "network": "ResNet-18"}
+    about |= {"peaks": {"flops": 40e9, "bandwidth": 10e9}, "largest_difference_to_peer": {}}
+    text = table(rows, about)
+    assert "student step / SAR-only step, batch 8, 128 x 128: 1.50" in text
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert lines["sar_step"][3] == "200.0" and "50%" in lines["sar_step"], "20 of 40 GFLOP/s and 5 of 10 GB/s"
+    assert lines["student_step torch eager float32"][-1] == "1.50"
+
+
+def test_things_are_timed_in_turn_and_warmed_up():
+    order = []
+    found = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, rounds=3, warm_up=1)
+    assert order == list("abc" + "abc" + "bca" + "cab")
+    assert all(len(timing.seconds) == 3 for timing in found.values())
+    assert Timing([3.0, 1.0, 2.0]).median == 2.0 and Timing([3.0, 1.0, 2.0]).spread == (1.5, 2.5)
+
+
+def test_the_peer_in_pytorch_computes_the_same():
+    """Outputs, taps and training loss from the same weights; float32 sums in another order differ by some 1e-6."""
+    pytest.importorskip("torch", reason="PyTorch, which is optional, is not installed")
+    from configs import default
+    from tools.bench.cases import Shapes
+    from tools.bench.peer import Flavour, Peer
+
+    config = default.get_config()
+    config.model.width = 8
+    peer = Peer(config, Shapes(batch=2, size=64, sar_bands=4, eo_bands=3, classes=5))
+    assert max(peer.largest_difference().values()) < 1e-4
+    call = peer.training_call("student_step", Flavour(compiled=False, bf16=False))
+    losses = [call() for _ in range(8)]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0], "it learns"

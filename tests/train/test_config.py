@@ -1,0 +1,218 @@
+"""Configs: every file is complete and valid; every mistake is refused before any work, naming the field."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from configs import default
+from hfd_jax.core.errors import ConfigError
+from hfd_jax.train import build
+from hfd_jax.train.config_flags import field_names
+from hfd_jax.train.networks import networks_to_train, student_spec
+from hfd_jax.train.validate import check_against_data, check_fields
+from tests.conftest import ROOT, run_python
+
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.fixture
+def config():
+    return default.get_config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_valid_has_only_known_fields_and_shows_its_command(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    check_fields(config)
+    assert field_names(config) == field_names(default.get_config())
+    assert "main.py --config=configs/" in module.__doc__
+
+
+def test_every_field_of_the_default_has_a_comment():
+    lines = Path(default.__file__).read_text().splitlines()
+    for number, line in enumerate(lines):
+        if (
+            " = " in line
+            and "ConfigDict()" not in line
+            and not line.strip().startswith("#")
+            and line.startswith("    ")
+        ):
+            above = lines[number - 1].strip()
+            # A comment on the line, above it, or above the pair of lines it belongs to.
+            assert "#" in line or above.startswith("#") or lines[number - 2].strip().startswith("#"), line
+
+
+def set_field(config, field, value):
+    *parents, last = field.split(".")
+    for parent in parents:
+        config = config[parent]
+    config[last] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stage", "teachers", "config.stage is 'teachers': did you mean 'teacher'"),
+        ("parallel", "pjit", "config.parallel is 'pjit': .*expected one of: jit, pmap"),
+        ("dtype", "float16", "config.dtype is 'float16': .*float32, bfloat16"),
+        ("baselines", ("sar",), "config.baselines is .*'sar' is unknown"),
+        ("model.depth", 20, "config.model.depth is 20: .*18, 34, 50, 101"),
+        ("distill.method", ("hdf",), "config.distill.method is .*'hdf' is unknown; did you mean 'hfd'"),
+        ("distill.method", ("kd", "kd"), "config.distill.method is .*a method is named twice"),
+        ("distill.hfd.taps", ("C3", "B"), "config.distill.hfd.taps is .*'B' is unknown.*C2, C3, C4, C5, A"),
+        ("distill.hfd.taps", ("logits",), "config.distill.hfd.taps is .*'logits' is unknown"),
+        ("distill.cwd.taps", ("logits", "A"), None),
+        ("distill.cirkd.tap", "B", "config.distill.cirkd.tap is 'B': 'B' is unknown"),
+        ("distill.hfd.taps", (), "config.distill.hfd.taps is .*at least one tap"),
+        ("distill.hfd.tap_weights", (1.0,), "config.distill.hfd.tap_weights is .*expected 4 weights"),
+        ("distill.hfd.weight", 0.0, "config.distill.hfd.weight is 0.0: expected more than 0"),
+        ("distill.kd.weight", 0.0, None),
+        ("distill.kd.temperature", 0.0, "config.distill.kd.temperature is 0.0: expected more than 0"),
+        ("distill.mgd.masked", 1.0, "config.distill.mgd.masked is 1.0: nothing of the student's feature"),
+        (
+            "data.crop",
+            100,
+            "config.data.crop is 100: expected a multiple of the network's stride 32; nearest: 96 or 128",
+        ),
+        ("data.batch_size", 12, "config.data.batch_size is 12: expected a multiple of the 8 devices; nearest: 8 or 16"),
+        ("eval.batch_size", 3, "config.eval.batch_size is 3: .*nearest: 8"),
+        ("data.label_share", 0.0, "config.data.label_share is 0.0: at least some labels"),
+        ("data.label_share", 1.5, "config.data.label_share is 1.5: expected a share"),
+        ("loss.ce", 0.0, None),
+        ("eval.checkpoint", "best", "config.eval.checkpoint is 'best': .*train.eval_every"),
+        ("train.eval_every", 30, "config.train.eval_every is 30: expected a multiple of train.checkpoint_every"),
+        ("data.scenes.incidence", 90.0, "config.data.scenes.incidence is 90.0; expected 15 to 75 degrees"),
+        ("distill.hfd.taps", ("A", "A"), "config.distill.hfd.taps is .*a tap is named twice"),
+        ("teacher.which", "best", "config.teacher.which is 'best': .*train.eval_every"),
+        ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': without labels"),
+        ("normalise.sar_looks", 0.0, "config.normalise.sar_looks is 0.0: expected more than 0"),
+        ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
+    ],
+)
+def test_impossible_values_are_named(config, field, value, message):
+    check_fields(config, devices=8)
+    set_field(config, field, value)
+    if message is None:
+        check_fields(config, devices=8)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_fields(config, devices=8)
+
+
+def test_no_loss_on_labels_at_all_is_refused(config):
+    config.loss.ce = config.loss.dice = 0.0
+    with pytest.raises(ConfigError, match="labels would teach nothing"):
+        check_fields(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.sar_bands", ("VW",), "config.data.sar_bands is .*toy has no sar band 'VW'; expected one of: VV, VH"),
+        ("data.eo_bands", ("R", "R"), "config.data.eo_bands is .*named twice"),
+        ("eval.split", "validation", "config.eval.split is 'validation': toy has no split"),
+        ("data.crop", 96, "config.data.crop is 96: the largest training tile has 64 x 64 pixels"),
+        ("train.eval_every", 200, "config.train.eval_every is 200: toy has no split 'validation'"),
+    ],
+)
+def test_contradictions_with_the_data_are_named(config, facts, field, value, message):
+    check_against_data(config, facts, ["train", "test"], (64, 64))
+    set_field(config, field, value)
+    with pytest.raises(ConfigError, match=message):
+        check_against_data(config, facts, ["train", "test"], (64, 64))
+
+
+def test_decibel_augmentation_needs_decibels(config, facts):
+    import dataclasses
+
+    config.augment.speckle_looks = 4.0
+    with pytest.raises(ConfigError, match="config.augment.speckle_looks is 4.0: needs SAR in dB; toy is in 'raw'"):
+        check_against_data(config, dataclasses.replace(facts, sar_unit="raw"), ["train", "test"], (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.log_evry=4"], "config.train.log_evry does not exist: did you mean 'train.log_every'"),
+        (["--config.tain.log_every=4"], "config.tain.log_every does not exist: did you mean 'train.log_every'"),
+        (
+            ["--config.distill.tap_weights=(1,)"],
+            "config.distill.tap_weights does not exist: .*'distill.hfd.tap_weights'",
+        ),
+        (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
+        (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
+        (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
+        (["--config.optim.learning_rate=fast"], "could not convert string to float: 'fast'"),
+    ],
+)
+def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments, message):
+    import re
+
+    done = run_python(
+        "main.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *arguments, check=False
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("c = default.get_config()\n    c.distill.hfd.wieght = 7.0", 'Did you mean "weight" instead of "wieght"'),
+        ("c = default.get_config()\n    c.teacher.steps = 'many'", "Could not override field 'steps'"),
+        (
+            "from ml_collections import ConfigDict\n    c = ConfigDict({'seed': 3})",
+            r"config.augment.eo_gain is missing; let the config start",
+        ),
+        ("c = default.get_config()\n    c.unlock()\n    c.extra = 3", "config.extra does not exist"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_named(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(f"from configs import default\n\n\ndef get_config():\n    {text}\n    return c\n")
+    done = run_python(
+        "main.py",
+        f"--config={tmp_path / 'mine.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        check=False,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and message in done.stderr, done.stderr
+
+
+def test_missing_config_file_is_named(tmp_path):
+    done = run_python("main.py", "--config=configs/nope.py", f"--workdir={tmp_path / 'run'}", check=False)
+    assert done.returncode == 1 and "error: --config=configs/nope.py: no such file" in done.stderr
+
+
+def test_stages_and_baselines(config):
+    config.baselines = ("sar_only", "teacher_init")
+    assert [run.name for run in networks_to_train(config)] == ["teacher", "sar_only", "teacher_init", "student"]
+    config.stage = "student"
+    assert [run.name for run in networks_to_train(config)] == ["sar_only", "teacher_init", "student"]
+    config.stage, config.teacher.checkpoint = "all", "elsewhere"
+    assert "teacher" not in [run.name for run in networks_to_train(config)]
+    config.distill.method = ()
+    assert not student_spec(config).distils
+
+
+@pytest.mark.parametrize(
+    ("methods", "title"),
+    [
+        (("hfd",), "HFD student (SAR)"),
+        (("cwd",), "CWD student (SAR)"),
+        (("hfd", "kd"), "HFD + KD student (SAR)"),
+        ((), "student without distillation (SAR)"),
+    ],
+)
+def test_the_student_is_called_after_its_methods(config, methods, title):
+    config.distill.method = methods
+    assert student_spec(config).title == title
+
+
+def test_class_weights_have_mean_one_over_present_classes():
+    weights = build.class_weights((100, 400, 0))
+    assert weights[2] == 0 and weights[0] == pytest.approx(2 * weights[1])
+    assert (weights[0] + weights[1]) / 2 == pytest.approx(1)
