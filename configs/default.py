@@ -5,6 +5,10 @@ tools/env python main.py --config=configs/quickstart.py --workdir=runs/quickstar
 
 from ml_collections import ConfigDict
 
+from hfd_jax.core.options import defaults
+from hfd_jax.distill.registry import METHODS
+from hfd_jax.models.registry import DEFAULT, default_options
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -71,18 +75,13 @@ def get_config() -> ConfigDict:
     augment.eo_gain = 0.0  # one factor per sample, uniform within 1 plus or minus this
     augment.speckle_looks = 0.0  # extra speckle of so many looks on dB data; 0: none
 
-    # The architecture that teacher and student share, unless student.architecture says otherwise. Every network takes
-    # those fields that it has a use for; hfdnet has all of them.
+    # The architecture that teacher and student share, unless student.architecture names another one.
     config.model = model = ConfigDict()
-    # "hfdnet", or with depth and width "fcn", "deeplabv3plus", "pspnet" (published with depth 50) and "mpresnet" (34);
-    # with width "unet", "hrnet" and "segformer_b0"; "hrsarnet" has one size.
-    model.architecture = "hfdnet"
-    model.depth = 18  # ResNet-18, 34, 50 or 101
-    model.width = 64  # channels of the first stage; 64 is the standard (published) size of every architecture
-    model.align = "flow"  # feature alignment: "flow", or "none" for a plain feature pyramid
-    model.align_channels = 0  # channels of the alignment module; 0: 2 * width (18, 34) or 4 * width (50, 101)
-    model.context = False  # pyramid pooling on the coarsest level
-    model.rates = (6, 12, 18)  # deeplabv3plus: rates of its pyramid; one of crop / 16 or more sees a single position
+    # "hfdnet", "fcn", "unet", "deeplabv3plus", "pspnet", "hrnet", "hrsarnet", "mpresnet" or "segformer_b0".
+    model.architecture = DEFAULT
+    # The options of all architectures, each of which uses its own: model.depth, width, align, align_channels, context,
+    # rates, ... docs/architectures.md lists them with meaning and limits; the class in hfd_jax/models/ declares them.
+    model.update(default_options())
 
     config.loss = loss = ConfigDict()
     loss.ce = 1.0  # weight of the cross-entropy
@@ -126,72 +125,10 @@ def get_config() -> ConfigDict:
     distill.method = ("hfd",)
     distill.warmup = 0.1  # share of the steps over which their weights grow from 0; ours, for all of them
 
-    distill.hfd = hfd = ConfigDict()  # heterogeneous feature distillation: adapters, standardised features
-    hfd.weight = 17.5  # ours
-    hfd.taps = ("C3", "C4", "C5", "A")  # features compared
-    hfd.tap_weights = ()  # one per tap; (): A counts as much as four others
-
-    distill.kd = kd = ConfigDict()  # class probabilities, pixel by pixel
-    kd.weight = 1.0  # as of Yang et al. 2022
-    kd.temperature = 1.0  # its square multiplies the loss
-    kd.fade = False  # the weight falls linearly to 0 at the last step, as beside aicsd
-
-    distill.fitnet = fitnet = ConfigDict()  # squared distance through a 1x1 convolution
-    fitnet.weight = 10.0  # as published
-    fitnet.taps = ("A",)  # features compared
-
-    distill.attention = attention = ConfigDict()  # attention transfer: where features are strong
-    attention.weight = 1.2  # published: 10000, with squares that are smaller by the 64 x 128 positions
-    attention.taps = ("A",)  # features compared
-
-    distill.cwd = cwd = ConfigDict()  # channels as distributions over positions
-    cwd.weight = 3.0  # as published for logits; 50 for a feature
-    cwd.temperature = 4.0  # as published; its square multiplies the loss
-    cwd.taps = ("logits",)  # "logits" or features
-    cwd.tap_weights = ()  # one per tap; () for equal weights
-
-    distill.skd = skd = ConfigDict()  # similarities between the nodes of an image (pair-wise structure)
-    skd.weight = 10.0  # as published for nodes of few positions
-    skd.nodes = 16  # along either axis, at most; a node is the mean of a cell of positions
-    skd.taps = ("A",)  # features compared
-
-    distill.ifvd = ifvd = ConfigDict()  # cosine between a position and the mean of its class; labelled pairs alone
-    ifvd.weight = 200.0  # as published
-    ifvd.taps = ("A",)  # features compared
-
-    distill.nfd = nfd = ConfigDict()  # standardised features
-    nfd.weight = 10.0  # as of tap A within hfd; the published one was not at hand
-    nfd.taps = ("A",)  # features compared
-
-    distill.cirkd = cirkd = ConfigDict()  # similarities across images, and to earlier ones in queues per class
-    cirkd.weight = 1.0  # as published, of the whole and of its part within the batch
-    cirkd.pixel_weight = 0.1  # as published, of the part of single positions in the queue
-    cirkd.region_weight = 0.1  # as published, of the part of class means in the queue
-    cirkd.temperature = 0.1  # as published, of similarities
-    cirkd.tap = "A"  # feature compared
-    cirkd.nodes = 8  # along either axis, at most; a node is the mean of a cell of positions
-    cirkd.pixels = 2000  # length of a class's queue of single positions; published: 20000
-    cirkd.regions = 200  # length of a class's queue of class means; published: 2000
-    # So many entries of all classes' queues are compared with in a step, as published.
-    cirkd.contrasted_pixels, cirkd.contrasted_regions = 4096, 1024
-
-    distill.aicsd = aicsd = ConfigDict()  # divergences between the classes' distributions over positions
-    aicsd.weight = 0.002  # ours; the published one belongs to another normalisation
-    aicsd.temperature = 1.0  # of the distributions
-
-    distill.mgd = mgd = ConfigDict()  # the teacher's feature, generated from a part of the student's
-    mgd.weight = 168.0  # published: 2e-5 of a sum over 2048 channels of 64 x 64 positions
-    mgd.masked = 0.75  # share of positions that are left out, as published
-    mgd.taps = ("A",)  # features compared; published: C5
-
-    distill.fakd = fakd = ConfigDict()  # class probabilities, for all features that vary as their class does
-    fakd.weight = 0.2  # ours; the published one was not at hand
-    fakd.strength = 0.5  # of the variation, ours; 0: kd
-
-    distill.disoptnet = disoptnet = ConfigDict()  # an optical branch on the student's feature, and its fusion
-    disoptnet.weight = 1.0  # as published
-    disoptnet.pixel_weight = 8.0  # of the teacher's probabilities within the loss; published: 1, summed over 8 images
-    disoptnet.tap = "A"  # feature that the branch starts from and imitates
+    # One part per method, with its weight, taps and further options: distill.hfd.weight, distill.hfd.taps, ...
+    # docs/methods.md lists them with meaning and limits; the class in hfd_jax/distill/<method>.py declares them.
+    for name, method in METHODS.items():
+        distill[name] = defaults(method)
 
     config.train = train = ConfigDict()
     train.log_every = 25  # steps between lines of the log

@@ -13,12 +13,12 @@ adaptive weighting lets fade as training goes on: `distill.kd.fade`.
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
-from hfd_jax.distill.base import LOGITS, Outputs, Terms
+from hfd_jax.core.options import option
+from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms
 from hfd_jax.distill.relations import masked_log_softmax, similarities
 
 
@@ -31,17 +31,19 @@ def class_divergences(logits, mask, temperature: float):
     return jnp.diagonal(cross, axis1=1, axis2=2)[..., None] - cross
 
 
-class AICSD(nn.Module):
+class AICSD(Distiller):
     """The student's classes lie to one another as the teacher's do.
 
     Attributes:
       temperature: T.
     """
 
-    temperature: float = 1.0
     method: ClassVar[str] = "aicsd"
     title: ClassVar[str] = "AICSD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
+
+    weight: float = option(0.002, "weight of the loss; ours, the published one is normalised differently", above=0)
+    temperature: float = option(1.0, "of the distributions", above=0)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         batch, classes = len(valid), student.logits.shape[-1]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hfd_jax.core.losses import EPS, masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller
 
 
@@ -30,6 +31,8 @@ class AttentionTransfer(TapDistiller):
 
     method: ClassVar[str] = "attention"
     title: ClassVar[str] = "AT"
+
+    weight: float = option(1.2, "weight of the loss; published: 10000, for sums over 64 x 128 positions", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         difference = attention(maps.student, maps.mask) - attention(maps.target, maps.mask)

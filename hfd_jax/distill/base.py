@@ -9,16 +9,18 @@ One small file per method; `methods.py` lists them and runs several at once. A m
 - takes pairs without labels (IGNORE_LABEL everywhere).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.core.errors import ConfigError
+from hfd_jax.core import options
+from hfd_jax.core.errors import ConfigError, nearest
+from hfd_jax.core.options import option
 from hfd_jax.distill.relations import label_at, mask_at, resized
 
 LOGITS = "logits"  # named like a tap where class scores are compared
@@ -42,35 +44,71 @@ class Outputs:
         return {**self.features, LOGITS: self.logits}
 
 
-class Distiller(Protocol):
-    """A method.
+class Distiller(nn.Module):
+    """Base class of the methods: a Linen module whose options are the fields of config.distill.<method>.
 
-    Attributes:
+    A subclass sets
+
       method: its name in the config and in the log.
       title: its name in tables.
-      taps: what it reads of the teacher: names of features, and LOGITS.
+      taps: what it reads of the teacher, names of features and LOGITS; an option, a class variable or a property.
+      accepts_logits: whether its option `taps` may name LOGITS.
+
+    and implements `__call__`, or `compare` as a `TapDistiller`.
     """
 
     method: ClassVar[str]
     title: ClassVar[str]
-    taps: tuple[str, ...]
+    accepts_logits: ClassVar[bool] = False
+
+    weight: float = option(1.0, "weight of the loss", above=0)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(option, what is wrong) of its config.
+
+        Args:
+          values: option -> value.
+          known: the taps that exist in any architecture.
+        """
+        yield from options.problems(cls, values)
+        for name, taps in chosen_taps(values):
+            unknown = [tap for tap in taps if tap not in (*known, LOGITS)[: None if cls.accepts_logits else -1]]
+            if unknown:
+                yield name, f"{unknown[0]!r} is unknown; {nearest(unknown[0], known)}"
+            elif not taps:
+                yield name, "at least one tap is needed"
+            elif len(set(taps)) < len(taps):
+                yield name, "a tap is named twice"
+        weights, count = values.get("tap_weights", ()), len(values.get("taps", ()))
+        if not all(isinstance(weight, int | float) for weight in weights):
+            yield "tap_weights", "expected numbers"
+        elif weights and (len(weights) != count or min(weights) < 0 or sum(weights) <= 0):
+            yield "tap_weights", f"expected {count} weights of 0 or more, one per tap, not all 0"
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        """Compares.
+        """Compares the two networks on a batch.
 
         Args:
           student: gradients flow into it.
-          teacher: none flow into it.
+          teacher: no gradient flows into it.
           label: [B, H, W] integers, IGNORE_LABEL where there is none.
           valid: [B, H, W] bool, the pixels that both sensors saw.
-          train: batch statistics of adapters come from the batch, and memories are filled.
+          train: whether adapters use the statistics of the batch and memories are filled.
 
         Returns:
-          {method: loss} and further numbers whose names begin with the method's; float32 scalars, unweighted.
+          {method: loss} and further numbers whose names start with the method's; float32 scalars, unweighted.
 
         Raises:
-          ConfigError: a tap that either network does not have.
+          ConfigError: a tap that one of the networks does not have.
         """
+        raise NotImplementedError
+
+
+def chosen_taps(values: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """(option, taps) of a method's config, from its option "tap" or "taps" if it has one."""
+    found = [(name, values[name]) for name in ("tap", "taps") if name in values]
+    return [(name, (taps,) if isinstance(taps, str) else tuple(taps)) for name, taps in found]
 
 
 @flax.struct.dataclass
@@ -119,7 +157,7 @@ def projected(x, channels: int, name: str):
     return x if x.shape[-1] == channels else nn.Conv(channels, (1, 1), use_bias=False, name=name)(x)
 
 
-class TapDistiller(nn.Module):
+class TapDistiller(Distiller):
     """A method that compares one tap after the other; its loss is the weighted mean over the taps.
 
     Attributes:
@@ -127,12 +165,10 @@ class TapDistiller(nn.Module):
       tap_weights: one per tap; empty for the method's own, which are equal unless it says otherwise.
     """
 
-    taps: tuple[str, ...] = ("A",)
-    tap_weights: tuple[float, ...] = ()
-
-    method: ClassVar[str]
-    title: ClassVar[str]
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({})
+
+    taps: tuple[str, ...] = option(("A",), "features compared")
+    tap_weights: tuple[float, ...] = ()
 
     def weights(self) -> tuple[float, ...]:
         """One per tap; they add up to 1."""

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 
 from hfd_jax.core.collectives import gathered
 from hfd_jax.core.losses import masked_mean
-from hfd_jax.distill.base import Maps, Outputs, Terms, compared
+from hfd_jax.core.options import option
+from hfd_jax.distill.base import Distiller, Maps, Outputs, Terms, compared
 from hfd_jax.distill.hfd import Adapter
 from hfd_jax.distill.relations import class_means, divergence, nodes, sample_keys, similarities, unit
 
@@ -77,7 +78,7 @@ def samples_of_classes(x, label, classes: int, keys):
     return jax.vmap(lambda sample, place: sample[place])(x, places), values >= 0
 
 
-class CIRKD(nn.Module):
+class CIRKD(Distiller):
     """Its queues are the collection "memory" of its variables.
 
     Attributes:
@@ -89,17 +90,19 @@ class CIRKD(nn.Module):
       contrasted_pixels, contrasted_regions: so many entries of all queues together are compared with, drawn every step.
     """
 
-    tap: str = "A"
-    nodes: int = 8
-    temperature: float = 0.1
-    pixel_weight: float = 0.1
-    region_weight: float = 0.1
-    pixels: int = 2000
-    regions: int = 200
-    contrasted_pixels: int = 4096
-    contrasted_regions: int = 1024
     method: ClassVar[str] = "cirkd"
     title: ClassVar[str] = "CIRKD"
+
+    weight: float = option(1.0, "weight of the loss and of its part within the batch; as published", above=0)
+    pixel_weight: float = option(0.1, "as published, of the part of single positions in the queue", at_least=0)
+    region_weight: float = option(0.1, "as published, of the part of class means in the queue", at_least=0)
+    temperature: float = option(0.1, "of similarities; as published", above=0)
+    tap: str = option("A", "feature compared")
+    nodes: int = option(8, "along either axis, at most; a node is the mean of a cell of positions", above=0)
+    pixels: int = option(2000, "length of a class's queue of single positions; published: 20000", above=0)
+    regions: int = option(200, "length of a class's queue of class means; published: 2000", above=0)
+    contrasted_pixels: int = option(4096, "entries of all pixel queues used in a step; as published", above=0)
+    contrasted_regions: int = option(1024, "entries of all region queues used in a step; as published", above=0)
 
     @property
     def taps(self) -> tuple[str, ...]:

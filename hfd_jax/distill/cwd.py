@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import LOGITS, Maps, TapDistiller, projected
 from hfd_jax.distill.relations import divergence
 
@@ -23,10 +24,14 @@ class CWD(TapDistiller):
       temperature: T.
     """
 
-    taps: tuple[str, ...] = (LOGITS,)
-    temperature: float = 4.0
     method: ClassVar[str] = "cwd"
     title: ClassVar[str] = "CWD"
+    accepts_logits: ClassVar[bool] = True
+
+    weight: float = option(3.0, "weight of the loss; as published for logits; 50 for a feature", above=0)
+    taps: tuple[str, ...] = option((LOGITS,), '"logits" or features')
+    temperature: float = option(4.0, "as published; its square multiplies the loss", above=0)
+    tap_weights: tuple[float, ...] = option((), "one per tap; () for equal weights")
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, channels = maps.target.shape[0], maps.target.shape[-1]

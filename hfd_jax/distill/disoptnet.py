@@ -25,12 +25,13 @@ import jax.numpy as jnp
 
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.losses import cross_entropy, masked_mean, soft_dice
-from hfd_jax.distill.base import LOGITS, Outputs, Terms, compared
+from hfd_jax.core.options import option
+from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms, compared
 from hfd_jax.distill.kd import logit_loss
 from hfd_jax.models.layers import BatchNorm, convolution, upsample
 
 
-class DisOptNet(nn.Module):
+class DisOptNet(Distiller):
     """Optical branch and fusion.
 
     Attributes:
@@ -38,10 +39,14 @@ class DisOptNet(nn.Module):
       pixel_weight: of the soft targets within the loss.
     """
 
-    tap: str = "A"
-    pixel_weight: float = 8.0
     method: ClassVar[str] = "disoptnet"
     title: ClassVar[str] = "DisOptNet"
+
+    weight: float = option(1.0, "weight of the loss; as published", above=0)
+    pixel_weight: float = option(
+        8.0, "of the soft targets within the loss; published: 1, summed over 8 images", at_least=0
+    )
+    tap: str = option("A", "feature that the branch starts from and imitates")
 
     @property
     def taps(self) -> tuple[str, ...]:

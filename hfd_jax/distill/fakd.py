@@ -16,13 +16,13 @@ validation split than 1 and 0.04.
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hfd_jax.core.collectives import global_sum
 from hfd_jax.core.losses import masked_mean
-from hfd_jax.distill.base import LOGITS, Outputs, Terms
+from hfd_jax.core.options import option
+from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms
 
 
 def difference_variances(logits, group, valid):
@@ -53,17 +53,19 @@ def augmented_divergence(student, teacher, group, variances, strength: float):
     return jnp.sum(jnp.exp(log_p) * (log_p + bound), -1)
 
 
-class FAKD(nn.Module):
+class FAKD(Distiller):
     """Logit distillation that holds for the whole neighbourhood of the student's features.
 
     Attributes:
       strength: of the augmentation.
     """
 
-    strength: float = 0.5
     method: ClassVar[str] = "fakd"
     title: ClassVar[str] = "FAKD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
+
+    weight: float = option(0.2, "weight of the loss; ours; the published one was not at hand", above=0)
+    strength: float = option(0.5, "of the variation; ours. 0: kd", at_least=0)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         mine, theirs = (jnp.asarray(outputs.logits, jnp.float32) for outputs in (student, teacher))

@@ -11,6 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller
 
 
@@ -19,6 +20,8 @@ class FitNet(TapDistiller):
 
     method: ClassVar[str] = "fitnet"
     title: ClassVar[str] = "FitNet"
+
+    weight: float = option(10.0, "weight of the loss; as published", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         hint = nn.Conv(maps.target.shape[-1], (1, 1), name=f"regressor_{tap}")(maps.student)

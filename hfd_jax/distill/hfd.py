@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.models.layers import BatchNorm
 
@@ -67,10 +68,13 @@ class Adapter(nn.Module):
 class HFD(TapDistiller):
     """Holds the adapters, returns the loss; taps and their weights as of `TapDistiller`."""
 
-    taps: tuple[str, ...] = ("C3", "C4", "C5", "A")
     method: ClassVar[str] = "hfd"
     title: ClassVar[str] = "HFD"
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
+
+    weight: float = option(17.5, "weight of the loss; ours", above=0)
+    taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features compared")
+    tap_weights: tuple[float, ...] = option((), "one per tap; (): A counts as much as four others")
 
     def compare(self, tap: str, maps: Maps, train: bool):
         adapter = Adapter(maps.target.shape[-1], name=f"adapter_{tap}")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.distill.relations import class_means, unit
 
@@ -30,6 +31,8 @@ class IFVD(TapDistiller):
 
     method: ClassVar[str] = "ifvd"
     title: ClassVar[str] = "IFVD"
+
+    weight: float = option(200.0, "weight of the loss; as published", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, label = len(maps.label), maps.label.reshape(len(maps.label), -1)

@@ -9,12 +9,12 @@ weigh 10, and their code sums over the batch. `distill.kd.fade` is AICSD's adapt
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
-from hfd_jax.distill.base import LOGITS, Outputs, Terms
+from hfd_jax.core.options import option
+from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms
 from hfd_jax.distill.relations import divergence
 
 
@@ -34,17 +34,20 @@ def logit_loss(student, teacher, valid, temperature: float = 1.0):
     return temperature**2 * masked_mean(per_pixel, valid)
 
 
-class KD(nn.Module):
+class KD(Distiller):
     """The student's class distribution follows the teacher's.
 
     Attributes:
       temperature: T.
     """
 
-    temperature: float = 1.0
     method: ClassVar[str] = "kd"
     title: ClassVar[str] = "KD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
+
+    weight: float = option(1.0, "weight of the loss; as of Yang et al. 2022", above=0)
+    temperature: float = option(1.0, "its square multiplies the loss", above=0)
+    fade: bool = option(False, "the weight falls linearly to 0 at the last step, as beside aicsd")
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature)}

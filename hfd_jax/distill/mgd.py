@@ -10,12 +10,14 @@ narrower features too. It masks 0.75 of the positions. Its feature is the encode
 distillation of the logits (`cwd`); the tap A, which has the same stride in every network, is ours.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller, projected
 from hfd_jax.distill.relations import sample_keys
 
@@ -27,9 +29,18 @@ class MGD(TapDistiller):
       masked: share of positions set to 0. (So are invalid ones: what they hold must not reach their neighbours.)
     """
 
-    masked: float = 0.75
     method: ClassVar[str] = "mgd"
     title: ClassVar[str] = "MGD"
+
+    weight: float = option(168.0, "weight of the loss; published: 2e-5 of a sum over 2048 x 64 x 64 values", above=0)
+    masked: float = option(0.75, "share of positions that are left out; as published", at_least=0, at_most=1)
+    taps: tuple[str, ...] = option(("A",), "features compared; published: C5")
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+        yield from super().problems(values, known)
+        if values["masked"] == 1:
+            yield "masked", "nothing of the student's feature would be left"
 
     def compare(self, tap: str, maps: Maps, train: bool):
         channels, grid = maps.target.shape[-1], maps.mask.shape[1:]

@@ -8,6 +8,7 @@ A's within HFD, which has the same scale. What HFD adds are adapters and several
 
 from typing import ClassVar
 
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller, projected
 from hfd_jax.distill.hfd import tap_loss
 
@@ -17,6 +18,8 @@ class NFD(TapDistiller):
 
     method: ClassVar[str] = "nfd"
     title: ClassVar[str] = "NFD"
+
+    weight: float = option(10.0, "weight of the loss; as of tap A in hfd, the published one was not at hand", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")

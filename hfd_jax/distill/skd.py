@@ -12,6 +12,7 @@ adversarial one is left out.
 from typing import ClassVar
 
 from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller
 from hfd_jax.distill.relations import nodes, similarities, unit
 
@@ -23,9 +24,11 @@ class SKD(TapDistiller):
       nodes: at most so many along either axis.
     """
 
-    nodes: int = 16
     method: ClassVar[str] = "skd"
     title: ClassVar[str] = "SKD"
+
+    weight: float = option(10.0, "weight of the loss; as published for nodes of few positions", above=0)
+    nodes: int = option(16, "along either axis, at most; a node is the mean of a cell of positions", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         (x, seen), (target, _) = (nodes(y, maps.mask, self.nodes) for y in (maps.student, maps.target))

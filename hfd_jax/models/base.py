@@ -1,11 +1,14 @@
 """What all architectures have in common, so that each can be trained alone, teach, or be taught."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.resnet import ResNet
+from hfd_jax.core import options
+from hfd_jax.core.options import option
+from hfd_jax.models.resnet import DEPTHS, ResNet
 
 
 class SegmentationNetwork(nn.Module):
@@ -13,6 +16,7 @@ class SegmentationNetwork(nn.Module):
 
     H and W are multiples of 32. A subclass says
 
+      title: its name in tables.
       tap_strides: its taps and their strides.
       stem: where the convolution lies that sees the bands.
       sees_all: whether what is said of a pixel depends on all of the input instead of what is around the pixel.
@@ -23,6 +27,7 @@ class SegmentationNetwork(nn.Module):
       remat: compute blocks again in the backward pass instead of keeping them: less memory, more computation.
     """
 
+    title: ClassVar[str]
     tap_strides: ClassVar[dict[str, int]]
     stem: ClassVar[tuple[str, ...]]
     sees_all: ClassVar[bool] = False
@@ -30,6 +35,11 @@ class SegmentationNetwork(nn.Module):
     classes: int
     dtype: Any = jnp.float32
     remat: bool = False
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """(option, what is wrong) of a config.model; a subclass adds rules that concern several options."""
+        yield from options.problems(cls, values)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -46,8 +56,8 @@ class ResNetBased(SegmentationNetwork):
 
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
 
-    depth: int = 18
-    width: int = 64
+    depth: int = option(18, "of the ResNet encoder", choices=tuple(DEPTHS))
+    width: int = option(64, "channels of the first stage; 64 is the standard (published) size", above=0)
 
     def encode(self, x, train: bool, **layout: Any) -> dict[str, Any]:
         """The encoder's stages, laid out as said (`ResNet`); to be called in a compact method."""

@@ -4,11 +4,13 @@ Chen et al. 2018, "Encoder-decoder with atrous separable convolution for semanti
 rates 6, 12 and 18, depthwise separable convolutions in pyramid and decoder. Left out: dropout.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.core.options import option
 from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
 
@@ -52,10 +54,20 @@ class DeepLabV3Plus(ResNetBased):
         its centre alone. The published ones are made for 33 x 33 positions (crops of 513).
     """
 
+    title: ClassVar[str] = "DeepLabV3+"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
     sees_all: ClassVar[bool] = True
 
-    rates: tuple[int, ...] = (6, 12, 18)
+    rates: tuple[int, ...] = option((6, 12, 18), "rates of the pyramid; from crop / 16 on a rate sees one position")
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().problems(values)
+        rates = values["rates"]
+        if not rates or not all(isinstance(rate, int) and rate > 0 for rate in rates):
+            yield "rates", "expected whole numbers above 0"
+        elif len(set(rates)) < len(rates):
+            yield "rates", "a rate is named twice"
 
     @nn.compact
     def __call__(self, x, train: bool = False):

@@ -16,6 +16,7 @@ from hfd_jax.models.layers import ConvBN, classify
 class FCN(ResNetBased):
     """Published with depth 50 and width 64."""
 
+    title: ClassVar[str] = "FCN"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}
 
     @nn.compact

@@ -1,53 +1,65 @@
 """Folds batch statistics into the convolutions before them: a frozen network computes the same with less."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm
 
-# The convolution before a BatchNorm, in the same module: pattern of the norm's name -> the convolution's.
-_BEFORE = (
-    (r"bn", r"conv"),
-    (r"bn(\d)", r"conv\1"),
-    (r"downsample_bn", r"downsample_conv"),
-    (r"bn_(C\d)", r"merge_\1"),
-    (r"bn_aggregate", r"aggregate"),
-    (r"bn", r"lateral"),
-    (r"bn", r"project"),
-)
+Path = tuple[str, ...]
 
 
-def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a network -> variables without batch statistics, with which it gives the same in inference.
+def fold(model: SegmentationNetwork, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a network -> variables that give the same results in inference, with fewer operations.
 
-    kernel' = kernel * scale / sqrt(var + epsilon), bias' = bias - mean * scale / sqrt(var + epsilon); float32.
+    kernel' = kernel * scale / sqrt(var + epsilon), bias' = bias - mean * scale / sqrt(var + epsilon); float32. A norm
+    whose input is not the output of a convolution keeps its statistics.
 
     Args:
+      model: the network.
       variables: {"params", "batch_stats"}.
-
-    Raises:
-      ValueError: a BatchNorm whose convolution is not known.
     """
+    params, statistics = (flatten_dict(variables[name]) for name in ("params", "batch_stats"))
+    for norm, layer in convolutions_before_norms(model, variables).items():
+        scale, bias = params.pop((*norm, "scale")), params[(*norm, "bias")]
+        mean, var = (statistics.pop((*norm, name)) for name in ("mean", "var"))
+        factor = scale * jax.lax.rsqrt(var + BatchNorm.epsilon)
+        for name in {"kernel", "bias"} & {path[-1] for path in params if path[:-1] == layer}:
+            params[(*layer, name)] = params[(*layer, name)] * factor
+        params[(*norm, "bias")] = bias - mean * factor
+    folded = {"params": unflatten_dict(params)}
+    return folded | {"batch_stats": unflatten_dict(statistics)} if statistics else folded
 
-    def folded(params, statistics, path):
-        result = dict(params)
-        for name in params:
-            if name not in statistics:
-                continue
-            if "mean" not in statistics[name]:
-                result[name] = folded(params[name], statistics[name], f"{path}{name}/")
-                continue
-            before = [re.sub(norm, conv, name) for norm, conv in _BEFORE if re.fullmatch(norm, name)]
-            before = [conv for conv in before if conv in params]
-            if len(before) != 1:
-                raise ValueError(f"{path}{name}: no convolution is known before it among {', '.join(params)}")
-            norm, stats = params[name], statistics[name]
-            factor = norm["scale"] * jax.lax.rsqrt(stats["var"] + BatchNorm.epsilon)
-            result[before[0]] = {**params[before[0]], "kernel": params[before[0]]["kernel"] * factor}
-            result[name] = {"bias": norm["bias"] - stats["mean"] * factor}
-        return result
 
-    return {"params": folded(variables["params"], variables["batch_stats"], "")}
+def convolutions_before_norms(model: SegmentationNetwork, variables: Mapping[str, Any]) -> dict[Path, Path]:
+    """Path of a BatchNorm -> path of the layer with a kernel whose output it normalises, found by tracing the network.
+
+    The last axis of such a kernel must be that of the output's channels, as in Flax's own layers.
+    """
+    params = flatten_dict(variables["params"])
+    bands = params[(*model.stem, "kernel")].shape[-2]
+    makers: dict[int, Path] = {}
+    pairs: dict[Path, Path] = {}
+    seen = []  # keeps the traced arrays alive, so that no id is used twice
+
+    def record(call, args, kwargs, context):
+        path = context.module.path
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__" and id(args[0]) in makers:
+            pairs[path] = makers[id(args[0])]
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__" and (*path, "kernel") in params:
+            seen.append(output)
+            makers[id(output)] = path
+        return output
+
+    def trace(variables, image):
+        with nn.intercept_methods(record):
+            return model.apply(variables, image, train=False)
+
+    jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, 64, 64, bands), jnp.float32))
+    return pairs

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from hfd_jax.models.alignment import FeatureAlignment
+from hfd_jax.core.options import option
+from hfd_jax.models.alignment import ALIGNMENTS, FeatureAlignment
 from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import classify
 from hfd_jax.models.resnet import STAGES, STRIDES
@@ -22,11 +23,12 @@ class Segmenter(ResNetBased):
       align_channels: its channels D; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
     """
 
+    title: ClassVar[str] = "HFD-Net"
     tap_strides: ClassVar[dict[str, int]] = TAP_STRIDES
 
-    align: str = "flow"
-    align_channels: int = 0
-    context: bool = False
+    align: str = option("flow", "feature alignment; none is a plain feature pyramid", choices=ALIGNMENTS)
+    align_channels: int = option(0, "of the alignment module; 0: 2 * width (depth 18, 34) or 4 * width", at_least=0)
+    context: bool = option(False, "pyramid pooling on the coarsest level")
     pool_size: int = 0
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.core.options import option
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify, upsample
 from hfd_jax.models.resnet import Block
@@ -63,10 +64,11 @@ class Exchange(nn.Module):
 class HRNet(SegmentationNetwork):
     """Branches of 18, 36, 72 and 144 channels at width 64, in proportion at others."""
 
+    title: ClassVar[str] = "HRNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("stem0", "conv")
 
-    width: int = 64
+    width: int = option(64, "channels of the first stage; 64 is the standard (published) size", above=0)
 
     @nn.compact
     def __call__(self, x, train: bool = False):

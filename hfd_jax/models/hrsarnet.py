@@ -34,6 +34,7 @@ class Triple(nn.Module):
 class HRSARNet(SegmentationNetwork):
     """Of one size, without a width."""
 
+    title: ClassVar[str] = "HR-SARNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "A": 2}
     stem: ClassVar[tuple[str, ...]] = ("stem", "conv")
 

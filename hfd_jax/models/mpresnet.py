@@ -31,6 +31,7 @@ class Upsampling(nn.Module):
 class MPResNet(ResNetBased):
     """Published with depth 34 and width 64. C4 and C5 are those of the coarsest path."""
 
+    title: ClassVar[str] = "MP-ResNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 8}
 
     @nn.compact

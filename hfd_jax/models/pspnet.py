@@ -19,6 +19,7 @@ BINS = (1, 2, 3, 6)
 class PSPNet(ResNetBased):
     """Published with depth 50 and width 64. A map of fewer positions has fewer bins."""
 
+    title: ClassVar[str] = "PSPNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}
     sees_all: ClassVar[bool] = True
 

@@ -1,11 +1,11 @@
-"""The architectures by name: the one that HFD-Net is built on, and segmentation networks to compare it with."""
+"""The architectures by name: HFD-Net's own, and segmentation networks to compare it with. One line for a new one."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from hfd_jax.core import options
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.deeplab import DeepLabV3Plus
 from hfd_jax.models.fcn import FCN
@@ -19,55 +19,44 @@ from hfd_jax.models.unet import UNet
 
 DEFAULT = "hfdnet"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_COMMON = ("classes", "dtype", "remat", "parent", "name")
 
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A network that can be trained alone, teach, or be taught.
-
-    Attributes:
-      title: for tables.
-      network: its class.
-    """
-
-    title: str
-    network: type[SegmentationNetwork]
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What it can be told beside what all of them can, with the defaults."""
-        return {f.name: f.default for f in dataclasses.fields(self.network) if f.name not in _COMMON}
-
-    @property
-    def tap_strides(self) -> dict[str, int]:
-        return self.network.tap_strides
-
-
-ARCHITECTURES = {
-    DEFAULT: Architecture("HFD-Net", Segmenter),
-    "fcn": Architecture("FCN", FCN),
-    "unet": Architecture("U-Net", UNet),
-    "deeplabv3plus": Architecture("DeepLabV3+", DeepLabV3Plus),
-    "pspnet": Architecture("PSPNet", PSPNet),
-    "hrnet": Architecture("HRNet", HRNet),
-    "hrsarnet": Architecture("HR-SARNet", HRSARNet),
-    "mpresnet": Architecture("MP-ResNet", MPResNet),
-    "segformer_b0": Architecture("SegFormer-B0", SegFormer),
+ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
+    DEFAULT: Segmenter,
+    "fcn": FCN,
+    "unet": UNet,
+    "deeplabv3plus": DeepLabV3Plus,
+    "pspnet": PSPNet,
+    "hrnet": HRNet,
+    "hrsarnet": HRSARNet,
+    "mpresnet": MPResNet,
+    "segformer_b0": SegFormer,
 }
 
 
+def default_options() -> dict[str, Any]:
+    """The options of all architectures with their defaults: the fields of config.model beside `architecture`.
+
+    Architectures may share an option, which then has one default for all of them.
+    """
+    found: dict[str, Any] = {}
+    for network in ARCHITECTURES.values():
+        for name, default in options.defaults(network).items():
+            if found.setdefault(name, default) != default:
+                raise ValueError(f"{network.__name__}.{name} defaults to {default!r}, elsewhere to {found[name]!r}")
+    return found
+
+
 def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> SegmentationNetwork:
-    """A network from {"architecture": name, field: value}; without a name it is the default one.
+    """Builds a network from {"architecture": name, option: value}; without a name, of the default architecture.
 
     Args:
-      description: fields as of `Architecture.fields`.
-      pool_size: of a `Segmenter`, pixels; the others have no use for it.
+      description: the architecture and its options.
+      pool_size: edge of the training crop, pixels, for an architecture that has this attribute.
       **common: classes, dtype, remat.
     """
     # A checkpoint's record, which is JSON, has lists.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in description.items()}
-    network = ARCHITECTURES[fields.pop("architecture", DEFAULT)].network
+    network = ARCHITECTURES[fields.pop("architecture", DEFAULT)]
     if "pool_size" in network.__dataclass_fields__:
         fields["pool_size"] = pool_size
     return network(**fields, **common)

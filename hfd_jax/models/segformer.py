@@ -5,11 +5,13 @@ embeddings, self-attention whose keys and values come from a reduced map, feed-f
 convolution in place of positions. Left out: stochastic depth and dropout.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.core.options import option
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, DepthwiseConvolution, JoinedConvolution, classify, convolution
 
@@ -64,11 +66,18 @@ class TransformerBlock(nn.Module):
 class SegFormer(SegmentationNetwork):
     """`width` (even) is that of the second stage: 32, 64, 160 and 256 channels at 64."""
 
+    title: ClassVar[str] = "SegFormer-B0"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
     stem: ClassVar[tuple[str, ...]] = ("embed1",)
     sees_all: ClassVar[bool] = True
 
-    width: int = 64
+    width: int = option(64, "channels of the second stage, even; 64 is the published size", above=0)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().problems(values)
+        if values["width"] % 2:
+            yield "width", "expected an even number: the first stage of segformer_b0 has half of it"
 
     @nn.compact
     def __call__(self, x, train: bool = False):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hfd_jax.core.options import option
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import ConvBN, TransposedConvolution, classify, max_pool_2x2
 
@@ -32,10 +33,11 @@ class Pair(nn.Module):
 class UNet(SegmentationNetwork):
     """`width` channels at full size (64 is published), twice as many per halving."""
 
+    title: ClassVar[str] = "U-Net"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "A": 1}
     stem: ClassVar[tuple[str, ...]] = ("down0", "0", "conv")
 
-    width: int = 64
+    width: int = option(64, "channels of the first stage; 64 is the standard (published) size", above=0)
 
     @nn.compact
     def __call__(self, x, train: bool = False):

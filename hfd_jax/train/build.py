@@ -119,9 +119,8 @@ def make_distiller(config: ConfigDict, spec: NetworkSpec) -> Combined | None:
 
 
 def make_method(config: ConfigDict, method: str) -> nn.Module:
-    """A method's fields in the config are its module's attributes, but for those that `make_objective` reads."""
-    options = {k: v for k, v in config.distill[method].items() if k not in ("weight", "fade")}
-    return METHODS[method](**options)
+    """The module of a method; the fields of its config are the module's options."""
+    return METHODS[method](**config.distill[method])
 
 
 def make_schedule(config: ConfigDict, steps: int):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hfd_jax.core.options import options_of
 from hfd_jax.core.workdir import Workdir
 from hfd_jax.distill.registry import METHODS
 from hfd_jax.models.registry import ARCHITECTURES
@@ -82,5 +83,4 @@ def architecture_name(config: ConfigDict, spec: NetworkSpec) -> str:
 def model_config(config: ConfigDict, spec: NetworkSpec) -> dict[str, Any]:
     """The architecture of a network and the fields of config.model that it uses."""
     name = architecture_name(config, spec)
-    fields = [field for field in ARCHITECTURES[name].fields if field in config.model]
-    return {"architecture": name} | {field: config.model[field] for field in fields}
+    return {"architecture": name} | {field: config.model[field] for field in options_of(ARCHITECTURES[name])}

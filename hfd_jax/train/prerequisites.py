@@ -75,7 +75,7 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, specs: Sequence[Netwo
             continue
         field = f"config.{'teacher' if spec.sensor == 'eo' else 'student'}.pretrained"
         name = architecture_name(config, spec)
-        network = ARCHITECTURES[name].network
+        network = ARCHITECTURES[name]
         # MP-ResNet's coarse stages exist several times over, on several paths.
         if not issubclass(network, ResNetBased) or network is MPResNet:
             raise ConfigError(

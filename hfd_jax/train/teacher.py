@@ -26,4 +26,4 @@ def load_teacher(
 def frozen_variables(teacher: Network, dtype: Any, parallel: Jit | Pmap) -> Any:
     """The teacher's variables as stage 2 runs them, on the host: statistics folded into the kernels, in `dtype`."""
     host = jax.device_get(parallel.local(teacher.variables))
-    return jax.tree.map(lambda x: np.asarray(x, dtype), fold(host))
+    return jax.tree.map(lambda x: np.asarray(x, dtype), fold(teacher.model, host))

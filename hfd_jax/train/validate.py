@@ -1,4 +1,4 @@
-"""Refuses what cannot work before anything is computed or written: one error that names the field."""
+"""Validates a config before anything is computed or written: one error that names the field."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import ConfigError, nearest
+from hfd_jax.core.options import options_of
 from hfd_jax.core.parallel import KINDS
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.simulator import SceneOptions
-from hfd_jax.distill.base import LOGITS
+from hfd_jax.distill.base import LOGITS, chosen_taps
 from hfd_jax.distill.registry import METHODS
-from hfd_jax.models.alignment import ALIGNMENTS
-from hfd_jax.models.hfdnet import STRIDE, TAPS
-from hfd_jax.models.registry import ARCHITECTURES, DTYPES
-from hfd_jax.models.resnet import DEPTHS
+from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.registry import ARCHITECTURES, DTYPES, default_options
 from hfd_jax.train.networks import BASELINES
 from hfd_jax.train.optimiser import SCHEDULES
 
@@ -24,36 +23,20 @@ _CHOICES = {
     "dtype": tuple(DTYPES),
     "parallel": KINDS,
     "normalise.sar_filter": SAR_FILTERS,
-    "model.architecture": tuple(ARCHITECTURES),
-    "model.depth": tuple(DEPTHS),
-    "model.align": ALIGNMENTS,
     "loss.class_weights": ("none", "inverse_sqrt"),
     "optim.schedule": SCHEDULES,
     "student.init": ("random", "teacher"),
-    "student.architecture": ("", *ARCHITECTURES),
     "teacher.which": ("latest", "best"),
     "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
-_MEMBERS = {"baselines": (*BASELINES, *ARCHITECTURES), "distill.method": tuple(METHODS)}
 _POSITIVE = (
     "data.crop",
     "normalise.sar_looks",
     "data.batch_size",
-    "model.width",
     "optim.learning_rate",
     "teacher.steps",
     "student.steps",
-    "distill.kd.temperature",
-    "distill.cwd.temperature",
-    "distill.skd.nodes",
-    "distill.cirkd.temperature",
-    "distill.cirkd.nodes",
-    "distill.cirkd.pixels",
-    "distill.cirkd.regions",
-    "distill.cirkd.contrasted_pixels",
-    "distill.cirkd.contrasted_regions",
-    "distill.aicsd.temperature",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -74,11 +57,6 @@ _NOT_NEGATIVE = (
     "loss.dice",
     "optim.weight_decay",
     "optim.clip_norm",
-    "distill.cirkd.pixel_weight",
-    "distill.cirkd.region_weight",
-    "distill.fakd.strength",
-    "distill.disoptnet.pixel_weight",
-    "model.align_channels",
     "train.eval_every",
     "eval.window",
     "eval.panels",
@@ -89,7 +67,6 @@ _SHARES = (
     "augment.eo_gain",
     "optim.warmup",
     "distill.warmup",
-    "distill.mgd.masked",
 )
 
 
@@ -104,10 +81,12 @@ def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> N
     Raises:
       ConfigError: names the field, what it is and what is expected.
     """
-    for field, choices in _CHOICES.items():
+    registered = {"model.architecture": tuple(ARCHITECTURES), "student.architecture": ("", *ARCHITECTURES)}
+    for field, choices in (_CHOICES | registered).items():
         if _get(config, field) not in choices:
             _fail(config, field, nearest(_get(config, field), choices))
-    for field, choices in _MEMBERS.items():
+    members = {"baselines": (*BASELINES, *ARCHITECTURES), "distill.method": tuple(METHODS)}
+    for field, choices in members.items():
         for value in _get(config, field):
             if value not in choices:
                 _fail(config, field, f"{value!r} is unknown; {nearest(value, choices)}")
@@ -179,46 +158,22 @@ def _check_distillation(config: ConfigDict) -> None:
     methods = config.distill.method
     if len(set(methods)) < len(methods):
         _fail(config, "distill.method", "a method is named twice")
+    known = tuple(dict.fromkeys(tap for network in ARCHITECTURES.values() for tap in network.tap_strides))
     for method in METHODS:
-        for field, taps in _taps(config, method):
-            _check_tap_names(config, field, taps)
-        if method in methods and not config.distill[method].weight > 0:
-            _fail(config, f"distill.{method}.weight", "expected more than 0; distill.method says what is left out")
-    for field in ("distill.hfd", "distill.cwd"):
-        _check_tap_weights(config, f"{field}.tap_weights", len(_get(config, field).taps))
-    if config.distill.mgd.masked == 1:
-        _fail(config, "distill.mgd.masked", "nothing of the student's feature would be left")
+        for option, why in METHODS[method].problems(config.distill[method], sorted(known, key=_encoder_first)):
+            if option != "weight":
+                _fail(config, f"distill.{method}.{option}", why)
+            elif method in methods:
+                _fail(config, f"distill.{method}.weight", f"{why}; distill.method says which methods are used")
+
+
+def _encoder_first(tap: str) -> tuple[bool, str]:
+    return not tap.startswith("C"), tap
 
 
 def _plain(value: Any) -> Any:
     """A config that was read from a file has lists for tuples."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_tap_weights(config: ConfigDict, field: str, taps: int) -> None:
-    weights = _get(config, field)
-    if not all(isinstance(weight, int | float) for weight in weights):
-        _fail(config, field, "expected numbers")
-    if weights and (len(weights) != taps or min(weights) < 0 or sum(weights) <= 0):
-        _fail(config, field, f"expected {taps} weights of 0 or more, one per tap, not all 0")
-
-
-def _taps(config: ConfigDict, method: str) -> list[tuple[str, tuple[str, ...]]]:
-    """(field, taps) of a distillation method, from its field "tap" or "taps" if it has one."""
-    options = config.distill[method]
-    found = [(f"distill.{method}.{name}", options[name]) for name in ("tap", "taps") if name in options]
-    return [(field, (taps,) if isinstance(taps, str) else taps) for field, taps in found]
-
-
-def _check_tap_names(config: ConfigDict, field: str, taps: tuple[str, ...]) -> None:
-    known = (*TAPS, LOGITS) if field == "distill.cwd.taps" else TAPS
-    for tap in taps:
-        if tap not in known:
-            _fail(config, field, f"{tap!r} is unknown; {nearest(tap, known)}")
-    if not taps:
-        _fail(config, field, "at least one tap is needed")
-    if len(set(taps)) < len(taps):
-        _fail(config, field, "a tap is named twice")
 
 
 def _check_architectures(config: ConfigDict) -> None:
@@ -231,17 +186,13 @@ def _check_architectures(config: ConfigDict) -> None:
         if "teacher_init" in config.baselines:
             _fail(config, "baselines", f"'teacher_init' starts from the teacher's weights; {why}")
     names = sorted({teacher, student, *config.baselines} & ARCHITECTURES.keys())
-    used = set().union(*(ARCHITECTURES[name].fields for name in names))
-    defaults = {field: default for network in ARCHITECTURES.values() for field, default in network.fields.items()}
-    for field, default in defaults.items():
-        if field in config.model and field not in used and _plain(config.model[field]) != default:
+    used = set().union(*(options_of(ARCHITECTURES[name]) for name in names))
+    for field, default in default_options().items():
+        if field not in used and _plain(config.model[field]) != default:
             _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
-    if not config.model.rates or not all(isinstance(rate, int) and rate > 0 for rate in config.model.rates):
-        _fail(config, "model.rates", "expected whole numbers above 0")
-    if len(set(config.model.rates)) < len(config.model.rates):
-        _fail(config, "model.rates", "a rate is named twice")
-    if "segformer_b0" in names and config.model.width % 2:
-        _fail(config, "model.width", "expected an even number: the first stage of segformer_b0 has half of it")
+    for name in names:
+        for field, why in ARCHITECTURES[name].problems(config.model):
+            _fail(config, f"model.{field}", f"{why} ({name})")
     if config.stage != "teacher":
         check_taps(config, student)
         if not config.teacher.checkpoint:
@@ -249,9 +200,11 @@ def _check_architectures(config: ConfigDict) -> None:
 
 
 def check_taps(config: ConfigDict, architecture: str) -> None:
-    """ConfigError where an architecture does not have what config.distill compares."""
+    """Raises ConfigError if an architecture lacks a tap that config.distill compares."""
     strides = ARCHITECTURES[architecture].tap_strides
-    for field, taps in (pair for method in config.distill.method for pair in _taps(config, method)):
+    chosen = ((method, *pair) for method in config.distill.method for pair in chosen_taps(config.distill[method]))
+    for method, option, taps in chosen:
+        field = f"distill.{method}.{option}"
         for tap in taps:
             if tap not in (*strides, LOGITS):
                 known = ", ".join(f"{name} (stride {stride})" for name, stride in strides.items())

@@ -142,12 +142,12 @@ def test_hfd_reaches_the_student_and_not_the_teacher(rng):
     student = {t: rng.normal(size=(2, n, n, 4)).astype(np.float32) for t, n in (("C3", 8), ("A", 16))}
     teacher = {t: rng.normal(size=(2, n, n, 6)).astype(np.float32) for t, n in (("C3", 8), ("A", 16))}
     pixels = np.zeros((2, 64, 64), np.int32), np.ones((2, 64, 64), bool)
-    module = HFD(("C3", "A"), (1.0, 3.0))
+    module = HFD(taps=("C3", "A"), tap_weights=(1.0, 3.0))
     logits = np.zeros((2, 64, 64, 3), np.float32)
-    variables = module.init(jax.random.key(0), Outputs(student, logits), Outputs(teacher), *pixels)
+    variables = module.init(jax.random.key(0), Outputs(student, logits), Outputs(teacher, logits), *pixels)
 
     def terms(student, teacher):
-        pair = Outputs(student, logits), Outputs(teacher)
+        pair = Outputs(student, logits), Outputs(teacher, logits)
         return module.apply(variables, *pair, *pixels, mutable=["batch_stats"])[0]
 
     to_student, to_teacher = jax.grad(lambda *pair: terms(*pair)["hfd"], (0, 1))(student, teacher)
@@ -167,14 +167,14 @@ def test_hfd_reaches_the_student_and_not_the_teacher(rng):
     ],
 )
 def test_weights_of_hfds_taps(taps, weights, expected):
-    assert HFD(taps, weights).weights() == pytest.approx(expected)
+    assert HFD(taps=taps, tap_weights=weights).weights() == pytest.approx(expected)
 
 
 def test_unknown_tap_names_the_valid_ones(rng):
-    outputs = Outputs({"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))})
+    outputs = Outputs({"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))}, np.ones((1, 64, 64, 2)))
     pixels = np.zeros((1, 64, 64), np.int32), np.ones((1, 64, 64), bool)
     with pytest.raises(ValueError, match="config.distill.hfd compares 'C9'; the features are C3, A"):
-        HFD(("C9",)).init(jax.random.key(0), outputs, outputs, *pixels)
+        HFD(taps=("C9",)).init(jax.random.key(0), outputs, outputs, *pixels)
 
 
 def test_masked_mean_of_nothing_is_zero():

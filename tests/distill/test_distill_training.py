@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.test_steps import CLASSES, INPUTS, make_batch
 
 from hfd_jax.core.checkpoint import Checkpoints
 from hfd_jax.core.parallel import make_parallel
@@ -15,6 +14,7 @@ from hfd_jax.models.layers import BatchNorm, upsample
 from hfd_jax.train import steps
 from hfd_jax.train.state import init_fn
 from tests.pairs import LEARNS_NOTHING, SMALL
+from tests.train.test_steps import CLASSES, INPUTS, make_batch
 
 # All methods in the student's step.
 

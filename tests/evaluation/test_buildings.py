@@ -22,6 +22,7 @@ from hfd_jax.data.normalise import Normalisation
 from hfd_jax.data.pipeline import Reading
 from hfd_jax.data.tiles import Tile
 from hfd_jax.evaluation import buildings
+from hfd_jax.evaluation import evaluator as evaluator_module
 from hfd_jax.evaluation.buildings import BuildingScore, building_class, match, score_tile
 from hfd_jax.evaluation.evaluator import Evaluator, evaluate_workdir
 from hfd_jax.evaluation.metrics import scores
@@ -192,7 +193,7 @@ def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, mo
     parallel = make_parallel("jit", jax.devices()[:1])
     evaluator, workdir = make_evaluator(towns, parallel), Workdir(str(tmp_path))
     network = make_network(parallel)
-    for module in (evaluator, buildings):
+    for module in (evaluator_module, buildings):
         monkeypatch.setattr(module, "load_network", lambda *_: network)
     checkpoints = {"student": ("anywhere", "latest")}
 

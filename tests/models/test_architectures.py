@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from configs import baselines, default, quickstart
+from hfd_jax.core import options
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.collectives import AXIS
 from hfd_jax.core.errors import CheckpointError, ConfigError
 from hfd_jax.core.workdir import Workdir, check_claim, claim, jsonable
 from hfd_jax.inference.restore import network_from_record
-from hfd_jax.models import hrnet, resnet, segformer
+from hfd_jax.models import hrnet, registry, resnet, segformer
 from hfd_jax.models.folding import fold
 from hfd_jax.models.hfdnet import Segmenter
 from hfd_jax.models.hrsarnet import HRSARNet
 from hfd_jax.models.layers import DepthwiseConvolution, TransposedConvolution, max_pool_2x2
-from hfd_jax.models.registry import ARCHITECTURES, DEFAULT, build
+from hfd_jax.models.registry import ARCHITECTURES, DEFAULT
 from hfd_jax.models.resnet import ResNet
-from hfd_jax.train import stages, steps
+from hfd_jax.train import build, stages, steps
 from hfd_jax.train.networks import architecture_name, networks_to_train, student_spec
 from hfd_jax.train.state import init_fn, student_from_teacher
 from hfd_jax.train.validate import check_fields
@@ -34,9 +35,11 @@ OF_HR_SAR_NET = {"model.width": 4, "student.architecture": "hrsarnet", "distill.
 
 
 def make(name, classes=CLASSES, **fields):
-    known = ARCHITECTURES[name].fields
+    known = options.defaults(ARCHITECTURES[name])
     common = {k: v for k, v in fields.items() if k in ("dtype", "remat")}
-    return build({"architecture": name} | {k: v for k, v in fields.items() if k in known}, classes=classes, **common)
+    return registry.build(
+        {"architecture": name} | {k: v for k, v in fields.items() if k in known}, classes=classes, **common
+    )
 
 
 def shapes(model, bands=BANDS):
@@ -162,7 +165,7 @@ def test_a_frozen_teacher_computes_the_same_also_in_bfloat16(name, rng, shallow)
     variables = made_up(shapes(model)[1])
 
     def outputs(variables):
-        folded = fold(variables)
+        folded = fold(model, variables)
         half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), folded)
         return model.apply(variables, x), model.apply(folded, x), model.clone(dtype=jnp.bfloat16).apply(half, x), folded
 
@@ -227,8 +230,8 @@ def test_the_config_s_default_is_hfdnet_s():
     """What the check of unused fields takes for "away from the default"."""
     model = default.get_config().model.to_dict()
     assert model.pop("architecture") == DEFAULT
-    assert model.pop("rates") == ARCHITECTURES["deeplabv3plus"].fields["rates"]
-    assert {field: ARCHITECTURES[DEFAULT].fields[field] for field in model} == model
+    assert model.pop("rates") == options.defaults(ARCHITECTURES["deeplabv3plus"])["rates"]
+    assert options.defaults(ARCHITECTURES[DEFAULT]) == model
 
 
 @pytest.mark.parametrize(
@@ -337,7 +340,7 @@ def test_hfdnet_teaches_another_architecture(shallow):
     state = state.replace(params=before, batch_stats=batch_stats)
     step, teacher = jax.jit(steps.train_step(setup)), made_up(shapes(setup.teacher, made.eo_bands)[1])
     for seed in range(2):
-        state, metrics = step(state, fold(teacher), cases.make_batch(made, seed))
+        state, metrics = step(state, fold(setup.teacher, teacher), cases.make_batch(made, seed))
         assert np.isfinite(metrics["loss"]) and metrics["hfd_C2"] > 0 and metrics["hfd_C3"] > 0
     assert not state.skipped
     for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(state.params), strict=True):

@@ -1,6 +1,7 @@
 """The architecture: shapes, parameter counts, and the alignment module's contracts."""
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.folding import fold
 from hfd_jax.models.hfdnet import TAP_STRIDES, Segmenter
 from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
@@ -216,18 +218,36 @@ def test_folded_variables_compute_the_same(rng, options):
     variables = jax.tree.map(
         lambda v: v + 0.1 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
     )
-    folded = fold(variables)
+    folded = fold(model, variables)
     assert set(folded) == {"params"} and count(folded) < count(variables)
     one, other = (jax.jit(model.apply)(v, x) for v in (variables, folded))
     scale = float(jnp.abs(one[0]).max())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), one, other)
 
 
-def test_folding_names_a_norm_it_does_not_know():
-    norm = {"scale": np.ones(2), "bias": np.ones(2)}
-    variables = {"params": {"a": {"bn_x": norm}}, "batch_stats": {"a": {"bn_x": {"mean": norm["bias"], "var": 1.0}}}}
-    with pytest.raises(ValueError, match="a/bn_x: no convolution is known before it"):
-        fold(variables)
+class Unusual(SegmentationNetwork):
+    """A convolution with a bias before one norm, and a norm that no convolution precedes."""
+
+    title, stem = "unusual", ("first",)
+    tap_strides: ClassVar[dict[str, int]] = {"A": 1}
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = BatchNorm(train, name="after")(nn.Conv(4, (3, 3), name="first")(x))
+        x = BatchNorm(train, name="alone")(nn.relu(x))
+        return nn.Conv(self.classes, (1, 1), name="classifier")(x), {"A": x}
+
+
+def test_folding_follows_the_network_and_not_its_names(rng):
+    """Any layer names will do, a bias is scaled too, and a norm without a convolution before it stays as it is."""
+    x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model = Unusual(classes=2)
+    variables = jax.tree.map(
+        lambda v: v + 0.1 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
+    )
+    folded = fold(model, variables)
+    assert set(folded["params"]["after"]) == {"bias"} and set(folded["batch_stats"]) == {"alone"}
+    np.testing.assert_allclose(model.apply(folded, x)[0], model.apply(variables, x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_remat_keeps_less_for_the_backward_pass_and_changes_nothing_else(rng):

@@ -57,7 +57,7 @@ def make_batch(seed=0, size=8, edge=64):
 def make_setup(sensor="sar", hfd=2.0, kd=0.5, **objective):
     weights = {name: weight for name, weight in (("hfd", hfd), ("kd", kd)) if weight}
     objective = Objective(**{"distil": tuple(weights.items()), "warmup_steps": 4, **objective})
-    modules = {"hfd": HFD(("C3", "C4", "A")), "kd": KD()}
+    modules = {"hfd": HFD(taps=("C3", "C4", "A")), "kd": KD()}
     model = Segmenter(CLASSES, width=4)
     return Setup(
         model=model,

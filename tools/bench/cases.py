@@ -118,7 +118,7 @@ def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequen
     if setup.objective.distils:
         image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
         variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
-        teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(variables))
+        teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(setup.teacher, variables))
     batch = parallel.shard(arrays)
     arguments = (state, teacher, batch)
     compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), arguments)

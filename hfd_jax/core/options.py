@@ -1,0 +1,79 @@
+"""Options that a class declares once: default, meaning and limits. The config's fields, its check and the docs follow.
+
+class MyMethod(Distiller):
+    temperature: float = option(4.0, "of the softmax", above=0)
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from hfd_jax.core.errors import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is known about one option.
+
+    Attributes:
+      default: its value unless the config says otherwise; also gives the type.
+      meaning: one phrase for the docs, with the unit or the source of the default.
+      above, at_least, at_most: limits of a number, or of every number in a tuple.
+      choices: all values that are possible.
+    """
+
+    default: Any
+    meaning: str
+    above: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    choices: Collection[Any] = ()
+
+    @property
+    def limits(self) -> str:
+        """The limits in words, "" for none."""
+        if self.choices:
+            return "one of: " + ", ".join(map(str, self.choices))
+        if (self.at_least, self.at_most) == (0, 1):
+            return "a share, 0 to 1"
+        parts = [f"more than {self.above:g}"] if self.above is not None else []
+        parts += [f"{self.at_least:g} or more"] if self.at_least is not None else []
+        parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
+        return ", ".join(parts)
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value; None if nothing is."""
+        if self.choices:
+            return None if value in self.choices else nearest(value, self.choices)
+        fine = all(map(self._is_within, value if isinstance(value, tuple | list) else (value,)))
+        return None if fine else f"expected {self.limits}"
+
+    def _is_within(self, value: Any) -> bool:
+        return not (
+            (self.above is not None and not value > self.above)
+            or (self.at_least is not None and not value >= self.at_least)
+            or (self.at_most is not None and not value <= self.at_most)
+        )
+
+
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """A dataclass field that the config may set; `limits` are those of `Option`."""
+    return dataclasses.field(default=default, kw_only=True, metadata={"option": Option(default, meaning, **limits)})
+
+
+def options_of(cls: type) -> dict[str, Option]:
+    """The options of a dataclass (or Linen module) by name, those of its base classes first."""
+    return {field.name: field.metadata["option"] for field in dataclasses.fields(cls) if "option" in field.metadata}
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """Name -> default of every option."""
+    return {name: declared.default for name, declared in options_of(cls).items()}
+
+
+def problems(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of every option whose value is outside its limits."""
+    for name, declared in options_of(cls).items():
+        why = declared.problem(values[name])
+        if why:
+            yield name, why

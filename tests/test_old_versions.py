@@ -1,0 +1,84 @@
+"""A workdir, its checkpoints and its data set, written by version 0.1, still open, continue and evaluate."""
+
+import json
+import math
+import shutil
+import tarfile
+
+import pytest
+
+from hfd_jax.core.checkpoint import CheckpointReader
+from hfd_jax.data.catalogue import read_dataset
+from tests.conftest import ROOT, run_python
+
+# The command that version 0.1 ran.
+FLAGS = {
+    "data.batch_size": 4,
+    "data.label_share": 0.5,
+    "data.scenes.train": 8,
+    "data.scenes.validation": 2,
+    "data.scenes.test": 2,
+    "model.width": 2,
+    "optim.learning_rate": 0.003,
+    "teacher.steps": 4,
+    "student.steps": 4,
+    "train.checkpoint_every": 2,
+    "train.keep_checkpoints": 2,
+    "train.log_every": 1,
+    "eval.panels": 0,
+    "eval.batch_size": 2,
+    "baselines": "()",
+}
+
+
+@pytest.fixture
+def old(tmp_path):
+    with tarfile.open(ROOT / "tests" / "fixtures" / "version_0_1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def launch(old):
+    flags = [f"--config.{field}={value}" for field, value in (FLAGS | {"data.dir": old / "data"}).items()]
+    return run_python("main.py", "--config=configs/quickstart.py", f"--workdir={old / 'run'}", *flags)
+
+
+def scores(old):
+    rows = json.loads((old / "run" / "evaluation.json").read_text())["test"]
+    return {name: row["mean_iou"] for name, row in rows.items()}
+
+
+def losses(old):
+    rows = [json.loads(line) for line in (old / "run" / "metrics.jsonl").read_text().splitlines()]
+    return {(row["network"], row["step"]): row["loss"] for row in rows if "loss" in row}
+
+
+def close(one, other):
+    """Equal but for the order of sums, which depends on the processor."""
+    return one.keys() == other.keys() and all(math.isclose(one[key], other[key], rel_tol=1e-3) for key in one)
+
+
+def test_a_finished_run_is_known_to_be_finished(old):
+    before = scores(old)
+    (old / "run" / "evaluation.json").unlink()
+    done = launch(old)
+    assert done.stdout.count("already trained for 4 steps") == 2
+    # One pixel of the 8192 may flip between processors.
+    assert all(math.isclose(value, before[name], abs_tol=2e-3) for name, value in scores(old).items())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(old):
+    expected = losses(old)
+    shutil.rmtree(old / "run" / "checkpoints" / "student" / "4")
+    done = launch(old)
+    assert "steps 2 to 4" in done.stdout
+    assert close(losses(old), expected)
+    assert CheckpointReader(str(old / "run" / "checkpoints" / "student")).steps()[-1] == 4
+
+
+def test_a_prepared_data_set_opens(old):
+    (directory,) = (old / "data" / "scenes").glob("*/1.0.0")
+    dataset = read_dataset(str(directory))
+    assert dataset.sizes == {"train": 8, "validation": 2, "test": 2}
+    tile = dataset.source("train")[0]
+    assert tile["sar"].shape == (64, 64, 2) and tile["label"].shape == (64, 64)
