@@ -30,19 +30,19 @@ def scene_source(scenes: ConfigDict) -> SceneSource:
 
 
 def make_model(config: ConfigDict, spec: NetworkSpec, classes: int) -> SegmentationNetwork:
-    """The network of a spec."""
+    """Builds the network of a spec for `classes` classes."""
     options = {"dtype": DTYPES[config.dtype], "remat": config.train.remat}
     options |= {"pool_size": config.data.crop, "classes": classes}
     return build_network(model_config(config, spec), **options)
 
 
 def teacher_dtype(config: ConfigDict, teacher: SegmentationNetwork) -> Any:
-    """In which the frozen teacher computes."""
+    """The dtype that the frozen teacher computes in."""
     return DTYPES[config.teacher.dtype] if config.teacher.dtype else teacher.dtype
 
 
 def chosen_bands(config: ConfigDict, facts: Facts, sensor: str) -> tuple[str, ...]:
-    """The names of the bands that `sensor` delivers to the network, in order."""
+    """The names of the bands that the network reads from `sensor`, in order."""
     return tuple(config.data[f"{sensor}_bands"]) or getattr(facts, f"{sensor}_bands")
 
 
@@ -52,6 +52,8 @@ def band_index(bands: tuple[str, ...], facts: Facts, sensor: str) -> tuple[int, 
 
 
 def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> InputSpec:
+    """Describes how stored values become network input."""
+
     def select(sensor: str) -> BandStatistics:
         return getattr(statistics, sensor).select(band_index(chosen_bands(config, facts, sensor), facts, sensor))
 
@@ -65,15 +67,16 @@ def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> Inp
 
 
 def labelled_tiles(config: ConfigDict, dataset: Dataset) -> tuple[list[Ref], list[Ref]]:
-    """The training tiles as (labelled, unlabelled)."""
+    """Splits the training tiles into (labelled, unlabelled)."""
     return training_pools(dataset, config.data.label_share, config.seed)
 
 
 def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[tuple[list[Ref], float]]:
-    """A distilling student draws from labelled and unlabelled pairs; every other network from labelled ones.
+    """Returns (tiles, share of every batch) for each pool that a network draws from.
 
-    Where labels are plentiful their share of a batch is at least their share of the tiles: no unlabelled tile is seen
-    more often than a labelled one.
+    A distilling student draws from labelled and unlabelled pairs, every other network from labelled pairs alone. The
+    labelled share of a batch is never below the labelled share of the tiles, so that no unlabelled tile is seen more
+    often than a labelled one.
     """
     labelled, unlabelled = labelled_tiles(config, dataset)
     if not (spec.distils and unlabelled and config.data.labelled_per_batch < 1):
@@ -83,6 +86,7 @@ def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[
 
 
 def make_reading(config: ConfigDict, facts: Facts) -> Reading:
+    """Describes which bands are read, and by how many threads and processes."""
     index = {
         f"{sensor}_index": band_index(chosen_bands(config, facts, sensor), facts, sensor) for sensor in ("sar", "eo")
     }
@@ -92,7 +96,7 @@ def make_reading(config: ConfigDict, facts: Facts) -> Reading:
 def make_objective(
     config: ConfigDict, spec: NetworkSpec, steps: int, class_pixels: Callable[[], tuple[int, ...]]
 ) -> Objective:
-    """`class_pixels` is called only where class weights are wanted: it may read every label."""
+    """Builds the loss of a network. `class_pixels`, which may read every label, is called only for class weights."""
     methods = config.distill.method if spec.distils else ()
     return Objective(
         ce=config.loss.ce,
@@ -106,24 +110,26 @@ def make_objective(
 
 
 def class_weights(class_pixels: tuple[int, ...]) -> tuple[float, ...]:
-    """1 / sqrt(frequency), scaled to mean 1 over the classes that occur; a class without pixels gets 0."""
+    """Returns 1 / sqrt(frequency), scaled to mean 1 over the classes that occur; 0 for a class without pixels."""
     pixels = np.asarray(class_pixels, np.float64)
     weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
     return tuple(float(w) for w in weights / weights[pixels > 0].mean())
 
 
 def make_distiller(config: ConfigDict, spec: NetworkSpec) -> Combined | None:
+    """Builds the distillation methods of a network; None if it does not distil."""
     if not spec.distils:
         return None
     return Combined(tuple(make_method(config, method) for method in config.distill.method))
 
 
 def make_method(config: ConfigDict, method: str) -> nn.Module:
-    """The module of a method; the fields of its config are the module's options."""
+    """Builds the module of a method; the fields of its config are the module's options."""
     return METHODS[method](**config.distill[method])
 
 
 def make_schedule(config: ConfigDict, steps: int):
+    """Returns the learning rate as a function of the update."""
     return optimiser.learning_rate(
         config.optim.learning_rate, config.optim.schedule, steps, round(config.optim.warmup * steps)
     )
@@ -136,7 +142,7 @@ def make_optimiser(config: ConfigDict, steps: int):
 def make_record(
     config: ConfigDict, spec: NetworkSpec, dataset: Dataset, inputs: InputSpec, versions: dict[str, str]
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself; enough to rebuild network and input without the config."""
+    """Describes a network in its checkpoints, so that it can be rebuilt without the config."""
     return {
         "network": spec.name,
         "title": spec.title,

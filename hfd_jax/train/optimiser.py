@@ -7,7 +7,7 @@ SCHEDULES = ("cosine", "poly", "constant")
 
 
 def learning_rate(base: float, schedule: str, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then the schedule down to 0 at the last step ("poly": power 0.9; "constant": stays)."""
+    """Returns a linear warm-up from 0, followed by a decay to 0 at the last step ("poly": power 0.9) or a constant."""
     rest = max(steps - warmup_steps, 1)
     after = {
         "cosine": optax.cosine_decay_schedule(base, rest),
@@ -18,7 +18,7 @@ def learning_rate(base: float, schedule: str, steps: int, warmup_steps: int) -> 
 
 
 def make_optimiser(schedule: optax.Schedule, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """AdamW with the gradient's global norm clipped (0: not at all); kernels alone decay, biases and norms do not."""
+    """Returns AdamW with a clipped global gradient norm (0: no clipping). Weight decay applies to kernels only."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,4 +1,4 @@
-"""What a run needs that other runs or tools made: the teacher of its students, and pretrained encoders."""
+"""Checks what other runs or tools must have made before: the teacher of the students, and pretrained encoders."""
 
 import os
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from hfd_jax.train.validate import check_taps
 
 
 def check_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, specs: Sequence[NetworkSpec]) -> None:
-    """Reads the record of the teacher that the runs will use and holds it against config and data.
+    """Compares the teacher that the networks will use with the config and the data.
 
     Raises:
-      CheckpointError: there is none, or it is damaged.
-      ConfigError: other bands, classes, scale or architecture, or an unfinished one; says what differs.
+      CheckpointError: the teacher is missing or damaged.
+      ConfigError: its bands, classes, types or architecture differ, or it is unfinished; names the difference.
     """
     folder = teacher_folder(config, workdir)
     try:
@@ -62,11 +62,11 @@ def check_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, specs: Seq
 
 
 def check_pretrained(config: ConfigDict, workdir: Workdir, specs: Sequence[NetworkSpec]) -> None:
-    """Reads the encoders that the networks will start from; a network that has checkpoints already needs none.
+    """Reads the encoders that networks will start from; a network with checkpoints no longer needs its encoder.
 
     Raises:
-      CheckpointError: one is missing, damaged, or no file of tools.import_weights.
-      ConfigError: another depth or width than the config's, or an architecture without ResNet encoder.
+      CheckpointError: a file is missing, damaged, or was not written by tools.import_weights.
+      ConfigError: its depth or width differs from the config's, or the architecture has no ResNet encoder.
     """
     for spec in specs:
         path = pretrained_file(config, spec)
@@ -76,11 +76,9 @@ def check_pretrained(config: ConfigDict, workdir: Workdir, specs: Sequence[Netwo
         field = f"config.{'teacher' if spec.sensor == 'eo' else 'student'}.pretrained"
         name = architecture_name(config, spec)
         network = ARCHITECTURES[name]
-        # MP-ResNet's coarse stages exist several times over, on several paths.
+        # MP-ResNet has several copies of the coarse stages.
         if not issubclass(network, ResNetBased) or network is MPResNet:
-            raise ConfigError(
-                f"{field} is {path!r}: {name} has no plain ResNet encoder to begin with it; leave it empty"
-            )
+            raise ConfigError(f"{field} is {path!r}: {name} has no plain ResNet encoder; leave the field empty")
         try:
             encoder = read_encoder(path)
         except CheckpointError as error:

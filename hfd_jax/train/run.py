@@ -26,7 +26,7 @@ from hfd_jax.train.validate import check_against_data, check_fields
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run: its config, its folder, its data and its devices."""
+    """A run: its validated config, workdir, data set, devices and log."""
 
     config: ConfigDict
     workdir: Workdir
@@ -41,13 +41,13 @@ class Run:
         )
 
     def checkpoint(self, network: str) -> tuple[str, str]:
-        """(folder, "latest" or "best") of what is evaluated; the teacher is the one that teaches, wherever it lies."""
+        """(folder, "latest" or "best") of the checkpoint that is evaluated; for the teacher, the one that teaches."""
         if network == "teacher":
             return teacher_folder(self.config, self.workdir), self.config.teacher.which
         return self.workdir.checkpoints(network), self.config.eval.checkpoint
 
     def class_pixels(self) -> tuple[int, ...]:
-        """Labelled pixels per class among the labels that are used."""
+        """Number of labelled pixels per class, among the labels that config.data.label_share keeps."""
         labelled, hidden = build.labelled_tiles(self.config, self.dataset)
         if not hidden:
             return self.dataset.statistics.class_pixels
@@ -61,10 +61,10 @@ class Run:
 
 @contextlib.contextmanager
 def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
-    """Checks everything, locks and claims the workdir, opens (or simulates) the data.
+    """Validates the config, locks and claims the workdir, and opens (or simulates) the data.
 
     Raises:
-      UserError: something does not fit, or another run is at work in the folder; nothing has been written then.
+      UserError: the config is invalid, or another run uses the workdir; nothing has been written.
     """
     enable_compilation_cache()
     check_fields(config, jax.device_count())
@@ -89,7 +89,7 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
 
 
 def check_shared(workdir: Workdir) -> None:
-    """WorkdirError where this process does not see what the first one has written."""
+    """Raises WorkdirError if this process does not see the files that the first process wrote."""
     if not os.path.exists(workdir.config):
         raise WorkdirError(
             f"{workdir.root}: process {jax.process_index()} does not see what process 0 wrote there; the workdir must "
@@ -98,7 +98,7 @@ def check_shared(workdir: Workdir) -> None:
 
 
 def describe_data(config: ConfigDict):
-    """(facts, tiles per split, size of the largest training tile) of the data set, simulated or not."""
+    """Returns (facts, tiles per split, size of the largest training tile) of the data set, simulated or not."""
     if config.data.name == "scenes":  # known before it exists
         scenes = build.scene_source(config.data.scenes)
         return scenes.facts, scenes.sizes, (scenes.options.size,) * 2

@@ -15,21 +15,21 @@ from hfd_jax.train.run import Run, prepared
 
 
 def train(config: ConfigDict, root: str) -> dict[str, Scores]:
-    """Runs config.stage in the workdir `root`, resuming what is there.
+    """Runs config.stage in the workdir `root`, and resumes what was started there.
 
     Returns:
       title -> scores on config.eval.split, for every network of the stage and its teacher.
 
     Raises:
-      UserError: before anything is computed or overwritten.
-      StoppedError: a signal came; all is saved, and the same call continues.
+      UserError: something is wrong; nothing has been computed or overwritten.
+      StoppedError: a signal came; the state is saved, and the same call continues.
     """
     with watch() as interruption, prepared(config, root) as run:
         return train_stages(run, interruption)
 
 
 def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
-    """Trains the networks of config.stage in their order, each student after its teacher; then evaluates them."""
+    """Trains the networks of config.stage in order, each student after its teacher, then evaluates them."""
     config = run.config
     specs, known, trained = networks_to_train(config), {}, False
     for spec in specs:
@@ -42,7 +42,7 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
         say(f"teacher: from {run.checkpoint('teacher')[0]}")
     split = config.eval.split
     say(f"evaluating on split {split!r} ({run.dataset.size(split)} tiles)")
-    # Importing TensorFlow takes seconds: not for pictures that are there.
+    # Importing TensorFlow takes seconds, which existing pictures do not need.
     summaries = os.path.join(run.workdir.summaries, "evaluation")
     results = evaluate_workdir(
         run.workdir,
@@ -59,7 +59,7 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
 
 
 def score_teacher(run: Run) -> Scores:
-    """Evaluates the teacher before its first student is trained: a poor one is seen at once."""
+    """Evaluates the teacher before its first student is trained, so that a poor teacher shows at once."""
     split = run.config.eval.split
     network = load_network(*run.checkpoint("teacher"), run.parallel)
     check_fits(network.record, run.dataset.facts)

@@ -1,4 +1,4 @@
-"""The state of a training run and how it comes into being."""
+"""The training state and its initialisation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +18,16 @@ from hfd_jax.models.resnet import fit_stem
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step reads and replaces; a pytree.
+    """What a training step reads and replaces; a pytree.
 
     Attributes:
       step: int32, steps taken.
-      params: {"model": ..., "distiller": {method: ...}}; without the distiller's part where nothing is distilled.
+      params: {"model": ..., "distiller": {method: ...}}; without "distiller" if nothing is distilled.
       batch_stats: the same keys.
-      memory: {method: ...}, what a distillation method keeps from step to step; not learnt.
-      opt_state: of the optimiser over params.
-      skipped: int32, steps whose update was left out because something in it was not finite.
-      bad_steps: int32, how many of them came last, in a row.
+      memory: {method: ...}, arrays that a distillation method carries from step to step; not trained.
+      opt_state: the optimiser's state for params.
+      skipped: int32, number of steps whose update was skipped because something was not finite.
+      bad_steps: int32, number of consecutive skipped steps up to now.
     """
 
     step: jax.Array
@@ -40,12 +40,12 @@ class TrainState:
 
     @property
     def model_variables(self) -> dict[str, Any]:
-        """The network alone, as its `apply` takes it."""
+        """The variables of the network alone, for its `apply`."""
         return {"params": self.params["model"], "batch_stats": self.batch_stats["model"]}
 
 
 def initial_key(seed: int, sensor: str) -> jax.Array:
-    """Of a run's networks with this sensor: a teacher must not share its student's random start; students do."""
+    """The key that initialises the networks of a sensor: all students share it, the teacher has its own."""
     return jax.random.fold_in(jax.random.key(seed), ("eo", "sar").index(sensor))
 
 
@@ -63,9 +63,9 @@ def init_fn(
       model: the network to train.
       tx: its optimiser.
       bands: number of its input bands.
-      distiller: learns along with it, if given.
-      teacher: (network, bands) that the distiller compares with.
-      size: edge of the dummy input, pixels; shapes of parameters do not depend on it.
+      distiller: the distillation methods, whose adapters are trained along with the network.
+      teacher: (network, number of bands) that the distiller compares with.
+      size: edge of the dummy input, pixels; the shapes of the parameters do not depend on it.
     """
 
     def init(key):
@@ -79,8 +79,8 @@ def init_fn(
             target = network.init_with_output(model_key, jnp.zeros((1, size, size, teacher_bands)))
             (teacher_logits, targets), _ = target
             pixels = jnp.zeros((1, size, size), jnp.int32), jnp.ones((1, size, size), bool)
-            mine, theirs = Outputs(features, logits), Outputs(targets, teacher_logits)
-            parts["distiller"] = distiller.init(distiller_key, mine, theirs, *pixels)
+            student_outputs, teacher_outputs = Outputs(features, logits), Outputs(targets, teacher_logits)
+            parts["distiller"] = distiller.init(distiller_key, student_outputs, teacher_outputs, *pixels)
         params = {name: part["params"] for name, part in parts.items()}
         batch_stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
         zero, memory = jnp.zeros((), jnp.int32), parts.get("distiller", {}).get("memory", {})
@@ -92,17 +92,17 @@ def init_fn(
 def student_from_teacher(
     student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = ResNetBased.stem
 ) -> dict[str, Any]:
-    """The teacher's variables with the stem fitted to the student's bands.
+    """Returns the teacher's variables with the stem fitted to the student's bands.
 
-    Another sensor's bands have nothing in common with the teacher's: each gets the mean over them (`fit_stem`).
+    The bands of the two sensors do not correspond, so every band of the student gets the mean kernel (`fit_stem`).
 
     Args:
-      student: freshly initialised {"params", "batch_stats"}; gives the shapes.
+      student: freshly initialised {"params", "batch_stats"}, which give the shapes.
       teacher: trained variables of the same architecture.
-      stem: path of the convolution that sees the bands.
+      stem: path of the convolution that reads the bands.
 
     Raises:
-      ValueError: any other shape differs; names the parameters.
+      ValueError: another shape differs; names the parameters.
     """
     path = (*stem, "kernel")
     params, wanted = (flatten_dict(variables["params"]) for variables in (teacher, student))

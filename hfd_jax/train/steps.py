@@ -27,12 +27,12 @@ class Objective:
     """Weights of the loss terms.
 
     Attributes:
-      ce, dice: segmentation losses.
-      class_weights: of the cross-entropy, one per class; None for equal ones.
+      ce, dice: weights of the segmentation losses.
+      class_weights: weights of the classes in the cross-entropy; None for equal weights.
       distil: (method, weight) of every distillation method.
-      warmup_steps: the methods' weights grow linearly over so many steps.
-      fading: methods whose weights also fall linearly, to 0 at the last step.
-      steps: number of them; matters where something fades.
+      warmup_steps: number of steps over which the methods' weights grow linearly from 0.
+      fading: methods whose weights fall linearly to 0 at the last step.
+      steps: number of steps; used only by `fading`.
     """
 
     ce: float = 1.0
@@ -48,7 +48,7 @@ class Objective:
         return bool(self.distil)
 
     def weights(self, step) -> dict[str, Any]:
-        """Of the distillation methods at a step (int32, from 0)."""
+        """The weights of the distillation methods at a step (int32, counted from 0)."""
         ramp = jnp.minimum(1.0, (step + 1) / max(self.warmup_steps, 1))
         rest = 1 - (step + 1) / max(self.steps, 1)
         return {name: weight * ramp * (rest if name in self.fading else 1.0) for name, weight in self.distil}
@@ -56,16 +56,16 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The fixed surroundings of a step.
+    """The constant part of a training step.
 
     Attributes:
-      model: the network that learns.
-      sensor: its input, "eo" or "sar".
+      model: the network that is trained.
+      sensor: the input it reads, "eo" or "sar".
       tx: its optimiser.
-      inputs: how batches become input.
-      objective: loss weights.
-      teacher: the frozen network, if the objective distils.
-      distiller: the methods that compare the two, if the objective distils.
+      inputs: turns stored batches into network input.
+      objective: the weights of the loss terms.
+      teacher: the frozen network; None if nothing is distilled.
+      distiller: the methods that compare student and teacher; None if nothing is distilled.
     """
 
     model: SegmentationNetwork
@@ -78,7 +78,7 @@ class Setup:
 
 
 def segmentation_terms(logits, label, objective: Objective) -> Terms:
-    """Weighted cross-entropy and soft Dice."""
+    """Returns the weighted cross-entropy and soft Dice losses."""
     return {
         "ce": objective.ce * losses.cross_entropy(logits, label, objective.class_weights),
         "dice": objective.dice * losses.soft_dice(logits, label),
@@ -86,7 +86,7 @@ def segmentation_terms(logits, label, objective: Objective) -> Terms:
 
 
 def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
-    """Stage 1: an update of the EO teacher on (EO, label); or of a student without distillation, on (SAR, label)."""
+    """Stage 1: updates the EO teacher on (EO, label), or a student without distillation on (SAR, label)."""
     del teacher
     batch = training_input(batch, setup.inputs)
 
@@ -100,9 +100,10 @@ def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) 
 
 
 def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
-    """Stage 2: one update of the SAR student: labels, plus what the frozen teacher makes of the same pair.
+    """Stage 2: updates the SAR student from the labels and from the frozen teacher's features of the same pairs.
 
-    `teacher` holds the variables of setup.teacher; it enters as an argument, is not differentiated and not returned.
+    `teacher` holds the variables of setup.teacher. It is an argument of the step: no gradient is taken with respect to
+    it, and it is not returned.
     """
     key = jax.random.key(global_sum(jnp.sum(batch["key"])))
     batch = training_input(batch, setup.inputs)
@@ -123,19 +124,18 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
 
 
 def teach(setup: Setup, teacher: Any, batch: dict) -> Outputs:
-    """The frozen teacher's features and logits."""
+    """Runs the frozen teacher on the optical images: its features and logits."""
     logits, features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
     return Outputs(features, logits)
 
 
 def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainState, Terms]]:
-    """The step that fits the setup, as a function of (state, teacher, batch) alone.
+    """Returns the training step of a setup: (state, teacher, batch) -> (state, metrics).
 
-    Returns:
-      A function whose metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"),
-      the methods' unweighted further numbers ("hfd_<tap>"), "loss" and "grad_norm", all float32; and int32 "skipped"
-      and "bad_steps" of `TrainState`. Where one of the former, a batch statistic or a memory is not finite, the state
-      stays but for its counters.
+    The metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"), the unweighted
+    parts of the methods ("hfd_<tap>"), "loss" and "grad_norm", all float32; and "skipped" and "bad_steps" of the
+    `TrainState`, int32. If the loss, the gradient, a batch statistic or a memory is not finite, only the counters of
+    the state change.
     """
     step = student_step if setup.objective.distils else supervised_step
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
@@ -149,10 +149,9 @@ def _forward(model: SegmentationNetwork, params, batch_stats, image):
 
 
 def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Terms]:
-    """Differentiates the sum of the terms and applies the optimiser, unless something is not finite.
+    """Differentiates the sum of the loss terms and applies the optimiser, unless something is not finite.
 
-    `loss_terms` takes params and returns (weighted terms, fields of the state that the step changes beside parameters
-    and optimiser, further metrics).
+    `loss_terms` maps params to (weighted terms, further fields of the state to replace, further metrics).
     """
 
     def total(params):
@@ -176,7 +175,7 @@ def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Te
 
 
 def _counted(state: TrainState, good) -> TrainState:
-    """One step more, which `good` tells to have been an update or to be skipped."""
+    """Advances the counters by one step, which was an update if `good` and was skipped otherwise."""
     return state.replace(
         step=state.step + 1,
         skipped=state.skipped + jnp.where(good, 0, 1),

@@ -18,12 +18,12 @@ from hfd_jax.train.prerequisites import check_teacher
 def load_teacher(
     config: ConfigDict, workdir: Workdir, facts: Facts, spec: NetworkSpec, parallel: Jit | Pmap
 ) -> Network:
-    """Restores the teacher after `check_teacher`."""
+    """Checks the teacher (`check_teacher`) and restores it."""
     check_teacher(config, workdir, facts, [spec])
     return load_network(teacher_folder(config, workdir), config.teacher.which, parallel)
 
 
 def frozen_variables(teacher: Network, dtype: Any, parallel: Jit | Pmap) -> Any:
-    """The teacher's variables as stage 2 runs them, on the host: statistics folded into the kernels, in `dtype`."""
+    """Returns the teacher's variables on the host, in `dtype`, with the batch statistics folded into the kernels."""
     host = jax.device_get(parallel.local(teacher.variables))
     return jax.tree.map(lambda x: np.asarray(x, dtype), fold(teacher.model, host))

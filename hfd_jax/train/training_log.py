@@ -1,4 +1,4 @@
-"""What is written down while one network trains: means of the metrics, steps that were skipped, validation scores.
+"""The log of one network's training: means of the metrics, skipped steps and validation scores.
 
 A step whose loss, gradient or batch statistics are not finite leaves the state as it was (`steps._update`). Here, on
 the host, such steps get a name: which loss terms, which tiles. Too many of them in a row end the run.
@@ -20,18 +20,18 @@ DESCRIBED = 10
 
 
 class TrainingLog:
-    """Console, metrics.jsonl and TensorBoard of one network.
+    """Writes the metrics of one network to the console, metrics.jsonl and TensorBoard.
 
     Args:
       network: its name.
       log, summaries: where numbers go.
-      progress: for the time left.
-      schedule: update -> learning rate.
-      tiles: step -> ids of the tiles in its batch; may read files, is called for skipped steps only.
-      max_bad_steps: so many skipped steps in a row are an error.
-      saved: says which checkpoint is the newest.
+      progress: measures the pace and the time left.
+      schedule: maps an update to its learning rate.
+      tiles: maps a step to the ids of the tiles in its batch; may read files, called for skipped steps only.
+      max_bad_steps: number of consecutive skipped steps that raise an error.
+      saved: returns a sentence that names the newest checkpoint.
       unlogged: metrics of the last steps that no line of the log has yet.
-      timing: gets the steps per second; apart from `log`, which is the same whenever a run is resumed.
+      timing: receives the steps per second; separate from `log`, which does not depend on where a run was resumed.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class TrainingLog:
         self._latest: Mapping[str, Any] = unlogged[-1] if unlogged else {"bad_steps": 0}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of a step as they come from the device; waits for nothing."""
+        """Adds the metrics of a step, which may still be computed on the device."""
         self._unlogged.append(metrics)
         self._latest = metrics
         self._progress.tick(step)
 
     def skipped_last(self) -> bool:
-        """Whether the last step's update was skipped; waits for the device."""
+        """Whether the last step was skipped; waits for the device."""
         return bool(self._latest["bad_steps"])
 
     def unlogged(self) -> list[Row]:
-        """Metrics since the last line as plain numbers, for a checkpoint; waits for the device."""
+        """The metrics since the last line as plain numbers, for a checkpoint; waits for the device."""
         return logs.rows_of(self._unlogged)
 
     def write(self, step: int) -> None:
-        """A line with the means since the last one; DivergedError where too many steps in a row were skipped."""
+        """Writes the means since the last line. Raises DivergedError after too many consecutive skipped steps."""
         rows, self._unlogged = self.unlogged(), []
         faults = faults_of(rows, step, self._tiles)
         values = mean_of(rows)
@@ -87,14 +87,14 @@ class TrainingLog:
             )
 
     def validated(self, step: int, mean_iou: float, accuracy: float) -> None:
-        """A line with scores on the validation split."""
+        """Writes scores on the validation split."""
         values = {"validation_mean_iou": mean_iou, "validation_accuracy": accuracy}
         say(f"{self._network:>12}  {step}: validation mIoU {mean_iou:.4f}")
         self._log.write(self._network, step, values)
         self._summaries.scalars(step, values)
 
     def pictures(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Images for TensorBoard, as `Summaries.images` takes them."""
+        """Writes images to TensorBoard, see `Summaries.images`."""
         self._summaries.images(step, draw)
 
     def _time(self, step: int) -> None:
@@ -109,7 +109,7 @@ class TrainingLog:
 
 
 def mean_of(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean of every entry over the steps whose update was not skipped, and "skipped": how many were, in all so far."""
+    """Returns the mean of every metric over the steps that were not skipped, and the total number "skipped"."""
     good = [row for row in rows if not row["bad_steps"]]
     names = [name for name in good[0] if name not in ("skipped", "bad_steps")] if good else []
     means = {name: math.fsum(row[name] for row in good) / len(good) for name in names}
@@ -117,7 +117,7 @@ def mean_of(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def faults_of(rows: Sequence[Row], last_step: int, tiles: Callable[[int], list[str]]) -> list[dict[str, Any]]:
-    """{"step", "terms", "tiles"} of the first DESCRIBED skipped steps among those that end with `last_step`."""
+    """Describes the first DESCRIBED skipped steps among `rows`, which end with `last_step`."""
     steps = range(last_step - len(rows) + 1, last_step + 1)
     bad = [(step, row) for step, row in zip(steps, rows, strict=True) if row["bad_steps"]]
     return [{"step": step, "terms": culprits(row), "tiles": tiles(step)} for step, row in bad[:DESCRIBED]]

@@ -71,15 +71,15 @@ _SHARES = (
 
 
 def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> None:
-    """Checks everything that needs no data.
+    """Checks everything that does not depend on the data set.
 
     Args:
       config: with the fields of configs/default.py.
       devices: number of devices of all processes.
-      trains: False where networks are only evaluated: the training batch then does not matter.
+      trains: False if networks are only evaluated; the training batch is then not checked.
 
     Raises:
-      ConfigError: names the field, what it is and what is expected.
+      ConfigError: names the field, its value and what is expected.
     """
     registered = {"model.architecture": tuple(ARCHITECTURES), "student.architecture": ("", *ARCHITECTURES)}
     for field, choices in (_CHOICES | registered).items():
@@ -172,7 +172,7 @@ def _encoder_first(tap: str) -> tuple[bool, str]:
 
 
 def _plain(value: Any) -> Any:
-    """A config that was read from a file has lists for tuples."""
+    """Turns the lists of a config that was read from a file into tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -214,12 +214,12 @@ def check_taps(config: ConfigDict, architecture: str) -> None:
 
 
 def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str], largest: tuple[int, int]) -> None:
-    """Checks what depends on the data set; ConfigError as above.
+    """Checks what depends on the data set; raises ConfigError like `check_fields`.
 
     Args:
       config: to check.
-      facts: of the data set.
-      splits: that it has.
+      facts: the facts of the data set.
+      splits: the splits of the data set.
       largest: height and width of its largest training tile, pixels.
     """
     if "train" not in splits:
