@@ -254,7 +254,7 @@ def test_tiles_are_scored_one_by_one_and_ranked(looked, scenes):
         assert tile["id"] == scenes.tile_ids([("validation", tile["position"])])[0]
     reached = found.tile_scores("student")
     assert np.all(np.diff(reached[shown]) >= 0)
-    shared = survey.open_context(run, None, one_device())
+    shared = survey.open_run(run, None, one_device())
     network = survey.load_networks(run, shared)["student"]
     evaluator = shared.evaluator("validation")
     apart = evaluator(network.model, network.inputs, network.sensor, network.variables)
@@ -338,7 +338,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, t
     shutil.rmtree(root / "checkpoints" / "sar_only")
     (root / "checkpoints" / "teacher" / str(STEP) / "record" / "metadata").unlink()
     run = read_run(str(root), "copy", DEFAULTS, None)
-    networks = survey.load_networks(run, survey.open_context(run, None, one_device()))
+    networks = survey.load_networks(run, survey.open_run(run, None, one_device()))
     assert list(networks) == ["student"]
     assert any("SAR-only student: no checkpoint" in remark for remark in run.remarks)
     assert any("teacher (EO): left out of tiles and similarity." in remark for remark in run.remarks)

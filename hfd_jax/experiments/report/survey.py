@@ -20,12 +20,13 @@ from hfd_jax.data.pipeline import Window
 from hfd_jax.evaluation.evaluator import Evaluator
 from hfd_jax.evaluation.metrics import confusion_matrix, scores
 from hfd_jax.evaluation.speed import inference_speed
+from hfd_jax.evaluation.steps import common_label
 from hfd_jax.experiments.report.records import RunFiles, Scored
 from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.inference.restore import Network, check_fits, load_network
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.hfdnet import TAPS
-from hfd_jax.train import build, steps
+from hfd_jax.train import build
 from hfd_jax.train.run import Run
 from hfd_jax.train.state import init_fn, initial_key, student_from_teacher
 
@@ -115,9 +116,7 @@ def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
             tap for tap, x in teacher_features.items() if tap in features and features[tap].shape[:3] == x.shape[:3]
         ]
         found = {
-            "confusion": jax.vmap(lambda p, t: confusion_matrix(p, t, model.classes))(
-                prediction, steps.common_label(batch)
-            ),
+            "confusion": jax.vmap(lambda p, t: confusion_matrix(p, t, model.classes))(prediction, common_label(batch)),
             "prediction": prediction,
             "moments": {tap: moments(features[tap], teacher_features[tap], valid) for tap in opened},
         }
