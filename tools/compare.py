@@ -27,8 +27,8 @@ from hfd_jax.core.errors import UserError, writing
 from hfd_jax.core.parallel import make_parallel
 from hfd_jax.core.workdir import Workdir
 from hfd_jax.evaluation.speed import inference_speed, made_up_images
-from hfd_jax.experiments import figure, runner, statistics, sweep
-from hfd_jax.experiments.statistics import Line, Results
+from hfd_jax.experiments import figure, runner, statistics, sweep, tables
+from hfd_jax.experiments.statistics import Results
 from hfd_jax.experiments.sweep import Job, Sweep
 from hfd_jax.inference.restore import load_network
 from hfd_jax.train import config_flags
@@ -57,15 +57,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
-    """The tables, and the picture; prints the first of them."""
+    """Writes the tables and the figure; prints the Markdown tables."""
     places = (
         {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
     )
     lines = statistics.lines_of(results, chosen, speeds(jobs, results))
+    shown = [tables.score_table(lines), tables.class_table(lines)]
     texts = {
-        "md": "\n\n".join(statistics.markdown(table) for table in tables(lines)),
-        "tex": "\n\n".join(statistics.latex(table) for table in tables(lines)),
-        "csv": statistics.comma_separated(lines).rstrip("\n"),
+        "md": "\n\n".join(map(tables.markdown, shown)),
+        "tex": "\n".join(map(tables.latex, shown)).rstrip("\n"),
+        "csv": tables.comma_separated(lines).rstrip("\n"),
     }
     print(texts["md"])
     stem = os.path.join(root, chosen.name)
@@ -74,10 +75,6 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
             file.write(text + "\n")
     figure.draw(f"{stem}.png", lines, results, chosen, places)
     print(f"written: {stem}.md, .tex, .csv, .png")
-
-
-def tables(lines: list[Line]) -> list[list[list[str]]]:
-    return [statistics.cells(lines), statistics.class_cells(lines)]
 
 
 def speeds(jobs: list[Job], results: Results) -> dict[str, float]:
