@@ -201,9 +201,17 @@ def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, mo
 
     def evaluate_with(matrix):
         known = {"student": scores(np.array(matrix), FACTS.class_names)}
-        evaluate_workdir(workdir, checkpoints, of_split, parallel, panels=0, known=known)
+        return evaluate_workdir(workdir, checkpoints, of_split, parallel, panels=0, known=known)
 
-    evaluate_with([[5, 1], [1, 5]])
+    of_title, written = evaluate_with([[5, 1], [1, 5]])
+    assert written == ["evaluation.json", "figures/confusion_test.png"], "no panel is announced without one"
+    assert all((tmp_path / path).is_file() for path in written)
+    lines = [line.split() for line in evaluator.table(of_title).splitlines()]
+    # IoU 5 / 7 of either class, F1 and accuracy 10 / 12, kappa (10 / 12 - 1 / 2) / (1 / 2).
+    assert lines[0] == ["land", "building", "mIoU", "macro", "F1", "accuracy", "kappa", "ignored", "px"]
+    assert lines[1] == ["oracle", "0.7143", "0.7143", "0.7143", "0.8333", "0.8333", "0.6667", "0"]
+    empty = evaluator.table({"none": scores(np.array([[3, 0], [0, 0]]), FACTS.class_names)}).splitlines()[1].split()
+    assert empty[:4] == ["none", "1.0000", "-", "1.0000"], "a class that does not occur has no score"
     result = buildings.score_workdir(workdir, checkpoints, of_split, parallel, "building")
     assert result == {"oracle": BuildingScore(3, 0, 0)}
     assert row()["buildings"] == {
