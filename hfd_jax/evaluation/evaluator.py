@@ -88,7 +88,7 @@ class Evaluator:
                 yield tile
 
     def predictions(self, networks: Mapping[str, Network], count: int) -> list[dict[str, np.ndarray]]:
-        """Returns stored arrays and a class map per network for the first window of `count` tiles spread over the split."""
+        """Returns stored arrays and class maps for the first window of `count` tiles spread over the split."""
         firsts = [window for window in self.windows if window.row == window.col == 0]
         chosen = [firsts[i] for i in np.linspace(0, len(firsts) - 1, min(count, len(firsts))).round().astype(int)]
         predict = {name: (self._predict_step(n), self._parallel.local(n.variables)) for name, n in networks.items()}
