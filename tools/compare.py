@@ -1,21 +1,21 @@
-"""Trains the variants that a sweep names, with several seeds each, and tabulates them against each other.
+"""Trains the rows of a sweep with several seeds each and compares their results.
 
   python -m tools.compare --workdir=runs/compare --seeds=5
   python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
   python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/compare --at_once=2
   python -m tools.compare --config=configs/sen12ms.py --workdir=runs/sen12ms_compare --config.optim.learning_rate=5e-4
 
-A sweep (configs/sweeps/, written in a few lines) varies one config: its own, or the one that --config names, with
---config.FIELD=VALUE for all of its rows. Every row and seed is a run of its own below WORKDIR; rows share the teachers,
-one per seed, as far as nothing that a teacher depends on differs, and sweeps of one config in the same WORKDIR share
-the runs they have in common. The seed decides initialisation, order, crops and, where data.label_share is below 1,
-which labels are used. Finished runs are taken as they are, interrupted ones resume, one that fails is named at the end
-and does not stop the others. (A process that the system kills, out of memory say, stops the tool with an error.)
+A sweep (configs/sweeps/) varies one config: its own, or the one given by --config; --config.FIELD=VALUE applies to all
+rows. Each row and seed is a separate run below WORKDIR. Rows share one teacher per seed unless they differ in a field
+that the teacher depends on, and sweeps of the same config in the same WORKDIR share runs. The seed determines
+initialisation, order, crops and, if data.label_share is below 1, the choice of labels. The tool reuses finished runs,
+resumes interrupted ones, and reports a failed run at the end without stopping the others. (If the system kills a worker
+process, for example out of memory, the tool stops with an error.)
 
-Writes WORKDIR/SWEEP.md, .csv (all digits), .tex and .png: mIoU with its 95 % interval over seeds, the difference to the
-reference row seed by seed with a paired t test, the share of the gap to the teacher that a row closes, IoU per class,
-and what a row costs: parameters, time of its own training steps at the best decile of the logged pace (its teacher's
-is another row), speed of inference.
+Writes WORKDIR/SWEEP.md, .csv (unrounded), .tex and .png: mIoU with its 95 % interval over seeds, the paired difference
+to the reference row with a t test, the share of the gap to the teacher that a row closes, IoU per class, and the cost
+of each row: parameters, training time of its own steps at the best decile of the logged rates (without its teacher's)
+and inference speed.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from hfd_jax.core.errors import UserError, writing
 from hfd_jax.core.parallel import make_parallel
 from hfd_jax.core.workdir import Workdir
 from hfd_jax.evaluation.speed import inference_speed, made_up_images
-from hfd_jax.experiments import figure, runner, statistics, sweep
-from hfd_jax.experiments.statistics import Line, Results
+from hfd_jax.experiments import figure, runner, statistics, sweep, tables
+from hfd_jax.experiments.statistics import Results
 from hfd_jax.experiments.sweep import Job, Sweep
 from hfd_jax.inference.restore import load_network
 from hfd_jax.train import config_flags
@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     for job in jobs:
-        check_fields(job.config)  # all of them, before the first one is trained
+        check_fields(job.config)  # validate every run before training the first
     failed = runner.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
     results = statistics.collect(jobs)
     if results:
@@ -57,15 +57,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
-    """The tables, and the picture; prints the first of them."""
+    """Writes the tables and the figure; prints the Markdown tables."""
     places = (
         {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
     )
     lines = statistics.lines_of(results, chosen, speeds(jobs, results))
+    shown = [tables.score_table(lines), tables.class_table(lines)]
     texts = {
-        "md": "\n\n".join(statistics.markdown(table) for table in tables(lines)),
-        "tex": "\n\n".join(statistics.latex(table) for table in tables(lines)),
-        "csv": statistics.comma_separated(lines).rstrip("\n"),
+        "md": "\n\n".join(map(tables.markdown, shown)),
+        "tex": "\n".join(map(tables.latex, shown)).rstrip("\n"),
+        "csv": tables.comma_separated(lines).rstrip("\n"),
     }
     print(texts["md"])
     stem = os.path.join(root, chosen.name)
@@ -76,12 +77,8 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
     print(f"written: {stem}.md, .tex, .csv, .png")
 
 
-def tables(lines: list[Line]) -> list[list[list[str]]]:
-    return [statistics.cells(lines), statistics.class_cells(lines)]
-
-
 def speeds(jobs: list[Job], results: Results) -> dict[str, float]:
-    """row -> Mpixel/s of inference at the batch and crop of training; rows of the same network share a measurement."""
+    """row -> inference speed (Mpixel/s) at the training batch and crop, measured once per distinct network."""
     parallel, measured, rows = make_parallel("jit"), {}, {}
     for job in jobs:
         if job.row in results and job.row not in rows and job.seed in results[job.row]:
@@ -100,15 +97,15 @@ def config_of_sweep(arguments: argparse.Namespace) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("compare", __doc__)
-    parser.add_argument("--sweep", default="configs/sweeps/students.py", help="file with the rows")
-    parser.add_argument("--workdir", required=True, help="folder of the runs and the tables")
+    parser.add_argument("--sweep", default="configs/sweeps/students.py", help="sweep file")
+    parser.add_argument("--workdir", required=True, help="folder for the runs and the tables")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--first_seed", type=int, default=0, help="seeds count up from here")
+    parser.add_argument("--first_seed", type=int, default=0, help="first of the consecutive seeds")
     parser.add_argument(
         "--at_once",
         type=int,
         default=1,
-        help="runs at a time, each on a GPU of its own (no more than there are) or on its share of the cores",
+        help="number of parallel runs, each on its own GPU (at most the number of GPUs) or its own share of the cores",
     )
     return parser
 

@@ -56,12 +56,12 @@ def main(arguments: argparse.Namespace) -> None:
     evaluator = shared.evaluator(config.eval.split)
     if arguments.polygons is not None:  # a wrong name must not cost an evaluation
         arguments.polygons = buildings.building_class(evaluator.facts.class_names, arguments.polygons)
-    results = evaluate_workdir(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label)
+    results, written = evaluate_workdir(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label)
     print(table(results))
     if arguments.polygons is not None:
         scores = buildings.score_workdir(workdir, checkpoints, evaluator, shared.parallel, arguments.polygons, label)
         print(buildings.table(scores, arguments.polygons))
-    print(f"written to {workdir.root}: evaluation.json, figures/*_{label or evaluator.split}.png")
+    print(f"written to {workdir.root}: {', '.join(written)}")
 
 
 def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Namespace) -> str:

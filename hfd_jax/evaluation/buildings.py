@@ -1,15 +1,15 @@
-"""The SpaceNet building score: how many buildings are found as objects, not pixels.
+"""The SpaceNet building score: precision, recall and F1 of buildings as objects rather than pixels.
 
-The rule of the SpaceNet building challenges, SpaceNet 6 among them (Shermeyer et al., SpaceNet 6: Multi-Sensor All
-Weather Mapping Dataset, CVPR EarthVision 2020), as its published scorer has it (solaris, `eval_iou_spacenet_csv`): in
-each image the proposals come in the order of falling confidence. Each looks for the truth that it overlaps most, by
-intersection over union, among those not yet matched. Over 0.5 (not at 0.5 itself) the two are a true positive and the
-truth is gone; else the proposal is a false positive. Truths left over are false negatives. The counts of all images are
-added up before precision, recall and F1 are taken.
+The score follows the SpaceNet building challenges, including SpaceNet 6 (Shermeyer et al., SpaceNet 6: Multi-Sensor All
+Weather Mapping Dataset, CVPR EarthVision 2020), and their published scorer (solaris, `eval_iou_spacenet_csv`). In each
+image, proposals are matched in order of decreasing confidence. Each proposal is compared with the unmatched truth that
+it overlaps most, by intersection over union. If the IoU exceeds 0.5 (0.5 itself is not enough), the pair is a true
+positive and the truth is matched; otherwise the proposal is a false positive. Unmatched truths are false negatives.
+Precision, recall and F1 are computed from the counts summed over all images.
 
-Truths and proposals below 80 pixels count neither way: they are dropped before matching, so that a large proposal on
-a small truth is a false positive. (The scorer also drops a proposal of exactly its minimum, which would make a perfect
-proposal for a truth of that size a miss; here both stay.)
+Truths and proposals smaller than 80 pixels are dropped before matching, so that a large proposal on a small truth is a
+false positive. (The published scorer also drops a proposal of exactly the minimum area, which would turn a perfect
+proposal for a truth of that area into a miss; here both are kept.)
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import shapely
 
 from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.labels import IGNORE_LABEL
-from hfd_jax.core.logs import columns
 from hfd_jax.core.parallel import Jit, Pmap
 from hfd_jax.core.workdir import Workdir, read_json, write_json
 from hfd_jax.evaluation.evaluator import BUILDINGS, Evaluator
@@ -30,13 +30,13 @@ from hfd_jax.inference.mapping import components
 from hfd_jax.inference.restore import check_fits, load_network
 
 USUAL_NAMES = ("building", "buildings")
-LEAST_IOU = 0.5  # to be exceeded
+LEAST_IOU = 0.5  # exclusive
 LEAST_AREA = 80.0  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildingScore:
-    """Counts over any number of images; a score whose denominator is zero is NaN."""
+    """Counts over any number of images; scores with a zero denominator are NaN."""
 
     true_positives: int = 0
     false_positives: int = 0
@@ -70,34 +70,35 @@ def match(
 
     Args:
       proposals, truths: valid shapely polygons in pixel coordinates.
-      confidences: one per proposal; equal ones keep their order.
-      least_area: smaller polygons are dropped, square pixels.
+      confidences: one per proposal; ties keep their order.
+      least_area: minimum area in square pixels; smaller polygons are dropped.
     """
     proposals, truths = np.array(proposals, object), np.array(truths, object)
     large = shapely.area(proposals) >= least_area
     proposals, confidences = proposals[large], np.asarray(confidences, float)[large]
     truths = truths[shapely.area(truths) >= least_area]
-    mine, theirs = shapely.STRtree(truths).query(proposals, predicate="intersects")
-    shared = shapely.area(shapely.intersection(proposals[mine], truths[theirs]))
-    iou = shared / (shapely.area(proposals[mine]) + shapely.area(truths[theirs]) - shared)
+    # Overlapping pairs: pair k is proposal of_proposal[k] and truth of_truth[k].
+    of_proposal, of_truth = shapely.STRtree(truths).query(proposals, predicate="intersects")
+    shared = shapely.area(shapely.intersection(proposals[of_proposal], truths[of_truth]))
+    iou = shared / (shapely.area(proposals[of_proposal]) + shapely.area(truths[of_truth]) - shared)
     free, hits = np.ones(len(truths), bool), 0
     for proposal in np.argsort(-confidences, kind="stable"):
-        candidates = np.flatnonzero((mine == proposal) & free[theirs])
+        candidates = np.flatnonzero((of_proposal == proposal) & free[of_truth])
         if len(candidates):
             best = candidates[np.argmax(iou[candidates])]
             if iou[best] > LEAST_IOU:
-                free[theirs[best]] = False
+                free[of_truth[best]] = False
                 hits += 1
     return BuildingScore(hits, len(proposals) - hits, len(truths) - hits)
 
 
 def score_tile(reference: np.ndarray, prediction: np.ndarray, probability: np.ndarray, of_class: int) -> BuildingScore:
-    """Scores a class map against a label raster: the 4-connected components of both.
+    """Scores the 4-connected components of a class map against those of a label raster.
 
     Args:
-      reference: [H, W] uint8 label; pixels of IGNORE_LABEL belong to no building, proposed or true.
+      reference: [H, W] uint8 label; pixels with IGNORE_LABEL belong to no proposal and no truth.
       prediction: [H, W] uint8 class index.
-      probability: [H, W] float32 of the class; its mean over a proposal is its confidence.
+      probability: [H, W] float32 probability of the class; its mean over a proposal is the confidence.
       of_class: index of the class.
     """
     labels, count = components.label((prediction == of_class) & (reference != IGNORE_LABEL))
@@ -109,7 +110,11 @@ def score_tile(reference: np.ndarray, prediction: np.ndarray, probability: np.nd
 
 
 def building_class(class_names: Sequence[str], wanted: str = "") -> str:
-    """`wanted`, or without it the class that is called building(s); ConfigError, naming the classes, where none is."""
+    """Returns `wanted`, or by default the class named building(s).
+
+    Raises:
+      ConfigError: the data set has no such class.
+    """
     if wanted in class_names:
         return wanted
     usual = [name for name in USUAL_NAMES if name in class_names]
@@ -127,14 +132,14 @@ def score_workdir(
     class_name: str,
     label: str = "",
 ) -> dict[str, BuildingScore]:
-    """Scores the networks of a run; adds "buildings" to the rows that `evaluate_workdir` has written.
+    """Scores the networks of a run; adds "buildings" to the rows that `evaluate_workdir` wrote.
 
-    The truth is the stored label raster, in which buildings that touch are one: prepared data sets hold no footprints.
-    The challenge goes by footprints, so that this figure is not quite its own.
+    The truth comes from the stored label raster because prepared data sets contain no footprints. The raster merges
+    buildings that touch, so the score is not directly comparable with the challenge's, which uses footprints.
 
     Args:
-      workdir, checkpoints, evaluator, parallel, label: as `evaluate_workdir` had them.
-      class_name: which class.
+      workdir, checkpoints, evaluator, parallel, label: the arguments of the preceding `evaluate_workdir`.
+      class_name: name of the building class.
 
     Raises:
       CheckpointError, ConfigError: as `evaluate_workdir`.
@@ -160,11 +165,9 @@ def score_workdir(
 
 def table(rows: dict[str, BuildingScore], class_name: str) -> str:
     """A text table: one row per network."""
-    lines = [[f"class {class_name}", "precision", "recall", "F1", "true pos.", "false pos.", "false neg."]]
-    for title, row in rows.items():
-        numbers = ("-" if np.isnan(x) else f"{x:.4f}" for x in (row.precision, row.recall, row.f1))
-        lines.append([title, *numbers, *(str(count) for count in dataclasses.astuple(row))])
-    return columns(lines)
+    cells = [[row.precision, row.recall, row.f1, *dataclasses.astuple(row)] for row in rows.values()]
+    names = pd.Index(["precision", "recall", "F1", "true pos.", "false pos.", "false neg."], name=f"class {class_name}")
+    return pd.DataFrame(cells, list(rows), names).to_string(float_format="{:.4f}".format, na_rep="-")
 
 
 def _share(part: int, whole: int) -> float:

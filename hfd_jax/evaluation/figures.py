@@ -1,4 +1,4 @@
-"""Pictures: panels of tiles and confusion matrices. Matplotlib without a display."""
+"""Figures: panels of tiles and confusion matrices, drawn by Matplotlib without a display."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from hfd_jax.data.facts import Facts
 
 
 def stretch(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """[H, W, C] -> the same in 0..1 between the 2nd and 98th percentile of all its valid values; invalid 0."""
+    """Scales [H, W, C] to 0..1 between the 2nd and 98th percentiles of its valid values; invalid pixels are 0."""
     image = image.astype(np.float32)
     if not valid.any():
         return np.zeros_like(image)
@@ -26,7 +26,7 @@ def sar_picture(sar: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def eo_picture(eo: np.ndarray, valid: np.ndarray, bands: tuple[str, ...]) -> np.ndarray:
-    """True colour [H, W, 3] where red, green and blue are known by name, else the first band in grey."""
+    """True colour [H, W, 3] if red, green and blue are among the band names, otherwise the first band in grey."""
     names = [("R", "B4", "red"), ("G", "B3", "green"), ("B", "B2", "blue")]
     index = [next((bands.index(name) for name in choice if name in bands), None) for choice in names]
     picture = stretch(eo[..., index] if None not in index else eo[..., [0, 0, 0]], valid)
@@ -47,7 +47,7 @@ def tile_pictures(
     """Heading -> picture of a tile, [H, W] or [H, W, 3]: SAR, EO, label, then a class map per network.
 
     Args:
-      tile: as `Evaluator.predictions` returns it; one that is marked "rotated" is turned back.
+      tile: an element of `Evaluator.predictions`; a tile marked "rotated" is rotated back.
       titles: name of a class map in the tile -> heading, in order.
       facts: colours and class names.
       eo_bands: names of the bands in the tile's eo.
@@ -72,7 +72,7 @@ def panel(
 def panel_figure(
     tiles: Sequence[Mapping[str, np.ndarray]], titles: Mapping[str, str], facts: Facts, eo_bands: tuple[str, ...]
 ) -> Figure:
-    """One row a tile, its columns as in `tile_pictures`."""
+    """One row per tile, with the columns of `tile_pictures`."""
     columns = 3 + len(titles)
     figure = Figure(figsize=(2.1 * columns, 2.1 * len(tiles) + 0.6))
     axes = figure.subplots(len(tiles), columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""How fast a restored network predicts."""
+"""Inference speed of a restored network."""
 
 import time
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from hfd_jax.core.parallel import Jit, Pmap
 from hfd_jax.evaluation import steps
 from hfd_jax.inference.restore import Network
 
-# Inference is timed for so long, seconds, and at least so many times.
+# Minimum duration in seconds and minimum number of repetitions of a measurement.
 TIMED, REPEATED = 1.0, 5
 
 
 def inference_speed(network: Network, batch: Mapping[str, np.ndarray], parallel: Jit | Pmap) -> float:
-    """Megapixels a second from stored values to class map, the input on the devices already; the median.
+    """Median megapixels per second from stored values to class map, without the transfer of the input to the devices.
 
     Args:
-      network: to time.
-      batch: its stored images, "sar" or "eo" [B, H, W, bands] with "sar_valid" or "eo_valid" [B, H, W].
-      parallel: where the network's variables lie.
+      network: network to time.
+      batch: stored images, "sar" or "eo" [B, H, W, bands] with "sar_valid" or "eo_valid" [B, H, W].
+      parallel: devices that hold the network's variables.
     """
     names = (network.sensor, f"{network.sensor}_valid")
     step = parallel.map_step(steps.predict_step(network.model, network.inputs, network.sensor))
@@ -35,7 +35,7 @@ def inference_speed(network: Network, batch: Mapping[str, np.ndarray], parallel:
 
 
 def made_up_images(network: Network, count: int, size: int) -> dict[str, np.ndarray]:
-    """`count` images of random numbers, size x size pixels, as `inference_speed` takes them."""
+    """A batch of `count` random images of size x size pixels for `inference_speed`."""
     bands = len(network.record["bands"][network.sensor])
     return {
         network.sensor: np.random.default_rng(0).random((count, size, size, bands), np.float32),

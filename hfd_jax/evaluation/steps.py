@@ -19,7 +19,7 @@ def eval_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
         label = common_label(batch)
         counts = {
             "confusion": confusion_matrix(jnp.argmax(logits, -1), label, model.classes),
-            # Padding (index -1) is no part of the data set and so not "ignored" either.
+            # Padding (index -1) does not belong to the data set and is not counted as ignored.
             "ignored": jnp.sum((label == IGNORE_LABEL) & (batch["index"] >= 0)[:, None, None]),
         }
         return global_sum(counts)
@@ -28,7 +28,7 @@ def eval_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
 
 
 def common_label(batch: dict):
-    """label [B, H, W] of what both sensors saw, whichever is used: rows of a table are about the same pixels."""
+    """label [B, H, W] where both sensors have data, so that all networks are scored on the same pixels."""
     return jnp.where(batch["sar_valid"] & batch["eo_valid"], batch["label"], IGNORE_LABEL)
 
 
@@ -43,7 +43,7 @@ def predict_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
 
 
 def class_map_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, of_class: int):
-    """Returns (variables, batch) -> what one class is scored by, of the whole batch on every device.
+    """Returns (variables, batch) -> maps to score one class, gathered on every device for the whole batch.
 
     "prediction" [B, H, W] uint8 class index, "probability" [B, H, W] float32 of class `of_class` (softmax), "label"
     [B, H, W] uint8 as `eval_step` counts it.

@@ -1,4 +1,4 @@
-"""The picture of a sweep: mIoU per row with every seed, or curves over one field."""
+"""The figure of a sweep: mIoU per row with every seed, or curves over one config field."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +7,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hfd_jax.core.logs import duration
-from hfd_jax.experiments.statistics import Line, Results, size
+from hfd_jax.experiments.statistics import Line, Results
 from hfd_jax.experiments.sweep import Sweep, curve
+from hfd_jax.experiments.tables import size
 
 INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#7c3aed", "#be185d", "#92400e")
 
 
 def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
-    """Writes a PNG; `places` are the rows' values on the sweep's axis, and empty for a picture without one."""
+    """Writes a PNG; `places` maps rows to their values on the sweep's axis and is empty for a sweep without an axis."""
     figure = _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
-    figure.savefig(path, dpi=130, bbox_inches="tight")  # the columns lie beside the axes
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # includes the columns beside the axes
 
 
 def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
@@ -40,7 +41,7 @@ def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
 
 
 def _costs(axes: Any, lines: Sequence[Line]) -> None:
-    """Beside the points, what they bring and cost."""
+    """Writes the gap closed and the costs of each row beside its point."""
     columns = {
         "gap\nclosed": ["" if line.closed is None else f"{line.closed:.0%}" for line in lines],
         "para-\nmeters": [size(line.parameters) for line in lines],

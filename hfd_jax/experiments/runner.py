@@ -1,4 +1,4 @@
-"""Carrying out the runs of a sweep: what is not finished yet, one after the other or side by side."""
+"""Runs a sweep's unfinished jobs, one after the other or in parallel processes."""
 
 import concurrent.futures
 import glob
@@ -22,14 +22,14 @@ from hfd_jax.core.workdir import Workdir, check_claim, read_json
 from hfd_jax.experiments.sweep import Job
 from hfd_jax.train import stages
 
-_stop: Any = None  # in a worker: an event, set when no further run is to begin
+_stop: Any = None  # in a worker: an event; once set, no further run starts
 
 
 def is_finished(job: Job) -> bool:
-    """Whether its network has been evaluated at its last step.
+    """Returns whether the job's network has been evaluated at its last step.
 
     Raises:
-      WorkdirError: the folder holds a run of another config.
+      WorkdirError: the folder contains a run with a different config.
     """
     workdir = Workdir(job.root)
     check_claim(workdir, job.config)
@@ -40,22 +40,22 @@ def is_finished(job: Job) -> bool:
 
 
 def run(job: Job) -> None:
-    """Trains and evaluates; goes on where an earlier call was interrupted."""
+    """Trains and evaluates the job's network; resumes an interrupted run."""
     stages.train(job.config, job.root)
     jax.clear_caches()
 
 
 def run_all(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = print) -> list[tuple[Job, UserError]]:
-    """Runs what is not finished, teachers before students, `at_once` at a time.
+    """Runs the unfinished jobs, teachers before students, `at_once` at a time.
 
-    A run that fails for a reason of its own (it diverges, say) does not stop the others.
+    A run that fails on its own, for example because it diverges, does not stop the others.
 
     Returns:
-      Those that failed, with the reason.
+      The failed jobs with their errors.
 
     Raises:
-      UserError: more at once than there are GPUs; a worker process died (out of memory, say).
-      StoppedError: after SIGTERM; the same call continues.
+      UserError: `at_once` exceeds the number of GPUs, or a worker process died, for example out of memory.
+      StoppedError: the process received SIGTERM; the same call resumes.
     """
     if at_once > 1 and at_once > (gpus := _gpus()) > 0:
         raise UserError(f"--at_once is {at_once}, and every run takes a GPU of its own: there are {gpus}")
@@ -81,7 +81,7 @@ def _one_by_one(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -
 
 
 def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
-    """Each worker process has a share of the devices of its own: GPUs in turn, or the CPU's cores."""
+    """Runs jobs in worker processes, each with its own GPU or its own share of the CPU cores."""
     context = multiprocessing.get_context("spawn")
     numbers, stop = context.Queue(), context.Event()
     for number in range(at_once):
@@ -111,7 +111,7 @@ def _attempt(job: Job) -> UserError | None:
         run(job)
     except UserError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - out of memory, say: smaller networks still have a chance
+    except Exception as error:  # noqa: BLE001 - for example out of memory: smaller networks may still fit
         traceback.print_exc()
         return UserError(f"{type(error).__name__}: {error}".splitlines()[0])
     return None
@@ -128,8 +128,8 @@ def _attempt_quietly(job: Job) -> UserError | None:
                 return outcome
         except (StoppedError, KeyboardInterrupt) as message:
             print(message, flush=True)
-            _stop.set()  # tells the tool that this worker has not just died
-        os._exit(STOPPED_EXIT_CODE)  # or the pool would hand it the next run
+            _stop.set()  # distinguishes a stopped worker from one that died
+        os._exit(STOPPED_EXIT_CODE)  # otherwise the pool would assign it the next run
 
 
 def _output(job: Job) -> str:
@@ -137,16 +137,16 @@ def _output(job: Job) -> str:
 
 
 def _to_stop() -> bool:
-    """Whether the tool has been interrupted or killed: a signal that comes while a run is evaluated goes unheard."""
+    """Whether the tool was interrupted or killed: evaluation does not react to signals."""
     return _stop.is_set() or not multiprocessing.parent_process().is_alive()
 
 
 def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
-    """Before JAX looks for devices: this worker sees its own GPU, or its own cores. It ends with its parent."""
-    global _stop  # a pool has no other way to hand an event over
+    """Restricts this worker to its own GPU or cores before JAX looks for devices; it stops when its parent ends."""
+    global _stop  # a pool cannot pass an event to its tasks
     _stop = stop
     threading.Thread(target=_follow_parent, daemon=True).start()
-    flags.FLAGS.mark_as_parsed()  # grain insists on it
+    flags.FLAGS.mark_as_parsed()  # required by grain
     number = numbers.get()
     os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu(number)
     if hasattr(os, "sched_setaffinity"):
@@ -155,13 +155,13 @@ def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
 
 
 def _follow_parent() -> None:
-    """A parent that is killed takes no leave of its workers: each saves and stops, as if asked itself."""
+    """Sends SIGTERM to this worker once its parent has ended, so that it saves and stops."""
     multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _gpus() -> int:
-    """How many NVIDIA GPUs JAX could use; counted without JAX, which would take them. 0 where it is JAX for the CPU."""
+    """Number of NVIDIA GPUs available to JAX, counted without initialising JAX; 0 for JAX on the CPU."""
     if importlib.util.find_spec("jax_plugins") is None:
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,17 +1,17 @@
-"""A sweep: variants of one config, each with several seeds, and which runs it is made of.
+"""Sweeps: variants of one config with several seeds each, and the runs that they require.
 
-A sweep file (configs/sweeps/) says
+A sweep file (configs/sweeps/) defines
 
-    CONFIG = "configs/quickstart.py"      what the rows vary; --config names another one
-    REFERENCE = "SAR-only"                the row that differences are taken to
+    CONFIG = "configs/quickstart.py"      base config; --config overrides it
+    REFERENCE = "SAR-only"                the row that others are compared with
     ROWS = {"SAR-only": {"distill.method": ()}, "HFD": {}, ...}       row -> fields that differ
-    FLOOR = "without distillation"        optional: where the gap to the teacher begins; else the reference
-    AXIS = "data.label_share"             optional: rows that share a name up to " @" are points of one curve over it,
-                                          REFERENCE and FLOOR are names of curves
+    FLOOR = "without distillation"        optional: lower end of the gap to the teacher; default: REFERENCE
+    AXIS = "data.label_share"             optional: rows with the same name before " @" form a curve over this field;
+                                          REFERENCE and FLOOR then name curves
 
-Every row is one student (or, with {"stage": "teacher"}, the teacher). Rows that agree in all that a teacher's training
-depends on share the teachers, one per seed. A run's folder is named after the fields in which it differs from the
-config, so that sweeps of the same config in the same folder share the runs that they have in common.
+Every row is one student or, with {"stage": "teacher"}, the teacher. Rows that agree in every field that the teacher's
+training depends on share one teacher per seed. A run's folder is named after the fields that differ from the base
+config, so sweeps of the same config in the same folder reuse each other's runs.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from hfd_jax.core.workdir import Workdir
 from hfd_jax.train.config_flags import unknown_field
 from hfd_jax.train.networks import student_spec
 
-# Fields that the training of a teacher does not read.
+# Fields that do not affect the teacher's training.
 _STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
-# Fields that a sweep sets itself, for every run.
+# Fields that the sweep sets for every run.
 _OWN = ("seed", "baselines", "teacher.checkpoint", "eval.panels")
 _LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
 _POINT = " @"
@@ -41,14 +41,14 @@ _POINT = " @"
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """The contents of a sweep file.
 
     Attributes:
-      name: of the file.
+      name: name of the file without its suffix.
       config: path of the config that the rows vary.
-      reference: row, or curve, that differences are taken to.
+      reference: row or curve that the others are compared with.
       rows: name -> {field: value}.
-      floor: row or curve at which the gap to the teacher begins.
+      floor: row or curve at the lower end of the gap to the teacher.
       axis: field that a curve is drawn over, or "".
     """
 
@@ -61,7 +61,7 @@ class Sweep:
 
     @property
     def teacher(self) -> str:
-        """The row or curve that is the ceiling; "" where no row is a teacher."""
+        """The row or curve of the teacher, the upper end of the gap; "" if no row trains a teacher."""
         return next((curve(row) for row, fields in self.rows.items() if fields.get("stage") == "teacher"), "")
 
 
@@ -71,7 +71,7 @@ def curve(row: str) -> str:
 
 
 def at_same_point(name: str, row: str) -> str:
-    """The point of the curve `name` that lies where `row` lies; `name` itself where `row` is no point of a curve."""
+    """The point of curve `name` at the same value as `row`; `name` itself if `row` is not a point of a curve."""
     return name + row[len(curve(row)) :]
 
 
@@ -80,9 +80,10 @@ class Job:
     """One training run of a sweep, in a workdir of its own.
 
     Attributes:
-      row: whose result it is; "" for a teacher that is no row.
-      seed, config, root: of the run; root is its workdir.
-      network: what is trained, "teacher" or "student".
+      row: the row that the result belongs to; "" for a teacher that is not a row itself.
+      seed, config: seed and config of the run.
+      root: workdir of the run.
+      network: the network to train, "teacher" or "student".
     """
 
     row: str
@@ -101,9 +102,13 @@ class Job:
 
 
 def read_sweep(path: str) -> Sweep:
-    """ConfigError where the file is missing, or is none."""
+    """Reads a sweep file.
+
+    Raises:
+      ConfigError: the file is missing or invalid.
+    """
     if not os.path.isfile(path):
-        raise ConfigError(f"--sweep={path}: no such file; configs/sweeps/ holds those that come with the project")
+        raise ConfigError(f"--sweep={path}: no such file; the sweeps of this project are in configs/sweeps/")
     try:
         found = runpy.run_path(path)
     except Exception as error:
@@ -125,8 +130,12 @@ def read_sweep(path: str) -> Sweep:
 
 
 def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> list[Job]:
-    """The runs of a sweep in an order in which each finds its teacher; ConfigError for a field that does not exist or
-    that the sweep sets itself, rows that are the same run, and values on the axis that have no place there."""
+    """Lists the runs of a sweep, teachers first.
+
+    Raises:
+      ConfigError: a field does not exist or is set by the sweep itself, two rows are the same run, or a value cannot
+        be placed on the axis.
+    """
     if base.teacher.checkpoint:
         raise ConfigError(
             f"config.teacher.checkpoint is {base.teacher.checkpoint!r}: a sweep trains a teacher of its own per seed"
@@ -191,7 +200,11 @@ def _check_place(sweep: Sweep, config: ConfigDict, row: str) -> None:
 
 
 def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of `base` with fields ("part.field") set; ConfigError where one does not exist or has another type."""
+    """Copies `base` and sets fields ("part.field").
+
+    Raises:
+      ConfigError: a field does not exist or the value has another type.
+    """
     config = base.copy_and_resolve_references()
     for field, value in overrides.items():
         problem = unknown_field(field, config)
@@ -205,14 +218,14 @@ def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Config
 
 
 def _teacher_job(base: ConfigDict, overrides: Mapping[str, Any], seed: int, root: str) -> Job:
-    mine = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(_STUDENTS_ALONE)}
-    config = varied(base, mine, "teacher")
+    relevant = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(_STUDENTS_ALONE)}
+    config = varied(base, relevant, "teacher")
     config.seed, config.baselines, config.stage, config.eval.panels = seed, (), "teacher", 0
-    return Job("", seed, config, _folder(root, "teachers", mine, base, seed), "teacher")
+    return Job("", seed, config, _folder(root, "teachers", relevant, base, seed), "teacher")
 
 
 def _folder(root: str, kind: str, overrides: Mapping[str, Any], base: ConfigDict, seed: int) -> str:
-    """Named after the overrides that change something, whatever the row is called."""
+    """A run's folder, named after the overrides that change the base config and independent of the row's name."""
     changed = {field: value for field, value in overrides.items() if value != value_at(base, field)}
     words = [f"{field} {'none' if value == () else value}" for field, value in sorted(changed.items())]
     name = re.sub(r"[^A-Za-z0-9.+-]+", "_", " ".join(words)).strip("_")

@@ -44,7 +44,7 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
     say(f"evaluating on split {split!r} ({run.dataset.size(split)} tiles)")
     # Importing TensorFlow takes seconds, which existing pictures do not need.
     summaries = os.path.join(run.workdir.summaries, "evaluation")
-    results = evaluate_workdir(
+    results, written = evaluate_workdir(
         run.workdir,
         {name: run.checkpoint(name) for name in names},
         run.evaluator(split),
@@ -54,7 +54,7 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
         summaries=summaries if trained or not os.path.exists(summaries) else "",
     )
     say(table(results))
-    say(f"written to {run.workdir.root}: evaluation.json, figures/panel_{split}.png, figures/confusion_{split}.png")
+    say(f"written to {run.workdir.root}: {', '.join(written)}")
     return results
 
 

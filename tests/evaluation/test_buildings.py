@@ -21,8 +21,7 @@ from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
 from hfd_jax.data.pipeline import Reading
 from hfd_jax.data.tiles import Tile
-from hfd_jax.evaluation import buildings
-from hfd_jax.evaluation import evaluator as evaluator_module
+from hfd_jax.evaluation import buildings, evaluator
 from hfd_jax.evaluation.buildings import BuildingScore, building_class, match, score_tile
 from hfd_jax.evaluation.evaluator import Evaluator, evaluate_workdir
 from hfd_jax.evaluation.metrics import scores
@@ -191,9 +190,9 @@ def test_whole_tiles_come_back_in_order_from_any_windows_and_devices(towns, kind
 
 def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, monkeypatch):
     parallel = make_parallel("jit", jax.devices()[:1])
-    evaluator, workdir = make_evaluator(towns, parallel), Workdir(str(tmp_path))
+    of_split, workdir = make_evaluator(towns, parallel), Workdir(str(tmp_path))
     network = make_network(parallel)
-    for module in (evaluator_module, buildings):
+    for module in (evaluator, buildings):
         monkeypatch.setattr(module, "load_network", lambda *_: network)
     checkpoints = {"student": ("anywhere", "latest")}
 
@@ -202,10 +201,18 @@ def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, mo
 
     def evaluate_with(matrix):
         known = {"student": scores(np.array(matrix), FACTS.class_names)}
-        evaluate_workdir(workdir, checkpoints, evaluator, parallel, panels=0, known=known)
+        return evaluate_workdir(workdir, checkpoints, of_split, parallel, panels=0, known=known)
 
-    evaluate_with([[5, 1], [1, 5]])
-    result = buildings.score_workdir(workdir, checkpoints, evaluator, parallel, "building")
+    of_title, written = evaluate_with([[5, 1], [1, 5]])
+    assert written == ["evaluation.json", "figures/confusion_test.png"], "no panel is announced without one"
+    assert all((tmp_path / path).is_file() for path in written)
+    lines = [line.split() for line in evaluator.table(of_title).splitlines()]
+    # IoU 5 / 7 of either class, F1 and accuracy 10 / 12, kappa (10 / 12 - 1 / 2) / (1 / 2).
+    assert lines[0] == ["land", "building", "mIoU", "macro", "F1", "accuracy", "kappa", "ignored", "px"]
+    assert lines[1] == ["oracle", "0.7143", "0.7143", "0.7143", "0.8333", "0.8333", "0.6667", "0"]
+    empty = evaluator.table({"none": scores(np.array([[3, 0], [0, 0]]), FACTS.class_names)}).splitlines()[1].split()
+    assert empty[:4] == ["none", "1.0000", "-", "1.0000"], "a class that does not occur has no score"
+    result = buildings.score_workdir(workdir, checkpoints, of_split, parallel, "building")
     assert result == {"oracle": BuildingScore(3, 0, 0)}
     assert row()["buildings"] == {
         "class": "building", "precision": 1.0, "recall": 1.0, "f1": 1.0, "true_positives": 3, "false_positives": 0,
@@ -221,6 +228,6 @@ def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, mo
     assert "buildings" not in row(), "another one: its score would be the old one's"
 
     network = make_network(parallel, sign=-1.0)
-    result = buildings.score_workdir(workdir, checkpoints, evaluator, parallel, "building")
+    result = buildings.score_workdir(workdir, checkpoints, of_split, parallel, "building")
     # All that is not a building is one proposal, and so is the hole, of 4 pixels.
     assert result == {"oracle": BuildingScore(0, 3, 3)}

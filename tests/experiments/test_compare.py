@@ -15,7 +15,7 @@ from scipy import stats
 
 from configs import default
 from hfd_jax.core.errors import ConfigError, UserError
-from hfd_jax.experiments import figure, runner, statistics, sweep
+from hfd_jax.experiments import figure, runner, statistics, sweep, tables
 from hfd_jax.experiments.statistics import Result
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, python_environment, run_python
@@ -242,13 +242,22 @@ def test_tables_say_the_same_in_three_formats(tmp_path):
     made_of = some_sweep({row: {} for row in results}, reference="SAR_only")
     lines = statistics.lines_of(results, made_of, {"HFD @ 10 %": 2.0})
     assert [line.gain is None for line in lines] == [True, True, False], "each point against its own place's"
-    text = statistics.markdown(statistics.cells(lines))
-    assert "| HFD @ 10 % | 2 | 0.725 ± 0.318 | +0.175 ± 0.318 |" in text and "| 2.50 M | 1:00 | 2.00 |" in text
-    rows = list(csv.DictReader(io.StringIO(statistics.comma_separated(lines))))
+    text = tables.markdown(tables.score_table(lines))
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
+    names = "row, seeds, mIoU (95 % interval), difference (95 % interval), p, gap closed, macro F1, parameters, "
+    assert cells[0] == [*names.split(", ")[:-1], "training", "Mpixel/s"]
+    assert cells[4][:4] == ["HFD @ 10 %", "2", "0.725 ± 0.318", "+0.175 ± 0.318"]
+    assert cells[4][-3:] == ["2.50 M", "1:00", "2.00"]
+    assert cells[3][:4] == ["SAR_only @ 20 %", "1", "0.600", ""], "a single seed has no interval"
+    rows = list(csv.DictReader(io.StringIO(tables.comma_separated(lines))))
     assert float(rows[2]["mean_iou"]) == lines[2].mean_iou and float(rows[2]["iou land"]) == 0.725
-    assert "| SAR_only @ 20 % | 1 | 0.600 |" in text, "a single seed has no interval"
-    tex = statistics.latex(statistics.cells(lines))
+    assert list(rows[0])[:3] == ["row", "seeds", "mean_iou"] and list(rows[0])[-2:] == ["iou land", "iou water"]
+    assert rows[0]["gain"] == "" and rows[1]["megapixels"] == "" and rows[0]["parameters"] == "2500000"
+    tex = tables.latex(tables.score_table(lines))
     assert r"SAR\_only" in tex and r"HFD @ 10 \%" in tex and r"0.725 $\pm$ 0.318" in tex and tex.count(r" \\") == 4
+    assert tex.count("rule\n") == 3 and r"\begin{tabular}{lrrrrrrrrr}" in tex
+    by_class = tables.markdown(tables.class_table(lines)).splitlines()
+    assert [cell.strip() for cell in by_class[4].strip("|").split("|")] == ["HFD @ 10 %", "0.725", ""]
     for places in ({}, {"SAR_only @ 10 %": 0.1, "SAR_only @ 20 %": 0.2, "HFD @ 10 %": 0.1}):
         figure.draw(str(tmp_path / "f.png"), lines, results, made_of, places)
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
