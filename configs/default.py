@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     # "jit" (sharded over all devices) or "pmap"; both give the same losses.
     config.parallel = "jit"
-    # This process is one of several of the same run, on one or more hosts; JAX finds the others (README).
+    # This process is one of several of the same run, on one or more hosts; JAX finds the others (docs/cluster.md).
     config.distributed = False
 
     config.data = data = ConfigDict()

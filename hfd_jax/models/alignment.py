@@ -1,6 +1,6 @@
 """Heterogeneous feature alignment module (HFAM): aggregates the encoder's scales into one map.
 
-HFD-Net names the module; the equations are this project's own (see the README's table), with SFNet (Li et al. 2020,
+HFD-Net names the module; the equations are this project's own (see docs/paper.md), with SFNet (Li et al. 2020,
 semantic flow) and FaPN (Huang et al. 2021, feature selection) as the nearest published relatives.
 """
 

@@ -1,7 +1,6 @@
 """The workdir belongs to one config; logs survive kills and resumes."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from configs import default
 from hfd_jax.core import logs
 from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.workdir import Workdir, claim, read_json, sole_run, write_json
-from tests.conftest import ROOT
 
 
 def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
@@ -119,23 +117,3 @@ def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatc
     assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
     assert not (tmp_path / "tb").exists()
     logs.tensorboard_available.cache_clear()
-
-
-def test_readme_shows_what_is_there():
-    """No figure left open, every picture and every file that it names is part of the project."""
-    text = (ROOT / "README.md").read_text()
-    assert not re.findall(r"@[A-Z0-9]+@", text)
-    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text) + re.findall(
-        r"`((?:hfd_jax|configs|tools|tests)/[\w/.]+\.\w+)`", text
-    )
-    assert len(named) > 8
-    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
-
-
-def test_readme_names_tests_that_exist():
-    file, missing = "", []
-    for path, test in re.findall(r"`(tests/\w+\.py)?::(test_\w+)`", (ROOT / "README.md").read_text()):
-        file = path or file
-        if f"def {test}(" not in (ROOT / file).read_text():
-            missing.append(f"{file}::{test}")
-    assert missing == [] and file
