@@ -153,7 +153,7 @@ def test_a_whole_shard_of_bad_tiles_is_no_problem(tmp_path):
 
 
 def test_two_preparations_at_once_end_with_one_data_set(serial, tmp_path):
-    code = "import sys; from tests.test_builder import *;prepare(catalogue.Scenes, ManySource(), sys.argv[1])"
+    code = "import sys; from tests.data.test_builder import *;prepare(catalogue.Scenes, ManySource(), sys.argv[1])"
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert digest(tmp_path / "scenes" / "many" / "1.0.0") == digest(serial)
@@ -164,7 +164,7 @@ def test_beam_writes_the_same(tmp_path):
     source = ManySource(count=100)  # more than ten shards, whose names do not sort as numbers
     serial = prepare(catalogue.Scenes, source, str(tmp_path / "serial"))
     code = (
-        "import sys; from tests.test_builder import *; from apache_beam.options.pipeline_options import PipelineOptions;"
+        "import sys; from tests.data.test_builder import *; from apache_beam.options.pipeline_options import PipelineOptions;"
         "options = PipelineOptions(['--runner=DirectRunner']);"
         "prepare(catalogue.Scenes, ManySource(count=100), sys.argv[1], beam=options)"
     )
