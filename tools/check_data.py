@@ -26,7 +26,7 @@ from tools import cli, datasets
 
 
 def main(arguments: argparse.Namespace) -> None:
-    name = arguments.dataset or ("folder" if arguments.description else datasets.recognise(arguments.raw_dir))
+    name = arguments.dataset or datasets.recognise(arguments.raw_dir, arguments)
     _, source = datasets.make_source(name, arguments.raw_dir, arguments)
     findings = inspect(source, arguments.workers, arguments.tiles)
     output = arguments.output or os.path.join("checked", source.facts.name)

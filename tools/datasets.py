@@ -1,71 +1,101 @@
-"""The raw data sets that tools read, and their options on the command line."""
+"""Command-line options of the data sets, as their readers declare them."""
 
 import argparse
 import os
+from collections.abc import Mapping
+from typing import Any
 
-from hfd_jax.core.errors import DataError
-from hfd_jax.data import sen12ms, spacenet6, whu_opt_sar
+from hfd_jax.core.errors import DataError, UserError
 from hfd_jax.data.builder import PairedTiles
-from hfd_jax.data.folder import Folder, FolderSource
-from hfd_jax.data.tiles import TileSource
+from hfd_jax.data.catalogue import SceneSource
+from hfd_jax.data.reader import Option, Reader, options_of
+from hfd_jax.data.registry import READERS
+from hfd_jax.data.simulator import SceneOptions
 
-NAMES = ("folder", "spacenet6", "sen12ms", "dfc2020", "whu_opt_sar")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what decides how a raw data set is read."""
-    parser.add_argument("--description", help="folder: the description, if it is not RAW_DIR/dataset.json")
-    group = parser.add_argument_group("spacenet6")
-    group.add_argument("--eo_product", choices=tuple(spacenet6.EO_BANDS), default="PS-RGB", help="optical product")
-    group.add_argument(
-        "--splitting", choices=spacenet6.SPLITTINGS, default="ten_fold", help="see hfd_jax/data/spacenet6.py"
-    )
-    group.add_argument("--fold", type=int, default=0, help="of ten_fold, 0 to 9")
-    group.add_argument("--min_area", type=float, default=0.0, help="smaller footprints are not drawn, square metres")
-    group.add_argument("--sar_order", default="", help="stored order of the SAR bands, if not HH,HV,VH,VV")
-    group.add_argument("--eo_order", default="", help="stored order of the optical bands, if not R,G,B or B,G,R,NIR")
-    group = parser.add_argument_group("sen12ms and dfc2020")
-    group.add_argument(
-        "--classes",
-        choices=tuple(sen12ms.LEFT_OUT),
-        default="simplified",
-        help="ten classes; without savanna; the eight that DFC2020 scores",
-    )
-    group = parser.add_argument_group("whu_opt_sar")
-    group.add_argument("--block", type=int, default=512, help="largest edge of a stored block, pixels")
+NAMES = READERS.keys()
+SCENES = {"scenes": {**options_of(SceneOptions), **options_of(SceneSource)}}
 
 
-def make_source(name: str, raw_dir: str, arguments: argparse.Namespace) -> tuple[type[PairedTiles], TileSource]:
-    """The builder and the source of a raw data set; DataError where the folder is not one."""
+def reader_options() -> dict[str, Mapping[str, Option]]:
+    """Name of each raw data set -> its options."""
+    return {name: options_of(reader) for name, reader in READERS.items()}
+
+
+def add_options(parser: argparse.ArgumentParser, simulated: bool = False) -> None:
+    """Adds the options of all data sets, one group per data set; `simulated` includes those of "scenes".
+
+    Data sets may share an option, which must then be declared alike. An option that is not given stays out of the
+    namespace.
+    """
+    declared = reader_options() | (SCENES if simulated else {})
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, options in declared.items():
+        for key, option in options.items():
+            owners = [other for other in declared if key in declared[other]]
+            for other in owners:
+                if declared[other][key] != option:
+                    raise ValueError(f"data sets {name} and {other} declare option --{key} differently")
+            if owners[0] != name:
+                continue
+            title = " and ".join(owners)
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            default = "" if option.default in (None, "") else f" (default: {option.default})"
+            groups[title].add_argument(
+                f"--{key}",
+                type=option.type,
+                choices=option.choices,
+                default=argparse.SUPPRESS,
+                help=option.help + default,
+            )
+
+
+def given_options(name: str, arguments: argparse.Namespace, simulated: bool = False) -> dict[str, Any]:
+    """Returns the options given for data set `name`. Raises UserError if one belongs only to other data sets."""
+    declared = reader_options() | (SCENES if simulated else {})
+    for key, owners in _owners(arguments, declared).items():
+        if name not in owners:
+            raise UserError(f"--{key} is an option of {' and '.join(owners)}; --dataset={name} does not take it")
+    return {key: getattr(arguments, key) for key in declared[name] if hasattr(arguments, key)}
+
+
+def make_source(
+    name: str, raw_dir: str, arguments: argparse.Namespace, simulated: bool = False
+) -> tuple[type[PairedTiles], Reader]:
+    """The builder and the reader of a raw data set; `simulated` as given to `add_options`.
+
+    Raises:
+      DataError: the folder does not exist or does not hold this data set.
+      UserError: an option of another data set was given.
+    """
+    options = given_options(name, arguments, simulated)
     if not os.path.isdir(raw_dir):
         raise DataError(f"{raw_dir}: no such folder")
-    if name == "folder":
-        return Folder, FolderSource(raw_dir, arguments.description)
-    if name == "spacenet6":
-        options = {
-            key: getattr(arguments, key)
-            for key in ("eo_product", "splitting", "fold", "min_area", "sar_order", "eo_order")
-        }
-        return spacenet6.Spacenet6, spacenet6.Spacenet6Source(raw_dir, **options)
-    if name == "whu_opt_sar":
-        return whu_opt_sar.WhuOptSar, whu_opt_sar.WhuOptSarSource(raw_dir, arguments.block)
-    if name == "dfc2020":
-        return sen12ms.Dfc2020, sen12ms.Dfc2020Source(raw_dir, arguments.classes)
-    return sen12ms.Sen12ms, sen12ms.Sen12msSource(raw_dir, arguments.classes)
+    source = READERS[name](raw_dir, **options)
+    return source.builder, source
 
 
-def recognise(raw_dir: str) -> str:
-    """The name of the data set whose layout the folder has; DataError where it has none."""
-    there = set(os.listdir(raw_dir)) if os.path.isdir(raw_dir) else set()
-    nested = os.path.join(raw_dir, "train", spacenet6.AREA)
-    if "dataset.json" in there:
-        return "folder"
-    if spacenet6.SAR in there or os.path.isdir(nested):
-        return "spacenet6"
-    if there & set(sen12ms.SEASONS):
-        return "sen12ms"
-    if there & set(sen12ms.DFC_SPLITS):
-        return "dfc2020"
-    if set(whu_opt_sar.FOLDERS) <= there:
-        return "whu_opt_sar"
+def recognise(raw_dir: str, arguments: argparse.Namespace) -> str:
+    """Name of the data set in `raw_dir`: the only one with a given option, or the first that recognises its layout.
+
+    Raises:
+      DataError: no data set recognises the layout.
+    """
+    for owners in _owners(arguments, reader_options()).values():
+        if len(owners) == 1:
+            return owners[0]
+    if os.path.isdir(raw_dir):
+        for name, reader in READERS.items():
+            if reader.recognise(raw_dir):
+                return name
     raise DataError(f"{raw_dir}: not the layout of a known data set; name it with --dataset ({', '.join(NAMES)})")
+
+
+def _owners(arguments: argparse.Namespace, declared: Mapping[str, Mapping[str, Option]]) -> dict[str, list[str]]:
+    """Given option -> data sets that declare it."""
+    owners: dict[str, list[str]] = {}
+    for name, options in declared.items():
+        for key in options:
+            if hasattr(arguments, key):
+                owners.setdefault(key, []).append(name)
+    return owners

@@ -21,31 +21,21 @@ On a cluster Apache Beam runs the same shards (tools/env pip install -r requirem
 """
 
 import argparse
-import dataclasses
 import os
 
 from hfd_jax.core.errors import DataError, UserError
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
+from hfd_jax.data.reader import options_of
 from hfd_jax.data.simulator import SceneOptions
 from tools import cli, datasets
-
-DESCRIPTIONS = {
-    "size": "edge of a tile, pixels",
-    "pixel_size": "metres",
-    "looks": "of the speckle",
-    "incidence": "of the radar against the vertical, degrees",
-    "misregistration": "shift of the optical image, pixels",
-    "unlabelled_share": "of the training tiles",
-    "seed": "changes every tile",
-}
 
 
 def main(arguments: argparse.Namespace) -> None:
     if arguments.dataset == "scenes":
         builder, source = catalogue.Scenes, scene_source(arguments)
     elif arguments.raw_dir:
-        builder, source = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
+        builder, source = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments, simulated=True)
     else:
         raise UserError(f"--dataset={arguments.dataset} needs --raw_dir, the folder of the raw data")
     directory = prepare(
@@ -86,12 +76,13 @@ def list_skipped(dataset: catalogue.Dataset) -> None:
 
 
 def scene_source(arguments: argparse.Namespace) -> catalogue.SceneSource:
-    names = [field.name for field in dataclasses.fields(SceneOptions)]
+    given = datasets.given_options("scenes", arguments, simulated=True)
+    counts = {split: given.pop(split) for split in options_of(catalogue.SceneSource) if split in given}
     try:
-        options = SceneOptions(**{name: getattr(arguments, name) for name in names})
+        options = SceneOptions(**given)
     except ValueError as error:
         raise DataError(str(error)) from error
-    return catalogue.SceneSource(options, arguments.train, arguments.validation, arguments.test)
+    return catalogue.SceneSource(options, **counts)
 
 
 def summary(dataset: catalogue.Dataset) -> str:
@@ -123,12 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out and list bad tiles instead of stopping")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made from something else")
-    datasets.add_options(parser)
-    scenes = parser.add_argument_group("scenes", "options of the simulated data set")
-    for field in dataclasses.fields(SceneOptions):
-        scenes.add_argument(f"--{field.name}", type=field.type, default=field.default, help=DESCRIPTIONS[field.name])
-    for split, count in (("train", 600), ("validation", 100), ("test", 200)):
-        scenes.add_argument(f"--{split}", type=int, default=count, help=f"{split} tiles")
+    datasets.add_options(parser, simulated=True)
     return parser
 
 

@@ -13,6 +13,7 @@ from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics
+from hfd_jax.data.reader import option
 from hfd_jax.data.tiles import Tile
 
 
@@ -27,9 +28,9 @@ class SceneSource:
     """A `TileSource` of simulated tiles: `train`, `validation` and `test` tiles in this order of index."""
 
     options: simulator.SceneOptions
-    train: int = 600
-    validation: int = 100
-    test: int = 200
+    train: int = option(600, "train tiles")
+    validation: int = option(100, "validation tiles")
+    test: int = option(200, "test tiles")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -53,7 +53,8 @@ from hfd_jax.data.rasters import (
     read_image,
     valid_pixels,
 )
-from hfd_jax.data.tiles import Relisted, Tile
+from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.tiles import Tile
 from hfd_jax.data.units import linear_to_db
 
 MAX_BLOCK = 1024
@@ -90,23 +91,30 @@ class _Key:
         return f"{self.name}_{self.rows[0]}_{self.cols[0]}"
 
 
-class FolderSource(Relisted):
-    """Reads a described folder; a `TileSource`.
+@dataclasses.dataclass(eq=False)
+class FolderSource(Reader):
+    """Reads a folder with a description; a `TileSource`.
 
-    Args:
-      raw_dir: holds the sar, eo and label folders.
-      description: path of dataset.json; default raw_dir/dataset.json.
+    Attributes:
+      raw_dir: folder that holds the sar, eo and label folders.
+      description: path of the description; default: raw_dir/dataset.json.
 
     Raises:
-      DataError: a missing file, an unknown or missing key, rasters that do not fit.
+      DataError: a file is missing, or a key is unknown or missing.
     """
 
+    builder = Folder
     relisted = ("_keys",)
-    left_out: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, raw_dir: str, description: str | None = None):
-        self._dir = raw_dir
-        self._path = description or os.path.join(raw_dir, "dataset.json")
+    raw_dir: str
+    description: str | None = option(None, "description of the data set; default: RAW_DIR/dataset.json")
+
+    @staticmethod
+    def recognise(raw_dir: str) -> bool:
+        return os.path.exists(os.path.join(raw_dir, "dataset.json"))
+
+    def __post_init__(self):
+        self._path = self.description or os.path.join(self.raw_dir, "dataset.json")
         self._text = read_description(self._path)
         self._table = code_table(self._text["label"])
         self._names = self._list_tiles()
@@ -174,7 +182,7 @@ class FolderSource(Relisted):
         )
 
     def _file(self, kind: str, name: str) -> str:
-        return os.path.join(self._dir, self._text[kind].get("folder", kind), name + ".tif")
+        return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
 
     def _extent(self, name: str) -> tuple[int, dict[str, tuple[int, int]]]:
         """(height, split -> columns) by a raster of the pair that can be opened; reading says what is wrong with it."""
@@ -186,7 +194,7 @@ class FolderSource(Relisted):
     def _list_tiles(self) -> list[str]:
         listed = {}
         for kind in ("sar", "eo"):
-            folder = os.path.join(self._dir, self._text[kind].get("folder", kind))
+            folder = os.path.join(self.raw_dir, self._text[kind].get("folder", kind))
             if not os.path.isdir(folder):
                 raise DataError(f"{folder}: no such folder; {self._path} expects the {kind} rasters there")
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}

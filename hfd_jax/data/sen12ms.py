@@ -28,7 +28,8 @@ from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
-from hfd_jax.data.tiles import Relisted, Tile
+from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.tiles import Tile
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
 DFC_SPLITS = {"ROIs0000_validation": "validation", "ROIs0000_test": "test"}
@@ -76,7 +77,7 @@ class Dfc2020(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sen12msSource(Relisted):
+class Sen12msSource(Reader):
     """Reads SEN12MS; a `TileSource` whose keys are the paths of the Sentinel-1 files below raw_dir.
 
     Attributes:
@@ -85,17 +86,22 @@ class Sen12msSource(Relisted):
       labels: source of the label, "lc" (IGBP) or "dfc".
     """
 
-    raw_dir: str
-    classes: str = "simplified"
-    labels: str = "lc"
-
+    builder = Sen12ms
     groups = SEASONS
     relisted = ("_listed",)
+
+    raw_dir: str
+    classes: str = option("simplified", "all ten classes, without savanna, or the eight of DFC2020", tuple(LEFT_OUT))
+    labels: str = "lc"
+
+    @classmethod
+    def recognise(cls, raw_dir: str) -> bool:
+        return any(os.path.isdir(os.path.join(raw_dir, group)) for group in cls.groups)
 
     def __post_init__(self):
         if self.classes not in LEFT_OUT:
             raise DataError(f"classes is {self.classes!r}; {nearest(self.classes, LEFT_OUT)}")
-        if not any(os.path.isdir(os.path.join(self.raw_dir, group)) for group in self.groups):
+        if not self.recognise(self.raw_dir):
             raise DataError(f"{self.raw_dir}: holds none of {', '.join(self.groups)}")
 
     @property
@@ -187,10 +193,10 @@ class Sen12msSource(Relisted):
 class Dfc2020Source(Sen12msSource):
     """Reads DFC2020 with its labels of 10 m; the same classes as SEN12MS, and no training split."""
 
-    classes: str = "dfc2020"
-    labels: str = "dfc"
-
+    builder = Dfc2020
     groups = tuple(DFC_SPLITS)
+
+    labels: str = "dfc"
 
     def split(self, scene: str) -> str:
         return DFC_SPLITS[os.path.dirname(scene)]

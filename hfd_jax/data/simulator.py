@@ -19,6 +19,8 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from hfd_jax.data.reader import option
+
 GRASS, WATER, ROAD, TREES, BUILDINGS = range(5)
 VERSION = 1  # of the simulator; counts up when its tiles change
 CLASS_NAMES = ("grass", "water", "road", "trees", "buildings")
@@ -79,13 +81,13 @@ class SceneOptions:
       seed: changes every tile.
     """
 
-    size: int = 64
-    pixel_size: float = 1.0
-    looks: float = 1.0
-    incidence: float = 38.0
-    misregistration: float = 0.0
-    unlabelled_share: float = 0.0
-    seed: int = 0
+    size: int = option(64, "edge of a square tile, pixels")
+    pixel_size: float = option(1.0, "edge of a pixel on the ground, metres")
+    looks: float = option(1.0, "number of looks of the speckle")
+    incidence: float = option(38.0, "incidence angle of the radar, degrees from the vertical")
+    misregistration: float = option(0.0, "length of the shift between SAR and optical image, pixels")
+    unlabelled_share: float = option(0.0, "share of the training tiles without label")
+    seed: int = option(0, "random seed of all tiles")
 
     def __post_init__(self):
         checks = {

@@ -30,7 +30,8 @@ from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
 from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, stored_type, valid_pixels
-from hfd_jax.data.tiles import Relisted, Tile, rotate
+from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.tiles import Tile, rotate
 
 AREA = "AOI_11_Rotterdam"
 PREFIX = f"SN6_Train_{AREA}"
@@ -53,7 +54,7 @@ class Spacenet6(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spacenet6Source(Relisted):
+class Spacenet6Source(Reader):
     """Reads the training part of SpaceNet 6; a `TileSource`.
 
     Attributes:
@@ -65,15 +66,20 @@ class Spacenet6Source(Relisted):
       sar_order, eo_order: band names in stored order, with commas; "" for the usual one (SAR_BANDS, EO_BANDS).
     """
 
+    builder = Spacenet6
     relisted = ("_names", "_keys", "_footprints")
 
     raw_dir: str
-    eo_product: str = "PS-RGB"
-    splitting: str = "ten_fold"
-    fold: int = 0
-    min_area: float = 0.0
-    sar_order: str = ""
-    eo_order: str = ""
+    eo_product: str = option("PS-RGB", "optical product", tuple(EO_BANDS))
+    splitting: str = option("ten_fold", "how tiles are split; see hfd_jax/data/spacenet6.py", SPLITTINGS)
+    fold: int = option(0, "fold of ten_fold, 0 to 9")
+    min_area: float = option(0.0, "drop footprints smaller than this, square metres")
+    sar_order: str = option("", "stored order of the SAR bands; default: HH,HV,VH,VV")
+    eo_order: str = option("", "stored order of the optical bands; default: R,G,B or B,G,R,NIR")
+
+    @staticmethod
+    def recognise(raw_dir: str) -> bool:
+        return any(os.path.isdir(os.path.join(raw_dir, folder)) for folder in (SAR, os.path.join("train", AREA)))
 
     def __post_init__(self):
         for field, choices in (("eo_product", tuple(EO_BANDS)), ("splitting", SPLITTINGS), ("fold", range(10))):

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import rasterio.windows
@@ -31,7 +31,8 @@ from hfd_jax.data.rasters import (
     stored_type,
     valid_pixels,
 )
-from hfd_jax.data.tiles import Relisted, Tile
+from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.tiles import Tile
 
 FOLDERS = ("sar", "optical", "lbl")
 SAR_BANDS, EO_BANDS = ("GF3",), ("R", "G", "B", "NIR")
@@ -79,7 +80,7 @@ class WhuOptSar(PairedTiles):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhuOptSarSource(Relisted):
+class WhuOptSarSource(Reader):
     """Reads WHU-OPT-SAR; a `TileSource` whose keys are (scene, rows, columns).
 
     Attributes:
@@ -87,11 +88,15 @@ class WhuOptSarSource(Relisted):
       block: largest edge of a stored block, pixels.
     """
 
+    builder = WhuOptSar
     relisted = ("_scenes", "_keys")
-    left_out: ClassVar[dict[str, int]] = {}
 
     raw_dir: str
-    block: int = 512
+    block: int = option(512, "largest edge of a stored block, pixels")
+
+    @staticmethod
+    def recognise(raw_dir: str) -> bool:
+        return all(os.path.isdir(os.path.join(raw_dir, folder)) for folder in FOLDERS)
 
     def __post_init__(self):
         for folder in FOLDERS:

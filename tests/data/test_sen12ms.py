@@ -94,7 +94,7 @@ def test_prepared_set_masks_nan_and_leaves_the_broken_patch_out(tree, tmp_path):
 def test_dfc2020_has_no_training_split(tmp_path):
     scenes = ["ROIs0000_validation/s1_validation", "ROIs0000_test/s1_0"]
     tree = Sen12msTree(tmp_path, scenes, sources=("s1", "s2", "lc", "dfc"))
-    source = Dfc2020Source(str(tree.root))
+    source = Dfc2020Source(str(tree.root), classes="dfc2020")
     dataset = catalogue.read_dataset(prepare(Dfc2020, source, str(tmp_path / "data")))
     assert dataset.sizes == {"validation": 2, "test": 2}
     assert dataset.facts.class_names[-1] == "water" and len(dataset.facts.class_names) == 8
