@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from hfd_jax.data.facts import SPLITS
 from hfd_jax.inference.restore import model_config
 from hfd_jax.models.registry import ARCHITECTURES
 
@@ -141,7 +142,7 @@ def _front_matter(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> d
 
 
 def _result(record: Mapping[str, Any], split: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    known = split in record["tiles"]  # the label of another data set names data set and split at once
+    known = split in SPLITS  # the label of another data set joins data set and split
     dataset = {"name": record["facts"]["name"], "type": record["facts"]["name"], "split": split}
     return {
         "task": {"type": "image-segmentation"},

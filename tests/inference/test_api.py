@@ -150,7 +150,10 @@ def test_types_with_the_same_values_give_the_same_map(student, sar):
         (lambda x: x[:0], "holds no pixels"),
         (lambda x: x.astype(np.complex64), "array is complex64; expected real numbers, in the unit 'db'"),
         (lambda x: x.astype(str), "expected real numbers"),
-        (lambda x: 10 ** (x / 10), r"trained on dB, which is mostly negative: convert linear power with 10 \* np.log10"),
+        (
+            lambda x: 10 ** (x / 10),
+            r"trained on dB, which is mostly negative: convert linear power with 10 \* np.log10",
+        ),
         (lambda x: np.where(x > -12, x, -9999), "does -9999 mean no data .mark its pixels with valid=False or NaN"),
     ],
 )
