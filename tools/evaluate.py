@@ -1,40 +1,99 @@
-"""Evaluates the networks of a run from their checkpoints, in a process of its own.
+"""Evaluates the networks of a run from their checkpoints, or the network in a model file.
 
   python -m tools.evaluate --workdir=runs/quickstart
   python -m tools.evaluate --workdir=runs/quickstart --stage=student --split=validation
   python -m tools.evaluate --workdir=runs/sen12ms --data=dfc2020/simplified --split=test
   python -m tools.evaluate --workdir=runs/spacenet6 --polygons
+  python -m tools.evaluate --model=student.safetensors --data=folder/my_data --output=scores
 
 Prints IoU per class, mIoU (mean over classes of one confusion matrix over the whole split), macro F1 (mean over classes
 of F1), overall accuracy, Cohen's kappa and the number of ignored pixels. Writes WORKDIR/evaluation.json,
-WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png (with --data: ..._DATA_SPLIT.png).
+WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png (with --data: ..._DATA_SPLIT.png). With --model,
+a file that tools.export --format=model wrote, these go to the folder --output; --data names the data set.
 
-With --polygons also the SpaceNet building score (precision, recall and F1 of buildings as objects: intersection over
-union above 0.5, from 80 pixels on, counts pooled over the split). The truth is taken from the stored label raster, in
-which buildings that touch are one: the figure is not the challenge's own, which goes by footprints.
+--polygons adds the SpaceNet building score: precision, recall and F1 of buildings as objects (intersection over union
+above 0.5, at least 80 pixels, counts pooled over the split). The reference is the stored label raster, in which
+touching buildings are one object; the challenge itself compares footprints, so its score differs.
 """
 
 import argparse
 import os
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from hfd_jax.core.checkpoint import CheckpointReader
-from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.errors import ConfigError, WorkdirError, writing
+from hfd_jax.core.parallel import Jit, Pmap, make_parallel
 from hfd_jax.core.workdir import Workdir, read_config
 from hfd_jax.data.catalogue import find_dataset
+from hfd_jax.data.facts import Facts
+from hfd_jax.data.pipeline import Reading
 from hfd_jax.evaluation import buildings
-from hfd_jax.evaluation.evaluator import evaluate_workdir, table
+from hfd_jax.evaluation.evaluator import Evaluator, evaluate_workdir, table
+from hfd_jax.inference.model_file import find_model_file, read_model_file
 from hfd_jax.inference.restore import check_fits
+from hfd_jax.models.hfdnet import STRIDE
 from hfd_jax.models.registry import ARCHITECTURES
 from hfd_jax.train.networks import BASELINES, teacher_folder
 from hfd_jax.train.run import open_run
 from hfd_jax.train.validate import check_fields
 from tools import cli
 
+BATCH, PANELS = 16, 6  # for a model file; a run's config has its own
+
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.model:
+        evaluate_model(arguments)
+    else:
+        evaluate_run(arguments)
+
+
+def evaluate_model(arguments: argparse.Namespace) -> None:
+    """Evaluates the network in a model file on a prepared data set."""
+    refuse(arguments, {"stage": "--workdir", "checkpoint": "--workdir"})
+    if not arguments.data or not arguments.output:
+        raise ConfigError("--model: also give --data, the data set, and --output, the folder of the results")
+    workdir = Workdir(arguments.output)
+    if os.path.exists(workdir.config):
+        raise WorkdirError(f"{arguments.output} is the workdir of a run; choose another --output")
+    path = find_model_file(arguments.model)
+    record, _ = read_model_file(path)
+    dataset = find_dataset(arguments.data, arguments.data_dir or "data")
+    check_fits(record, dataset.facts)
+    devices, window = jax.device_count(), arguments.window or 0
+    batch_size = arguments.batch_size or devices * -(-BATCH // devices)
+    if batch_size < 1 or batch_size % devices:
+        raise ConfigError(f"--batch_size={batch_size}: expected a multiple of the {devices} devices")
+    if window < 0 or window % STRIDE:
+        raise ConfigError(f"--window={window}: expected a multiple of the network's stride {STRIDE}, 0 or more")
+    parallel, reading = make_parallel("jit"), Reading(*(band_index(record, dataset.facts, s) for s in ("sar", "eo")))
+    evaluator = Evaluator(dataset, arguments.split or "test", reading, parallel, batch_size, window)
+    with writing(workdir.root):
+        os.makedirs(workdir.root, exist_ok=True)
+    label = f"{arguments.data.replace('/', '_')}_{evaluator.split}"
+    checkpoints = {record["network"]: (path, "latest")}
+    panels = PANELS if arguments.panels is None else arguments.panels
+    score(workdir, checkpoints, evaluator, parallel, panels, label, arguments.polygons)
+
+
+def band_index(record: dict[str, Any], facts: Facts, sensor: str) -> tuple[int, ...]:
+    """Positions in the data set of the bands that a network was trained on."""
+    return tuple(getattr(facts, f"{sensor}_bands").index(band) for band in record["bands"][sensor])
+
+
+def refuse(arguments: argparse.Namespace, belongs: dict[str, str]) -> None:
+    """Raises ConfigError if an argument is given without the one that it belongs to."""
+    for name, other in belongs.items():
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name} applies only to {other}")
+
+
+def evaluate_run(arguments: argparse.Namespace) -> None:
+    """Evaluates the networks of a run."""
+    refuse(arguments, {"output": "--model"})
     workdir = Workdir(arguments.workdir)
     config = ConfigDict(read_config(workdir))
     if arguments.data_dir:
@@ -54,18 +113,31 @@ def main(arguments: argparse.Namespace) -> None:
     if not checkpoints:
         raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
     evaluator = shared.evaluator(config.eval.split)
-    if arguments.polygons is not None:  # a wrong name must not cost an evaluation
-        arguments.polygons = buildings.building_class(evaluator.facts.class_names, arguments.polygons)
-    results, written = evaluate_workdir(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label)
+    score(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label, arguments.polygons)
+
+
+def score(
+    workdir: Workdir,
+    checkpoints: dict[str, tuple[str, str]],
+    evaluator: Evaluator,
+    parallel: Jit | Pmap,
+    panels: int,
+    label: str,
+    polygons: str | None,
+) -> None:
+    """Prints and writes the scores of networks; `polygons` is the class of the building score, "" for the usual one."""
+    if polygons is not None:  # first, so that a wrong name is refused before the evaluation
+        polygons = buildings.building_class(evaluator.facts.class_names, polygons)
+    results, written = evaluate_workdir(workdir, checkpoints, evaluator, parallel, panels, label)
     print(table(results))
-    if arguments.polygons is not None:
-        scores = buildings.score_workdir(workdir, checkpoints, evaluator, shared.parallel, arguments.polygons, label)
-        print(buildings.table(scores, arguments.polygons))
+    if polygons is not None:
+        scores = buildings.score_workdir(workdir, checkpoints, evaluator, parallel, polygons, label)
+        print(buildings.table(scores, polygons))
     print(f"written to {workdir.root}: {', '.join(written)}")
 
 
 def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Namespace) -> str:
-    """Turns the config to the data set that --data names, read as the run's networks were trained; names the result."""
+    """Points the config to the data set of --data, with the bands of the run's networks; returns the result's label."""
     dataset = find_dataset(arguments.data, config.data.dir)
     for name in networks(arguments.stage):
         folder = teacher_folder(config, workdir) if name == "teacher" else workdir.checkpoints(name)
@@ -79,28 +151,29 @@ def use_other_data(config: ConfigDict, workdir: Workdir, arguments: argparse.Nam
 
 
 def networks(stage: str | None) -> list[str]:
-    """Folders below checkpoints/ that belong to a stage; every stage without one."""
+    """Folders below checkpoints/ that belong to a stage; those of all stages for None."""
     students = [*BASELINES, *ARCHITECTURES, "student"]
     return {"teacher": ["teacher"], "student": students, None: ["teacher", *students]}[stage]
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("evaluate", __doc__)
-    parser.add_argument("--workdir", required=True, help="of the run, as main.py was given it")
-    parser.add_argument(
-        "--stage", choices=("teacher", "student"), help="only this stage's networks; default: all there are"
-    )
-    parser.add_argument("--split", help="of the data set; default: config.eval.split")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of the run")
+    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, in place of a workdir")
+    parser.add_argument("--output", help="folder of the results with --model; not the workdir of a run")
+    parser.add_argument("--stage", choices=("teacher", "student"), help="only the networks of this stage; default: all")
+    parser.add_argument("--split", help='of the data set; default: that of the run, or "test"')
     parser.add_argument(
         "--checkpoint",
         choices=("latest", "best"),
-        help="default: as the run did, config.eval.checkpoint",
+        help="default: the one that the run evaluated",
     )
-    parser.add_argument("--data", help="another prepared data set with the same classes; default: config.data.name")
-    parser.add_argument("--data_dir", help="root of the prepared data sets; default: config.data.dir")
-    parser.add_argument("--batch_size", type=int, help="windows per step; default: config.eval.batch_size")
+    parser.add_argument("--data", help="a prepared data set with the same classes; default: that of the run")
+    parser.add_argument("--data_dir", help='root of the prepared data sets; default: of the run, or "data"')
+    parser.add_argument("--batch_size", type=int, help="windows per step; default: of the run, or 16")
     parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")
-    parser.add_argument("--panels", type=int, help="tiles in the picture, 0: none; default: config.eval.panels")
+    parser.add_argument("--panels", type=int, help="tiles in the picture, 0: none; default: of the run, or 6")
     parser.add_argument(
         "--polygons",
         nargs="?",

@@ -1,15 +1,22 @@
-"""Writes the student of a run, alone, as an artifact that runs without this project.
+"""Exports the student of a run: as one file to share, or as a program that runs without this project.
 
+  python -m tools.export --workdir=runs/quickstart --output=student --format=model
   python -m tools.export --workdir=runs/quickstart --output=student
   python -m tools.export --workdir=runs/spacenet6 --output=student --size=512,1024 --checkpoint=best
   python -m tools.export --workdir=runs/quickstart --output=student --format=savedmodel
 
-The artifact maps (sar [batch, height, width, bands] float32 in the unit that the data set stores, valid [batch, height,
-width] bool) to logits [batch, height, width, classes] float32. Filter, normalisation and parameters are inside; there
-is no adapter and no teacher. The batch may have any size; height and width are fixed, one artifact for each --size.
+--format=model writes OUTPUT/student.safetensors: parameters as arrays, and as JSON everything else that is needed
+(architecture, bands, unit, statistics, classes, config, provenance, digests); no code. hfd_jax.load, tools.predict and
+tools.evaluate take the file in place of a workdir, for images of any size. Beside it lies OUTPUT/README.md, a model
+card filled from the run; complete it (licence, limits) before you publish the model.
 
-OUTPUT/model.json tells bands, unit, statistics, classes, colours, origin and digests, OUTPUT/README.txt how to call it.
-A StableHLO artifact needs JAX alone:
+--format=stablehlo and savedmodel write a program that maps (sar [batch, height, width, bands] float32 in the unit of
+the data set, valid [batch, height, width] bool) to logits [batch, height, width, classes] float32. Filter,
+normalisation and parameters are inside; adapters and the teacher are not. The batch may have any size; height and width
+are fixed, with one artifact per --size.
+
+OUTPUT/model.json lists bands, unit, statistics, classes, colours, origin and digests, OUTPUT/README.txt shows how to
+call it. A StableHLO artifact needs only JAX:
 
   import jax, json, pathlib, numpy as np
   model = json.loads(pathlib.Path('model.json').read_text())
@@ -30,8 +37,13 @@ from tools import cli
 
 def main(arguments: argparse.Namespace) -> None:
     options = export.Options(arguments.size or (), arguments.format, arguments.platforms, arguments.overwrite)
-    network = export.open_network(Workdir(arguments.workdir), arguments.network, arguments.checkpoint, arguments.dtype)
-    description = export.write(network, arguments.output, options)
+    workdir = Workdir(arguments.workdir)
+    network = export.open_sar_network(workdir, arguments.network, arguments.checkpoint, arguments.dtype)
+    if options.format == "model":
+        evaluation = export.evaluation_of(workdir, network)
+        description = export.write_model(network, arguments.output, options.overwrite, evaluation)
+    else:
+        description = export.write(network, arguments.output, options)
     print(f"{description['name']}, step {description['step']}, {description['parameters']['count']} parameters")
     print(f"written to {arguments.output}: {', '.join(sorted(os.listdir(arguments.output)))}")
 
@@ -50,26 +62,24 @@ def words(text: str) -> tuple[str, ...]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("export", __doc__)
-    parser.add_argument("--workdir", required=True, help="of the run, as main.py was given it")
-    parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--network", default="student", help="that reads SAR, as its folder in WORKDIR/checkpoints")
-    parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), help="default: as the run evaluated, config.eval.checkpoint"
-    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--output", required=True, help="folder to create")
+    parser.add_argument("--network", default="student", help="a SAR network, named as in WORKDIR/checkpoints")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: the one that the run evaluated")
     parser.add_argument(
         "--size",
         type=sizes,
-        help="EDGE or HEIGHTxWIDTH in pixels, multiples of 32; several, with commas: an artifact each; default: the "
-        "crop that the network was trained on",
+        help="EDGE or HEIGHTxWIDTH in pixels, multiples of 32, separated by commas, one artifact each; default: the "
+        "training crop; not for --format=model",
     )
     parser.add_argument("--format", default="stablehlo", choices=export.FORMATS, help="savedmodel needs TensorFlow")
     parser.add_argument(
         "--platforms",
         type=words,
         default="cpu,cuda,tpu",
-        help=f"that each artifact runs on, with commas, out of {', '.join(export.PLATFORMS)}",
+        help=f"of each program, separated by commas: {', '.join(export.PLATFORMS)}",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="to compute in; default: as in training")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the computation; default: as in training")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 

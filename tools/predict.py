@@ -1,27 +1,30 @@
-"""Makes maps of georeferenced scenes of any size with a trained network.
+"""Maps georeferenced scenes of any size with a trained network.
 
   python -m tools.predict --workdir=runs/my_data --input=scene.tif --output=maps
   python -m tools.predict --workdir=runs/my_data --input=scenes --output=maps --probabilities --confidence
   python -m tools.predict --workdir=runs/my_data --input='*_sigma0.tif' --output=maps --sar_unit=linear --bands=2,1
   python -m tools.predict --workdir=runs/my_data --input=scene.tif --output=maps --polygons=water --min_area=400
   python -m tools.predict --workdir=runs/my_data --input=scenes.txt --output=maps --network=sar_only --flips
+  python -m tools.predict --model=student.safetensors --input=scene.tif --output=maps
 
-Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices (the names and colours are in the file) with the scene's
+The network comes from the workdir of a run or from a model file (tools.export --format=model).
+
+Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices (names and colours are in the file) with the scene's
 CRS and transform, 255 where the scene has no data, as a cloud-optimised GeoTIFF. --probabilities adds
-NAME_probabilities.tif (one band per class), --confidence NAME_confidence.tif (probability of the class that won);
+NAME_probabilities.tif (one band per class), --confidence NAME_confidence.tif (probability of the winning class);
 0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected areas of one class with
-area and mean confidence (tools.polygonize makes them of a map that is there).
+area and mean confidence (tools.polygonize makes them from an existing map).
 
 The scene is read in overlapping windows whose logits are blended, so memory does not grow with the scene, and windows
-leave no seams. A pixel's class does not depend on the window as long as the overlap holds what the network looks at
-around it; networks that pool over all they see (model.context, PSPNet, ...) say so, and their maps depend on it.
+leave no seams. A pixel's class does not depend on the window if the overlap covers the network's receptive field. Maps
+of networks that pool over the whole window (model.context, PSPNet, ...) depend on the window; the tool then says so.
 
-Bands, units and values are held against what the network was trained on before anything is computed. A SAR network
-needs SAR scenes, the teacher optical ones (--network=teacher). --rotate is for scenes imaged from the side opposite to
-the training tiles (SpaceNet 6: the south-looking strips).
+Bands, units and values are compared with the training data before anything is computed. A SAR network needs SAR scenes,
+the teacher optical ones (--network=teacher). --rotate is for scenes imaged from the side opposite to the training tiles
+(SpaceNet 6: the south-looking strips).
 
-A map has its name when it is complete. The same command after an interruption goes on with the next scene, and leaves
-finished maps alone if checkpoint, scene and settings are the same. Several processes (--distributed) share the scenes.
+A map gets its name when it is complete. After an interruption the same command continues with the next scene; it keeps
+finished maps if checkpoint, scene and settings are unchanged. Several processes (--distributed) share the scenes.
 """
 
 import argparse
@@ -32,7 +35,7 @@ import rasterio
 
 from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.logs import say
-from hfd_jax.core.parallel import KINDS, enable_compilation_cache, join_processes, make_parallel
+from hfd_jax.core.parallel import KINDS, Jit, Pmap, enable_compilation_cache, join_processes, make_parallel
 from hfd_jax.core.workdir import Workdir
 from hfd_jax.data.facts import SAR_UNITS
 from hfd_jax.inference.mapping.listing import find_scenes, targets
@@ -40,7 +43,7 @@ from hfd_jax.inference.mapping.predict import BATCH, OVERLAP, WINDOW, Options, P
 from hfd_jax.inference.mapping.reader import Interpretation
 from hfd_jax.inference.mapping.run import Polygons, predict_scenes
 from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, PROBABILITIES
-from hfd_jax.inference.restore import find_network
+from hfd_jax.inference.restore import Network, find_network, load_model
 from tools import cli
 
 CACHE_MB = 256  # of GDAL, whose default is a share of the machine's memory
@@ -55,7 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
     scenes = find_scenes(arguments.input)
     where = targets(scenes, arguments.output, products)
     parallel = make_parallel(arguments.parallel, jax.local_devices())
-    network = find_network(Workdir(arguments.workdir), arguments.network, arguments.checkpoint, parallel)
+    network = find(arguments, parallel)
     predictor = Predictor(network, parallel, make_options(arguments))
     polygons = make_polygons(arguments, network.record["facts"]["class_names"])
     say(f"network: {network.record['title']}, step {network.record['step']}")
@@ -66,6 +69,13 @@ def main(arguments: argparse.Namespace) -> None:
         predict_scenes(predictor, scenes, where, arguments.overwrite, polygons)
 
 
+def find(arguments: argparse.Namespace, parallel: Jit | Pmap) -> Network:
+    """Restores the network of the workdir or of the model file."""
+    if arguments.model:
+        return load_model(arguments.model, arguments.network, arguments.checkpoint, parallel)
+    return find_network(Workdir(arguments.workdir), arguments.network or "student", arguments.checkpoint, parallel)
+
+
 def make_options(arguments: argparse.Namespace) -> Options:
     bands = tuple(part.strip() for part in arguments.bands.split(",")) if arguments.bands else ()
     return Options(
@@ -74,12 +84,12 @@ def make_options(arguments: argparse.Namespace) -> Options:
         batch_size=arguments.batch_size,
         flips=arguments.flips,
         rotate=arguments.rotate,
-        said=Interpretation(arguments.sar_unit or "", arguments.nodata, bands),
+        described=Interpretation(arguments.sar_unit or "", arguments.nodata, bands),
     )
 
 
 def make_polygons(arguments: argparse.Namespace, class_names: Sequence[str]) -> Polygons | None:
-    """ConfigError where there is no such class."""
+    """Raises ConfigError if there is no such class."""
     if not arguments.polygons:
         return None
     if arguments.polygons not in class_names:
@@ -89,32 +99,32 @@ def make_polygons(arguments: argparse.Namespace, class_names: Sequence[str]) -> 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("predict", __doc__)
-    parser.add_argument("--workdir", required=True, help="of the run, as main.py was given it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of the run")
+    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, in place of a workdir")
     parser.add_argument("--input", required=True, help="a raster, a folder of them, a pattern, or a list NAME.txt")
     parser.add_argument("--output", required=True, help="folder of the maps")
-    parser.add_argument("--network", default="student", help="teacher, student, or a baseline")
-    parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), help="default: as the run did, config.eval.checkpoint"
-    )
+    parser.add_argument("--network", help="teacher, student or a baseline; default: student, or that of the file")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: the one that the run evaluated")
     maps = parser.add_argument_group("maps")
     maps.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
     maps.add_argument("--confidence", action="store_true", help="also write the probability of the winning class")
-    maps.add_argument("--overwrite", action="store_true", help="make all maps anew, also those made otherwise")
+    maps.add_argument("--overwrite", action="store_true", help="make all maps again, including those of other settings")
     shapes = parser.add_argument_group("polygons")
-    shapes.add_argument("--polygons", metavar="CLASS", help="also write the polygons of this class, and --confidence")
-    shapes.add_argument("--polygon_format", choices=("gpkg", "geojson"), default="gpkg", help="of the polygons' file")
-    shapes.add_argument("--min_area", type=float, default=0.0, help="smaller polygons are left out, square metres")
-    shapes.add_argument("--simplify", type=float, default=1.0, help="tolerance in pixels; 0 keeps the pixels' corners")
+    shapes.add_argument("--polygons", metavar="CLASS", help="also write polygons of this class, and --confidence")
+    shapes.add_argument("--polygon_format", choices=("gpkg", "geojson"), default="gpkg", help="of the polygon file")
+    shapes.add_argument("--min_area", type=float, default=0.0, help="drop smaller polygons, square metres")
+    shapes.add_argument("--simplify", type=float, default=1.0, help="tolerance in pixels; 0 keeps the pixel edges")
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--sar_unit", choices=SAR_UNITS, help="of the scenes; default: as the network was trained")
-    scenes.add_argument("--nodata", type=float, help="value without data in all bands; default: each scene's own tag")
-    scenes.add_argument("--bands", help="numbers (from 1) or names of the bands to take, as VV,VH; default: by name")
+    scenes.add_argument("--nodata", type=float, help="value of pixels without data; default: each scene's own tag")
+    scenes.add_argument("--bands", help="numbers (from 1) or names of the bands, such as VV,VH; default: by name")
     work = parser.add_argument_group("computation")
     default_window = f"{WINDOW}, or the training crop if that is larger"
     work.add_argument("--window", type=int, help=f"edge of the windows, pixels; default: {default_window}")
     work.add_argument("--overlap", type=int, default=OVERLAP, help="of neighbouring windows, pixels")
     work.add_argument("--batch_size", type=int, default=BATCH, help="windows at a time, all devices together")
-    work.add_argument("--flips", action="store_true", help="average over the flips that the look direction allows")
+    work.add_argument("--flips", action="store_true", help="average over the flips that preserve the look direction")
     work.add_argument("--rotate", action="store_true", help="turn the scenes by 180 degrees for the network")
     work.add_argument("--parallel", choices=KINDS, default="jit", help="how several devices are used")
     work.add_argument("--distributed", action="store_true", help="this is one of several processes, as in training")

@@ -1,4 +1,4 @@
-"""One confusion matrix over the whole set, and everything that is derived from it.
+"""One confusion matrix over a whole split, every score derived from it, and the numbers of a run as pandas frames.
 
 Rows are the reference, columns the prediction. `confusion_matrix` runs on the device; the scores are plain NumPy.
 """
@@ -8,8 +8,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
+from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.logs import read_log
+from hfd_jax.core.workdir import Workdir, read_json
+
+PER_CLASS = ("iou", "f1", "precision", "recall")
+SUMMARY = ("mean_iou", "macro_f1", "accuracy", "kappa")
 
 
 def confusion_matrix(prediction, label, classes: int):
@@ -31,9 +38,9 @@ def confusion_matrix(prediction, label, classes: int):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says.
+    """The scores of a confusion matrix.
 
-    A class with neither reference nor predicted pixels has no score (NaN) and is left out of the means; `absent`
+    A class with neither reference nor predicted pixels has no score (NaN) and is excluded from the means; `absent`
     names it.
 
     Attributes:
@@ -43,8 +50,8 @@ class Scores:
       accuracy: share of correct pixels (overall accuracy).
       kappa: Cohen's kappa.
       pixels, ignored: counts.
-      absent: names of the classes left out.
-      matrix: [K, K] int64, what all of this was derived from.
+      absent: names of the classes excluded from the means.
+      matrix: [K, K] int64, rows are the reference.
     """
 
     class_names: tuple[str, ...]
@@ -64,12 +71,64 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; a missing score is None."""
         per_class = {
-            name: {key: _or_none(getattr(self, key)[k]) for key in ("iou", "f1", "precision", "recall")}
-            for k, name in enumerate(self.class_names)
+            name: {key: _or_none(getattr(self, key)[k]) for key in PER_CLASS} for k, name in enumerate(self.class_names)
         }
-        scalars = {key: _or_none(getattr(self, key)) for key in ("mean_iou", "macro_f1", "accuracy", "kappa")}
+        scalars = {key: _or_none(getattr(self, key)) for key in SUMMARY}
         counts = {"pixels": self.pixels, "ignored": self.ignored, "absent_classes": list(self.absent)}
         return {**scalars, **counts, "per_class": per_class, "confusion_matrix": self.matrix.tolist()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per class, and a last row "mean" over the classes that have a value.
+
+        Columns: iou, f1, precision, recall (0 to 1, NaN if undefined) and pixels (of the reference; in "mean" all of
+        them). `frame.attrs` holds mean_iou, macro_f1, accuracy, kappa, pixels and ignored.
+        """
+        frame = pd.DataFrame({key: getattr(self, key) for key in PER_CLASS}, index=list(self.class_names))
+        frame.loc["mean"] = frame.mean()
+        frame["pixels"] = [*self.matrix.sum(1).tolist(), self.pixels]
+        frame.attrs = {key: getattr(self, key) for key in (*SUMMARY, "pixels", "ignored")}
+        return frame
+
+
+def read_metrics(workdir: str) -> pd.DataFrame:
+    """Reads the metrics that a run logged while it trained.
+
+    Args:
+      workdir: of the run.
+
+    Returns:
+      One row per line of metrics.jsonl: network, step, and the logged numbers (NaN where a line lacks one).
+
+    Raises:
+      WorkdirError: the folder holds no metrics.jsonl.
+    """
+    path = Workdir(str(workdir)).metrics
+    entries, _ = read_log(path)
+    if not entries:
+        raise WorkdirError(f"{path}: missing or empty; is {workdir} the workdir of a run?")
+    return pd.DataFrame(entries)
+
+
+def read_evaluation(workdir: str) -> pd.DataFrame:
+    """Reads the scores of a run's networks.
+
+    Args:
+      workdir: of the run.
+
+    Returns:
+      One row per split and network of evaluation.json: title, step, mean_iou, macro_f1, accuracy, kappa, pixels,
+      ignored, and the IoU of every class as "iou CLASS".
+
+    Raises:
+      WorkdirError: the folder holds no evaluation.json.
+    """
+    rows = []
+    for split, networks in read_json(Workdir(str(workdir)).evaluation).items():
+        for network, row in networks.items():
+            numbers = {key: row[key] for key in ("title", "step", *SUMMARY, "pixels", "ignored")}
+            ious = {f"iou {name}": scores["iou"] for name, scores in row["per_class"].items()}
+            rows.append({"split": split, "network": network, **numbers, **ious})
+    return pd.DataFrame(rows)
 
 
 def _or_none(value) -> float | None:
@@ -80,7 +139,7 @@ def scores(matrix: np.ndarray, class_names: tuple[str, ...], ignored: int = 0) -
     """Derives every score from `matrix` [K, K] (rows: reference).
 
     Raises:
-      ValueError: a matrix whose shape does not fit the class names.
+      ValueError: the shape of the matrix does not fit the class names.
     """
     m = np.asarray(matrix, np.float64)
     if m.shape != (len(class_names),) * 2:

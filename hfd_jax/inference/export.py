@@ -1,8 +1,9 @@
-"""A trained SAR network as an artifact that runs without this project: StableHLO of jax.export, or a SavedModel.
+"""Exports a trained SAR network: as a model file, or as a program that runs without this project.
 
-The artifact maps (sar [B, H, W, bands] float32 in the stored unit, valid [B, H, W] bool) to logits [B, H, W, K]
-float32. Filter, normalisation and parameters are inside, as constants; nothing of a teacher or of adapters is. The
-batch is symbolic. H and W are fixed, an artifact each: matrices for upsampling and averaging are made per size.
+A program (StableHLO of jax.export, or a SavedModel) maps (sar [B, H, W, bands] float32 in the stored unit, valid
+[B, H, W] bool) to logits [B, H, W, K] float32. It contains filter, normalisation and parameters as constants, but no
+teacher and no adapters. The batch is symbolic; H and W are fixed per artifact, because the matrices for upsampling and
+averaging depend on them.
 """
 
 import contextlib
@@ -10,36 +11,39 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.export import Exported, symbolic_shape
 
-from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.errors import ConfigError, writing
 from hfd_jax.core.parallel import Jit
-from hfd_jax.core.workdir import Workdir
+from hfd_jax.core.workdir import Workdir, read_json
 from hfd_jax.data.inputs import network_input
 from hfd_jax.inference import export_folder
+from hfd_jax.inference.model_card import model_card
+from hfd_jax.inference.model_file import ENDING, write_model_file
 from hfd_jax.inference.restore import Network, find_network, network_from_record
 from hfd_jax.models.hfdnet import STRIDE
 
-FORMATS = ("stablehlo", "savedmodel")
+FORMATS = ("stablehlo", "savedmodel", "model")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is written.
+    """How a network is exported.
 
     Attributes:
-      sizes: (height, width) in pixels of each artifact; () for the crop that the network was trained on.
+      sizes: (height, width) in pixels of each artifact; () for the training crop. A model file takes any size.
       format: one of FORMATS.
-      platforms: that every artifact runs on, of PLATFORMS.
-      overwrite: replaces an earlier export.
+      platforms: those that every artifact runs on, of PLATFORMS; does not apply to a model file.
+      overwrite: replace an earlier export.
 
     Raises:
-      ConfigError: a value is none of those, a size no multiple of 32, or TensorFlow is needed and missing.
+      ConfigError: a value is not allowed, a size is not a multiple of 32, or TensorFlow is needed but not installed.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -54,27 +58,29 @@ class Options:
         for what, values, known in (("format", {self.format}, FORMATS), ("platforms", {*self.platforms}, PLATFORMS)):
             if not values or values - {*known}:
                 raise ConfigError(f"{what} {', '.join(sorted(values))}: expected out of {', '.join(known)}")
+        if self.format == "model" and self.sizes:
+            raise ConfigError("format model: the file serves images of any size; leave out the size")
         if self.format == "savedmodel" and importlib.util.find_spec("tensorflow") is None:
             raise ConfigError("format savedmodel: TensorFlow is not installed (package tensorflow or tensorflow-cpu)")
 
 
-def open_network(workdir: Workdir, name: str, which: str | None, dtype: str | None = None) -> Network:
+def open_sar_network(workdir: Workdir, name: str, which: str | None, dtype: str | None = None) -> Network:
     """Restores a SAR network of a run.
 
     Args:
       workdir: of the run.
-      name: of the network, as its folder below checkpoints/.
-      which: "latest" or "best"; None: as the run evaluated.
-      dtype: to compute in, of `DTYPES`; None for that of the training.
+      name: of the network and its folder below checkpoints/.
+      which: "latest" or "best"; None for the checkpoint that the run evaluated.
+      dtype: of the computation, one of `DTYPES`; None for that of the training.
 
     Raises:
       WorkdirError: the run has no such network.
       ConfigError: the network reads EO.
-      CheckpointError: of `load_network`.
+      CheckpointError: see `load_network`.
     """
     network = find_network(workdir, name, which, Jit(jax.local_devices()[:1]))
     if network.sensor != "sar":
-        raise ConfigError(f"network {name!r} reads {network.sensor.upper()}; what is exported reads SAR")
+        raise ConfigError(f"network {name!r} reads {network.sensor.upper()}; only SAR networks are exported")
     if not dtype:
         return network
     record = network.record | {"dtype": dtype}
@@ -83,7 +89,7 @@ def open_network(workdir: Workdir, name: str, which: str | None, dtype: str | No
 
 def inference(network: Network) -> Callable[[Any, Any], jax.Array]:
     """(sar [B, H, W, bands] in the stored unit, valid [B, H, W] bool) -> logits [B, H, W, K] float32."""
-    variables = jax.device_get(network.variables)  # what is closed over becomes part of the program
+    variables = jax.device_get(network.variables)  # closed over, so that they become part of the program
 
     def logits(sar, valid):
         batch = network_input({"sar": sar, "sar_valid": valid}, network.inputs)
@@ -93,7 +99,7 @@ def inference(network: Network) -> Callable[[Any, Any], jax.Array]:
 
 
 def lower(network: Network, size: tuple[int, int], platforms: tuple[str, ...]) -> Exported:
-    """The program for any number of images of one size, (height, width)."""
+    """Lowers the program for any number of images of one size, (height, width)."""
     shape = symbolic_shape(f"batch, {size[0]}, {size[1]}")
     sar = jax.ShapeDtypeStruct((*shape, len(network.record["bands"]["sar"])), jnp.float32)
     valid = jax.ShapeDtypeStruct(shape, jnp.bool_)
@@ -103,9 +109,9 @@ def lower(network: Network, size: tuple[int, int], platforms: tuple[str, ...]) -
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Programs that are lowered meanwhile do not name the files and lines that they come from.
+    """Keeps source files and line numbers out of programs that are lowered within the block.
 
-    Else the same network would be other bytes elsewhere, and tell everyone where the project lay.
+    Otherwise the same network would give different bytes in another folder, and reveal that folder's path.
     """
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
@@ -117,13 +123,13 @@ def _without_source_lines() -> Iterator[None]:
 
 
 def write(network: Network, output: str, options: Options) -> dict[str, Any]:
-    """Writes the folder `output`: the artifacts, model.json and README.txt; all of them or none.
+    """Writes the folder `output` with the artifacts, model.json and README.txt; all of them or none.
 
     Returns:
-      What model.json says.
+      The content of model.json.
 
     Raises:
-      WorkdirError: something else has that name, or it cannot be written.
+      WorkdirError: `output` holds other files, or cannot be written.
     """
     save = {"stablehlo": _save_stablehlo, "savedmodel": _save_savedmodel}[options.format]
     crop = network.record["config"]["data"]["crop"]
@@ -136,15 +142,49 @@ def write(network: Network, output: str, options: Options) -> dict[str, Any]:
         return export_folder.describe(folder, network, options.format, options.platforms, written)
 
 
+def write_model(network: Network, output: str, overwrite: bool, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Writes the folder `output` with NETWORK.safetensors and its model card README.md; both or none.
+
+    Args:
+      network: to write.
+      output: the folder.
+      overwrite: replace an earlier export.
+      evaluation: split -> the network's row of evaluation.json; see `evaluation_of`.
+
+    Returns:
+      {"name", "step", "parameters": {"count"}}.
+
+    Raises:
+      WorkdirError: `output` holds other files, or cannot be written.
+    """
+    variables = jax.device_get(network.variables)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    name = network.record["network"] + ENDING
+    with export_folder.replacing(output, overwrite) as folder, writing(output):
+        write_model_file(os.path.join(folder, name), network.record, variables)
+        card = model_card(network.record, count, name, evaluation)
+        Path(folder, export_folder.CARD).write_text(card, encoding="utf-8")
+    return {"name": network.record["title"], "step": network.record["step"], "parameters": {"count": count}}
+
+
+def evaluation_of(workdir: Workdir, network: Network) -> dict[str, Any]:
+    """Returns split -> row of the run's evaluation.json, for rows of this very checkpoint's step."""
+    if not os.path.exists(workdir.evaluation):
+        return {}
+    name, step = network.record["network"], network.record["step"]
+    rows = {split: networks.get(name) for split, networks in read_json(workdir.evaluation).items()}
+    return {split: row for split, row in rows.items() if row and row["step"] == step}
+
+
 def _save_stablehlo(exported: Exported, path: str) -> None:
     with open(path, "wb") as file:
         file.write(exported.serialize())
 
 
 def _save_savedmodel(exported: Exported, path: str) -> None:
-    # Nothing is computed with TensorFlow; without this it announces how it would.
+    # TensorFlow computes nothing here; this suppresses its message about how it would.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf  # noqa: PLC0415 - seconds, and not installed everywhere
+    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and is optional
     from jax.experimental import jax2tf  # noqa: PLC0415 - imports TensorFlow
 
     shapes = [f"({', '.join(map(str, aval.shape))})" for aval in exported.in_avals]

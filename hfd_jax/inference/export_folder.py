@@ -1,4 +1,4 @@
-"""The folder of an exported network: the artifacts, model.json and README.txt, put in place as a whole."""
+"""The folder of an exported network, put in place as a whole: the artifacts with model.json and README.txt."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,18 @@ import numpy as np
 from hfd_jax.core.errors import WorkdirError, writing
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.workdir import read_json, write_json
+from hfd_jax.inference.model_file import ENDING, is_model_file
 from hfd_jax.inference.restore import Network
 from hfd_jax.models.hfdnet import STRIDE
 
 FORMAT_VERSION = 1
 DESCRIPTION, README = "model.json", "README.txt"
+CARD = "README.md"  # beside a model file
 
 
 @dataclasses.dataclass(frozen=True)
 class _Calling:
-    """How an artifact is called from Python: what that needs, the lines that do it, how long they will do."""
+    """How an artifact is called from Python: the package it needs, the lines of code, and for how long they work."""
 
     needs: str
     imports: str
@@ -40,43 +42,43 @@ _CALLING = {
         "import jax, json, pathlib, numpy as np",
         "network = jax.jit(jax.export.deserialize(pathlib.Path(artifact['file']).read_bytes()).call)",
         "logits = network(sar, np.isfinite(sar).all(-1))",
-        "JAX {jax} wrote it, and promises that it is read by versions up to six months younger.",
+        "Written by JAX {jax}; later versions read it for at least six months.",
     ),
     "savedmodel": _Calling(
         "TensorFlow",
         "import json, pathlib, numpy as np, tensorflow as tf",
         "network = tf.saved_model.load(artifact['file'])",
         "logits = network.serve(sar, np.isfinite(sar).all(-1))['logits']",
-        "JAX {jax} wrote it, for TensorFlow's operation XlaCallModule.",
+        "Written by JAX {jax} for TensorFlow's operation XlaCallModule.",
     ),
 }
 
-_README = """{name}: classes of the ground from radar images alone.
+_README = """{name}: land-cover classes from radar images alone.
 
-Written by `python -m tools.export` of hfd_jax; to run it {needs} alone is needed. In this folder, in Python:
+Written by `python -m tools.export` of hfd_jax; running it needs only {needs}. In this folder, in Python:
 
     {usage}
 
-sar     [batch, height, width, {bands}] float32, bands {band_names}, unit {unit}, as stored: standardised inside.
-valid   [batch, height, width] bool, False where there is no data; what sar holds there has no influence, it may be NaN.
+sar     [batch, height, width, {bands}] float32, bands {band_names}, unit {unit}; standardised inside.
+valid   [batch, height, width] bool, False where there is no data; the values of sar there are ignored and may be NaN.
 logits  [batch, height, width, {classes}] float32: argmax over the last axis is the class, softmax its probability.
 
 The batch may have any size; height and width are those of the artifact: {sizes}. It runs on {platforms}.
-model.json tells the rest: classes and colours, statistics, origin, digests.
+model.json holds classes and colours, statistics, origin and digests.
 {promise}
 """
 
 
 @contextlib.contextmanager
 def replacing(output: str, overwrite: bool) -> Iterator[str]:
-    """A new folder to write into, which is called `output` once all is written.
+    """Yields a new folder to write into, which is renamed to `output` when the block ends without an error.
 
     Args:
-      output: missing, an empty folder, or with `overwrite` an earlier export, which is removed then.
-      overwrite: whether one may be.
+      output: a missing or empty folder, or with `overwrite` an earlier export, which is then removed.
+      overwrite: replace an earlier export.
 
     Raises:
-      WorkdirError: `output` is something else, or cannot be written.
+      WorkdirError: `output` holds other files, or cannot be written.
     """
     output = os.path.abspath(output)
     _check_replaceable(output, overwrite)
@@ -94,18 +96,23 @@ def replacing(output: str, overwrite: bool) -> Iterator[str]:
 
 
 def _check_replaceable(output: str, overwrite: bool) -> None:
-    if os.path.exists(output) and not os.path.isdir(output):
+    if not os.path.exists(output):
+        return
+    if not os.path.isdir(output):
         raise WorkdirError(f"{output} is a file; --output names a folder")
-    found = set(os.listdir(output)) if os.path.exists(output) else set()
+    found = set(os.listdir(output))
     if found and not overwrite:
         raise WorkdirError(f"{output}: holds files already; choose another --output, or --overwrite an earlier export")
     others = sorted(found - _files_of_export(output))
     if others:
-        raise WorkdirError(f"{output}: {others[0]} in it is of no earlier export; nothing is overwritten")
+        raise WorkdirError(f"{output}: {others[0]} in it is not part of an earlier export; nothing is overwritten")
 
 
 def _files_of_export(folder: str) -> set[str]:
-    """Names of what an export has written there; none where it is no export."""
+    """Names of the files that an earlier export wrote; empty if the folder holds no export."""
+    models = {n for n in os.listdir(folder) if n.endswith(ENDING) and is_model_file(os.path.join(folder, n))}
+    if models:
+        return {CARD, *models}
     path = os.path.join(folder, DESCRIPTION)
     description = read_json(path) if os.path.exists(path) else {}
     if not isinstance(description, dict) or "artifacts" not in description:
@@ -120,13 +127,13 @@ def describe(
 
     Args:
       folder: with the artifacts in it.
-      network: that they hold.
+      network: the one in the artifacts.
       kind: "stablehlo" or "savedmodel".
-      platforms: that they run on.
+      platforms: those that the artifacts run on.
       sizes: name of an artifact -> (height, width).
 
     Returns:
-      What model.json says.
+      The content of model.json.
     """
     artifacts = [
         {"file": name, "height": height, "width": width, "sha256": _digests(folder, name)}
@@ -154,7 +161,7 @@ def describe(
 
 
 def _interface(network: Network) -> dict[str, Any]:
-    """What goes in and what comes out."""
+    """Input, output and classes."""
     facts, bands, inputs = network.record["facts"], network.record["bands"]["sar"], network.inputs
     names, colours = facts["class_names"], facts["class_colours"]
     image = ["batch", "height", "width"]
@@ -179,7 +186,7 @@ def _interface(network: Network) -> dict[str, Any]:
 
 
 def _parameters(network: Network) -> dict[str, Any]:
-    """Number and digest of the arrays inside, those of the checkpoint's that belong to the network itself."""
+    """Number of parameters, and one digest over the arrays of the checkpoint that belong to the network itself."""
     arrays = {
         path: entry
         for path, entry in network.record["arrays"].items()
@@ -232,7 +239,7 @@ def _readme(description: dict[str, Any]) -> str:
 
 
 def _digests(folder: str, name: str) -> dict[str, str]:
-    """file -> SHA-256, of an artifact that is a file or a folder of files."""
+    """file -> SHA-256, for an artifact that is a file or a folder of files."""
     artifact = Path(folder, name)
     files = [artifact] if artifact.is_file() else sorted(path for path in artifact.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

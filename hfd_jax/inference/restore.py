@@ -1,4 +1,4 @@
-"""Restores a trained network from its checkpoint: architecture, input and parameters, without the run's config."""
+"""Restores a trained network, its architecture, input and parameters, from a checkpoint or a model file."""
 
 import dataclasses
 import os
@@ -10,9 +10,11 @@ import numpy as np
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError, ConfigError, WorkdirError, nearest
 from hfd_jax.core.parallel import Jit, Pmap
+from hfd_jax.core.trees import listed, shape_differences
 from hfd_jax.core.workdir import Workdir, read_json
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.inputs import InputSpec
+from hfd_jax.inference.model_file import find_model_file, read_model_file
 from hfd_jax.models import registry
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.registry import ARCHITECTURES, DTYPES
@@ -20,11 +22,11 @@ from hfd_jax.models.registry import ARCHITECTURES, DTYPES
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A restored network, ready to be evaluated.
+    """A restored network, ready for inference.
 
     Attributes:
       record: the JSON record of its checkpoint.
-      model, inputs: the module and the input that the record describes.
+      model, inputs: the module and the input specification that the record describes.
       variables: {"params", "batch_stats"}, as `parallel.replicate` returns them.
     """
 
@@ -38,40 +40,56 @@ class Network:
         return self.record["sensor"]
 
 
-def load_network(directory: str, which: str, parallel: Jit | Pmap) -> Network:
-    """Restores the parameters of the network in a checkpoint folder, and nothing else of the training state.
+def load_network(path: str, which: str, parallel: Jit | Pmap) -> Network:
+    """Restores the parameters of a network, without the rest of its training state.
 
     Args:
-      directory: for example WORKDIR/checkpoints/student.
-      which: "latest" or "best".
+      path: a checkpoint folder, for example WORKDIR/checkpoints/student, or a model file.
+      which: "latest" or "best" checkpoint; a model file holds a single one.
       parallel: the devices to put the parameters on.
 
     Raises:
-      CheckpointError: no checkpoint, a damaged one, or (with "best") none with a score.
+      CheckpointError: there is no checkpoint, it is damaged, or (with "best") none has a score.
     """
+    record, variables = _read_file(path) if os.path.isfile(path) else _read_checkpoint(path, which)
+    model = network_from_record(record)
+    return Network(record, model, InputSpec.from_dict(record["inputs"]), parallel.replicate(variables))
+
+
+def _read_checkpoint(directory: str, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoints = CheckpointReader(directory)
     step = checkpoints.choose(which)
     record = checkpoints.record(step)
-    model = network_from_record(record)
-    bands = len(record["bands"][record["sensor"]])
+    restored = checkpoints.restore(step, {name: {"model": shapes} for name, shapes in _shapes(record).items()})
+    return record, {collection: part["model"] for collection, part in restored.items()}
+
+
+def _read_file(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    record, variables = read_model_file(path)
+    problems = shape_differences(_shapes(record), variables)
+    if problems:
+        raise CheckpointError(f"{path} does not fit the network it describes: {listed(problems)}")
+    return record, variables
+
+
+def _shapes(record: dict[str, Any]) -> dict[str, Any]:
+    """{"params", "batch_stats"} of jax.ShapeDtypeStruct of the network that a record describes."""
+    model, bands = network_from_record(record), len(record["bands"][record["sensor"]])
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, bands), np.float32)))
-    wanted = {collection: {"model": shapes[collection]} for collection in ("params", "batch_stats")}
-    restored = checkpoints.restore(step, wanted)
-    variables = {collection: restored[collection]["model"] for collection in wanted}
-    return Network(record, model, InputSpec.from_dict(record["inputs"]), parallel.replicate(variables))
+    return {collection: shapes[collection] for collection in ("params", "batch_stats")}
 
 
 def find_network(workdir: Workdir, name: str, which: str | None, parallel: Jit | Pmap) -> Network:
     """Restores a network of a run by its name.
 
     Args:
-      workdir: the run's.
+      workdir: of the run.
       name: "teacher" (including one that another run trained), "student" or a baseline.
       which: "latest" or "best"; None uses the checkpoint that the run evaluated.
       parallel: the devices to put the parameters on.
 
     Raises:
-      WorkdirError: no run, or no such network in it; names those that exist.
+      WorkdirError: the folder holds no run, or the run has no such network; lists those it has.
       CheckpointError: see `load_network`.
     """
     config = read_json(workdir.config)
@@ -83,13 +101,44 @@ def find_network(workdir: Workdir, name: str, which: str | None, parallel: Jit |
     return load_network(folder, which or config["eval"]["checkpoint"], parallel)
 
 
+def open_network(path: str, name: str | None, which: str | None, parallel: Jit | Pmap) -> Network:
+    """Restores a network from a workdir or from a model file.
+
+    Args:
+      path: the workdir of a run, a model file, or the folder that holds one.
+      name: of the network; None for the student of a run, or whichever network the file holds.
+      which: "latest" or "best" checkpoint of a run; None uses the one that the run evaluated.
+      parallel: the devices to put the parameters on.
+
+    Raises:
+      WorkdirError, CheckpointError: the network does not exist or cannot be read.
+      ConfigError: `name` or `which` asks for something that the model file does not hold.
+    """
+    if os.path.exists(Workdir(path).config):
+        return find_network(Workdir(path), name or "student", which, parallel)
+    if os.path.isdir(os.path.join(path, "checkpoints")):
+        raise WorkdirError(f"{Workdir(path).config}: missing; is {path} the workdir of a run?")
+    return load_model(path, name, which, parallel)
+
+
+def load_model(path: str, name: str | None, which: str | None, parallel: Jit | Pmap) -> Network:
+    """Restores the network in a model file; arguments and errors as of `open_network`."""
+    file = find_model_file(path)
+    if which:
+        raise ConfigError(f"{file}: a model file holds one checkpoint; leave out checkpoint={which!r}")
+    network = load_network(file, "latest", parallel)
+    if name and name != network.record["network"]:
+        raise ConfigError(f"{file}: holds the network {network.record['network']!r}, not {name!r}")
+    return network
+
+
 def model_config(record: dict[str, Any]) -> dict[str, Any]:
     """{"architecture": name, field: value} of a checkpoint's network.
 
     Raises:
-      CheckpointError: an unknown architecture.
+      CheckpointError: the architecture is unknown.
     """
-    # Records written before there was a choice do not name their architecture.
+    # Old records, from when there was a single architecture, do not name it.
     model = {"architecture": registry.DEFAULT, **record["model"]}
     if model["architecture"] not in ARCHITECTURES:
         found = model["architecture"]
@@ -98,7 +147,7 @@ def model_config(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_from_record(record: dict[str, Any]) -> SegmentationNetwork:
-    """The module that a checkpoint's record describes; raises CheckpointError for an unknown architecture."""
+    """Builds the module that a checkpoint's record describes; raises CheckpointError if its architecture is unknown."""
     options = {"dtype": DTYPES[record["dtype"]], "pool_size": record["config"]["data"]["crop"]}
     return registry.build(model_config(record), classes=len(record["facts"]["class_names"]), **options)
 

@@ -64,13 +64,13 @@ class Encoder:
 
     def digest(self) -> str:
         """blake2b over arrays and metadata."""
-        return _digest(_flat(self.variables), self.metadata())
+        return content_digest(_flat(self.variables), self.metadata())
 
 
 def write_encoder(path: str, encoder: Encoder) -> None:
     """Writes the file as a whole: an interrupted call leaves the old one or none. WorkdirError where it cannot."""
     arrays, metadata = _flat(encoder.variables), encoder.metadata()
-    content = safetensors.numpy.save(arrays, metadata | {"blake2b": _digest(arrays, metadata)})
+    content = safetensors.numpy.save(arrays, metadata | {"blake2b": content_digest(arrays, metadata)})
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -87,7 +87,7 @@ def read_encoder(path: str) -> Encoder:
     digest = metadata.pop("blake2b", "")
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a file of tools.import_weights")
-    if digest != _digest(arrays, metadata):
+    if digest != content_digest(arrays, metadata):
         raise CheckpointError(f"{path}: damaged, it does not match its digest; import it again")
     bands = tuple(metadata["bands"].split(",")) if metadata["bands"] else ()
     variables = {collection: part["encoder"] for collection, part in unflatten_dict(arrays, sep="/").items()}
@@ -168,7 +168,8 @@ def _flat(variables: dict[str, Any]) -> dict[str, np.ndarray]:
     return flatten_dict({collection: {"encoder": part} for collection, part in variables.items()}, sep="/")
 
 
-def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+def content_digest(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """blake2b over the names, types, shapes and values of arrays, and over metadata."""
     digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,11 +1,14 @@
 """Scores equal scikit-learn's; absent classes are left out and named."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
-from hfd_jax.evaluation.metrics import confusion_matrix, scores
+from hfd_jax.evaluation.metrics import confusion_matrix, read_evaluation, read_metrics, scores
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -50,3 +53,27 @@ def test_empty_matrix_has_no_score():
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 2\) for 3 classes"):
         scores(np.zeros((2, 2)), ("a", "b", "c"))
+
+
+def test_frame_has_a_row_per_class_and_the_means():
+    found = scores(np.array([[8, 0, 2], [0, 0, 0], [1, 0, 9]]), ("land", "snow", "water"), ignored=4)
+    frame = found.to_frame()
+    assert list(frame.index) == ["land", "snow", "water", "mean"] and frame["pixels"].tolist() == [10, 0, 10, 20]
+    assert frame.loc["water", "iou"] == pytest.approx(9 / 12) and np.isnan(frame.loc["snow", "f1"])
+    assert frame.loc["mean", "iou"] == found.mean_iou and frame.loc["mean", "f1"] == found.macro_f1
+    assert frame.attrs["kappa"] == found.kappa and frame.attrs["ignored"] == 4
+
+
+def test_logs_and_evaluations_of_a_run_are_frames(tmp_path):
+    lines = ['{"network": "teacher", "step": 2, "loss": 1.5}', '{"network": "student", "step": 4, "kd": 0.25}', '{"net']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    frame = read_metrics(tmp_path)
+    assert frame["network"].tolist() == ["teacher", "student"] and frame["loss"][0] == 1.5 and np.isnan(frame["kd"][0])
+    row = {"title": "HFD student (SAR)", "step": 4, **scores(np.array([[3, 1], [0, 4]]), ("land", "water")).to_dict()}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"test": {"student": row}}))
+    frame = read_evaluation(tmp_path)
+    assert frame[["split", "network", "title", "step"]].values.tolist() == [["test", "student", "HFD student (SAR)", 4]]
+    assert frame["iou land"][0] == 0.75 and frame["accuracy"][0] == pytest.approx(7 / 8)
+    for reader, name in ((read_metrics, "metrics.jsonl"), (read_evaluation, "evaluation.json")):
+        with pytest.raises(WorkdirError, match=f"{name}: missing.* is .*nowhere the workdir of a run"):
+            reader(tmp_path / "nowhere")

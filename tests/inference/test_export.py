@@ -197,7 +197,7 @@ def test_tensorflow_gives_the_logits_of_the_network(workdir, images, logits, tmp
 
 
 def test_half_precision_can_be_chosen(workdir):
-    network = export.open_network(workdir, "student", "best", "bfloat16")
+    network = export.open_sar_network(workdir, "student", "best", "bfloat16")
     module = export.lower(network, (32, 32), ("cpu",)).mlir_module()
     assert network.record["dtype"] == "bfloat16" and "xbf16>" in module
 
@@ -206,7 +206,7 @@ def test_half_precision_can_be_chosen(workdir):
     ("flags", "error", "message"),
     [
         (("--network=studnet",), WorkdirError, "no network 'studnet' in it; did you mean 'student'?"),
-        (("--network=teacher",), ConfigError, "network 'teacher' reads EO; what is exported reads SAR"),
+        (("--network=teacher",), ConfigError, "network 'teacher' reads EO; only SAR networks are exported"),
         (("--size=64,100",), ConfigError, "size 100x100: expected multiples of the network's stride, 32"),
         (("--platforms=cpu,gpu",), ConfigError, "platforms cpu, gpu: expected out of cpu, cuda, rocm, tpu"),
         (("--workdir=nowhere",), WorkdirError, "nowhere/config.json: missing; is nowhere the workdir of a run?"),
@@ -240,6 +240,6 @@ def test_only_an_earlier_export_is_overwritten(workdir, exported, tmp_path, monk
     names = ["README.txt", "model.json", "student_64x64.stablehlo"]
     assert sorted(os.listdir(tmp_path / "student")) == names, "by default the size is that of the crops in training"
     (tmp_path / "student" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="notes.txt in it is of no earlier export; nothing is overwritten"):
+    with pytest.raises(UserError, match="notes.txt in it is not part of an earlier export; nothing is overwritten"):
         run_tool(workdir, tmp_path / "student", "--overwrite")
     assert os.listdir(tmp_path) == ["student"]

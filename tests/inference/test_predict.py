@@ -51,13 +51,13 @@ def predictors(workdir):
     """(devices, kind of parallelism, options) -> Predictor; one that is asked for again has compiled already."""
     made, networks = {}, {}
 
-    def make(devices=1, kind="jit", said=None, **options):
+    def make(devices=1, kind="jit", described=None, **options):
         parallel = make_parallel(kind, jax.devices()[:devices])
         if (kind, devices) not in networks:
             networks[kind, devices] = load_network(str(workdir / "checkpoints" / "student"), "latest", parallel)
-        key = kind, devices, said, tuple(options.items())
+        key = kind, devices, described, tuple(options.items())
         if key not in made:
-            options = Options(said=said or Interpretation(), **options)
+            options = Options(described=described or Interpretation(), **options)
             made[key] = Predictor(networks[kind, devices], parallel, options)
         return made[key]
 
@@ -206,8 +206,8 @@ def test_no_data_is_255_and_strange_values_are_no_data(predictors, scene, tmp_pa
     assert np.array_equal(found == 255, expected) and "pixels outside -80 to 60 dB count as no data" in " ".join(notes)
     with pytest.raises(DataError, match=r"SAR values from -9999 .* \(--nodata=-9999\)"):
         mapped(predictor, write(tmp_path / "untagged.tif", sar), tmp_path)
-    said = predictors(**SMALL, said=Interpretation(nodata=-9999.0))
-    again, _ = mapped(said, str(tmp_path / "untagged.tif"), tmp_path)
+    tagged = predictors(**SMALL, described=Interpretation(nodata=-9999.0))
+    again, _ = mapped(tagged, str(tmp_path / "untagged.tif"), tmp_path)
     assert np.array_equal(again, found)
     empty, notes = mapped(predictor, write(tmp_path / "empty.tif", np.full_like(sar, np.nan)), tmp_path)
     assert (empty == 255).all() and "no valid pixel" in " ".join(notes)
@@ -222,7 +222,7 @@ def test_bands_are_found_by_name_or_chosen(predictors, scene, tmp_path):
     found, notes = mapped(predictors(**SMALL), named, tmp_path)
     assert np.array_equal(found, expected) and not notes
     for bands in (("4", "1"), ("VV", "vh")):
-        found, _ = mapped(predictors(**SMALL, said=Interpretation(bands=bands)), named, tmp_path)
+        found, _ = mapped(predictors(**SMALL, described=Interpretation(bands=bands)), named, tmp_path)
         assert np.array_equal(found, expected)
     for image, names, bands, message in (
         (three, (), (), r"4 bands; HFD student \(SAR\) reads 2 \(VV, VH\): choose them with --bands=1,2"),
@@ -233,7 +233,7 @@ def test_bands_are_found_by_name_or_chosen(predictors, scene, tmp_path):
     ):
         path = write(tmp_path / "wrong.tif", image, names=names)
         with pytest.raises(DataError, match=message):
-            predictors(**SMALL, said=Interpretation(bands=bands)).open(path)
+            predictors(**SMALL, described=Interpretation(bands=bands)).open(path)
 
 
 def test_units_are_held_against_the_training_data(predictors, scene, tmp_path):
@@ -242,17 +242,17 @@ def test_units_are_held_against_the_training_data(predictors, scene, tmp_path):
     power = write(tmp_path / "power.tif", (10 ** (db / 10)).astype(np.float32))
     with pytest.raises(DataError, match="trained on dB.*--sar_unit=linear converts"):
         mapped(predictors(**SMALL), power, tmp_path)
-    linear = predictors(**SMALL, said=Interpretation(sar_unit="linear"))
+    linear = predictors(**SMALL, described=Interpretation(sar_unit="linear"))
     found, _ = mapped(linear, power, tmp_path)
     assert (found == expected).mean() > 0.999, "but for the rounding of the powers"
     with pytest.raises(DataError, match="0 or less; --sar_unit=linear is a power"):
         mapped(linear, str(tmp_path / "db.tif"), tmp_path)
-    with pytest.raises(DataError, match="no calibrated linear power"):
+    with pytest.raises(DataError, match="not calibrated linear power"):
         mapped(linear, write(tmp_path / "counts.tif", (db + 100).astype(np.uint16)), tmp_path)
     with pytest.raises(DataError, match="stays below 30 dB"):
         mapped(predictors(**SMALL), write(tmp_path / "raw.tif", 2 * db + 45), tmp_path)
     with pytest.raises(DataError, match="--sar_unit=raw: HFD student .* unit 'db'"):
-        predictors(**SMALL, said=Interpretation(sar_unit="raw"))
+        predictors(**SMALL, described=Interpretation(sar_unit="raw"))
 
 
 def test_what_is_finished_stays_and_what_fails_stops_no_other(predictors, scene, tmp_path, monkeypatch, capsys):
@@ -371,7 +371,7 @@ def test_memory_is_that_of_the_window(predictors, tmp_path):
 
 @pytest.mark.skipif(not ROTTERDAM.exists(), reason="the real scene is not here")
 def test_the_real_rotterdam_scene_keeps_its_place(predictors, tmp_path):
-    predictor = predictors(**SMALL, said=Interpretation(bands=("4", "3")))
+    predictor = predictors(**SMALL, described=Interpretation(bands=("4", "3")))
     found, _ = mapped(predictor, str(ROTTERDAM), tmp_path)
     image = read(ROTTERDAM)
     assert np.array_equal(found == 255, ~np.isfinite(image[2:]).all(0)) and len(np.unique(found)) > 2

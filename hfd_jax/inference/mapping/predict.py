@@ -1,4 +1,4 @@
-"""From scenes to maps: windows through the network on all local devices, blended, written as they are finished."""
+"""Maps scenes: applies the network to overlapping windows on all local devices, blends them and writes the result."""
 
 import dataclasses
 import hashlib
@@ -19,16 +19,16 @@ from hfd_jax.data.augment import legal_flips
 from hfd_jax.data.facts import DB_RANGE, Facts
 from hfd_jax.data.inputs import InputSpec, network_input
 from hfd_jax.inference.mapping.checks import check_values
-from hfd_jax.inference.mapping.mosaic import Mosaic
-from hfd_jax.inference.mapping.reader import Interpretation, Scene, Wanted, check_unit, read_ahead
+from hfd_jax.inference.mapping.mosaic import Mosaic, Write
+from hfd_jax.inference.mapping.reader import Image, Interpretation, Scene, Wanted, check_unit, read_ahead, read_padded
 from hfd_jax.inference.mapping.windows import Grid, Window, round_up
 from hfd_jax.inference.mapping.writer import NO_DATA, SETTINGS, Target, maps
 from hfd_jax.inference.restore import Network, identity
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.hfdnet import STRIDE
 
-# Windows of 512 pixels that overlap by 128 cost as much, but what a window knows of its surroundings then ends so near
-# that 0.26 % of the pixels get another class than from the whole scene at once; with these it is 0.01 %.
+# Windows of 512 pixels with an overlap of 128 cost as much, but 0.26 % of their pixels get another class than from the
+# whole scene at once, because they see less of their surroundings; with these values it is 0.01 %.
 WINDOW, OVERLAP, BATCH = 1024, 256, 4
 PANEL_BYTES = 2**29  # of the sums and the images of a strip
 
@@ -38,13 +38,13 @@ class Options:
     """How scenes are predicted.
 
     Attributes:
-      window: edge in pixels, a multiple of the network's stride; 0: WINDOW, or the training crop where that is larger.
+      window: edge in pixels, a multiple of the network's stride; 0 for WINDOW, or the training crop if that is larger.
       overlap: of neighbouring windows, pixels, a multiple of the stride.
-      batch_size: windows at a time, all local devices together, rounded up to a multiple of their number; no more than
-        a scene has.
-      flips: averages the logits over the flips that the look direction allows.
-      rotate: turns every window by 180 degrees before the network and back afterwards.
-      said: about the scenes.
+      batch_size: windows at a time, all local devices together, rounded up to a multiple of their number; at most as
+        many as the scene has.
+      flips: average the logits over the flips that preserve the look direction.
+      rotate: turn every window by 180 degrees before the network and back afterwards.
+      described: how the user describes the scenes.
     """
 
     window: int = 0
@@ -52,16 +52,16 @@ class Options:
     batch_size: int = BATCH
     flips: bool = False
     rotate: bool = False
-    said: Interpretation = dataclasses.field(default_factory=Interpretation)
+    described: Interpretation = dataclasses.field(default_factory=Interpretation)
 
 
 class Batch:
     """Windows that are computed together.
 
     Args:
-      sensor: whose images they hold.
+      sensor: "sar" or "eo".
       windows: [(window, image, valid)].
-      size: samples; what is missing is filled up with invalid pixels.
+      size: number of samples; those without a window are filled with invalid pixels.
     """
 
     def __init__(self, sensor: str, windows: Sequence[tuple[Window, np.ndarray, np.ndarray]], size: int):
@@ -82,19 +82,19 @@ def _stack(arrays: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 
 def views(look_axis: str, flips: bool, rotate: bool) -> list[tuple[int, ...]]:
-    """Axes of an [H, W] image that are mirrored, for every view whose logits are averaged."""
+    """Returns the axes of an [H, W] image to mirror, for every view whose logits are averaged."""
     legal = legal_flips(look_axis) if flips else ()
     kinds = [set(axes) for count in range(len(legal) + 1) for axes in itertools.combinations(legal, count)]
     return [tuple(sorted(axes ^ ({0, 1} if rotate else set()))) for axes in kinds]
 
 
 def window_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, seen: Sequence[tuple[int, ...]]):
-    """Returns (variables, batch) -> [B, classes, H, W] float32: mean logits of all views, times the pixels' weights."""
+    """Returns (variables, batch) -> [B, classes, H, W] float32: logits averaged over the views, times pixel weights."""
 
     def step(variables, batch):
         image = network_input(batch, inputs)[sensor]
         mirrored = [jnp.flip(image, [axis + 1 for axis in axes]) for axes in seen]
-        # Views of a sample side by side: they stay on its device.
+        # The views of a sample are adjacent, so that they stay on its device.
         stacked = jnp.stack(mirrored, 1).reshape(-1, *image.shape[1:])
         logits, _ = model.apply(variables, stacked, train=False)
         logits = logits.reshape(-1, len(seen), *logits.shape[1:])
@@ -106,15 +106,19 @@ def window_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, seen
 
 
 class Predictor:
-    """Makes maps of scenes with one network; compiles once per size of window and batch.
+    """Maps scenes with one network; compiles once per window and batch size.
 
     Args:
-      network: whose variables lie on the devices of `parallel`.
+      network: with its variables on the devices of `parallel`.
       parallel: devices of this process.
-      options: how.
+      options: how scenes are predicted.
+
+    Attributes:
+      wanted: the network's input.
+      facts: classes and colours of the maps.
 
     Raises:
-      UserError: options that do not fit each other or the network.
+      UserError: the options do not fit each other or the network.
     """
 
     def __init__(self, network: Network, parallel: Jit | Pmap, options: Options):
@@ -122,18 +126,18 @@ class Predictor:
         self._options = dataclasses.replace(options, window=window)
         _check(self._options)
         self._network, self._parallel = network, parallel
-        self._wanted = Wanted.of(network)
-        check_unit(self._wanted, options.said.sar_unit)
-        self._facts = Facts.from_dict(network.record["facts"])
+        self.wanted = Wanted.of(network)
+        check_unit(self.wanted, options.described.sar_unit)
+        self.facts = Facts.from_dict(network.record["facts"])
         seen = views(network.inputs.look_axis, options.flips, options.rotate)
         self._step = parallel.map_step(window_step(network.model, network.inputs, network.sensor, seen))
 
     def open(self, path: str) -> Scene:
-        """The scene as the network reads it; DataError where it does not fit."""
-        return Scene(path, self._wanted, self._options.said)
+        """Opens a raster as the network reads it; raises DataError if it does not fit."""
+        return Scene(path, self.wanted, self._options.described)
 
     def settings(self, scene: Scene) -> dict[str, Any]:
-        """All that decides what the maps of a scene say, JSON-ready."""
+        """Everything that determines the maps of a scene, JSON-ready."""
         record, options = self._network.record, self._options
         parameters = json.dumps(identity(self._network), sort_keys=True).encode()
         return {
@@ -152,38 +156,53 @@ class Predictor:
 
         Args:
           scene: to read.
-          target: which maps, and where.
-          label: of the progress that is shown.
+          target: the maps to write.
+          label: of the progress bar; there is none without a label.
 
         Raises:
-          DataError: the scene is damaged, or its values are not what the network was trained on.
+          DataError: the scene is damaged, or its values do not fit the network's training data.
           WorkdirError: the maps cannot be written.
 
         Returns:
-          Seconds that it took.
+          The time taken, in seconds.
         """
         begin = time.perf_counter()
-        grid, empty = self._grid(scene), not check_values(scene)
+        empty = not check_values(scene)
+        with maps(target, scene.shape, scene.georeference, self.facts, self._tags(scene)) as files:
+            self.predict(scene, files.write, empty, label)
         if empty:
-            scene.notes.append(f"it has no valid pixel, and its map {NO_DATA} everywhere")
-        with maps(target, scene.shape, scene.georeference, self._facts, self._tags(scene)) as files:
-            mosaic = Mosaic(grid, len(self._facts.class_names), files.write)
-            with _progress(label, grid) as progress:
-                for batch, logits in () if empty else self._logits(scene, grid):
-                    for window, values, valid in zip(batch.windows, logits, batch.valid, strict=False):
-                        mosaic.add(window, values, valid)
-                    # Windows without data are passed over, so it is the place that tells how much is done.
-                    progress.update(progress.total * (batch.windows[-1].number + 1) // len(grid) - progress.n)
-                mosaic.close()
-                progress.update(progress.total - progress.n)
-        if scene.strange:
-            scene.notes.append(f"pixels outside {DB_RANGE[0]:g} to {DB_RANGE[1]:g} dB count as no data")
+            scene.notes.append(f"it has no valid pixel; its map is {NO_DATA} everywhere")
         return time.perf_counter() - begin
 
-    def _grid(self, scene: Scene) -> Grid:
+    def predict(self, image: Image, write: Write, empty: bool = False, label: str = "") -> None:
+        """Computes the blended logits of an image whose values have been checked.
+
+        Args:
+          image: to read.
+          write: takes the logits; see `Mosaic`.
+          empty: the image has no valid pixel; nothing is computed, and all logits are 0.
+          label: of the progress bar; there is none without a label.
+
+        Raises:
+          DataError: the image's file is damaged.
+        """
+        grid = self._grid(image)
+        mosaic = Mosaic(grid, len(self.facts.class_names), write)
+        with _progress(label, grid) as progress:
+            for batch, logits in () if empty else self._logits(image, grid):
+                for window, values, valid in zip(batch.windows, logits, batch.valid, strict=False):
+                    mosaic.add(window, values, valid)
+                # Windows without data are skipped, so progress follows the position, not the number of windows.
+                progress.update(progress.total * (batch.windows[-1].number + 1) // len(grid) - progress.n)
+            mosaic.close()
+            progress.update(progress.total - progress.n)
+        if image.strange:
+            image.notes.append(f"pixels outside {DB_RANGE[0]:g} to {DB_RANGE[1]:g} dB count as no data")
+
+    def _grid(self, image: Image) -> Grid:
         options = self._options
-        column = 4 * options.window * (len(self._facts.class_names) + 3 * len(scene.bands))  # bytes, see PANEL_BYTES
-        return Grid(*scene.shape, options.window, options.overlap, max(PANEL_BYTES // column, 2 * options.window))
+        column = 4 * options.window * (len(self.facts.class_names) + 3 * len(image.bands))  # bytes, see PANEL_BYTES
+        return Grid(*image.shape, options.window, options.overlap, max(PANEL_BYTES // column, 2 * options.window))
 
     def _tags(self, scene: Scene) -> dict[str, str]:
         settings = self.settings(scene)
@@ -195,8 +214,8 @@ class Predictor:
             SETTINGS: json.dumps(settings),
         }
 
-    def _logits(self, scene: Scene, grid: Grid) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with their weighted logits; while one is waited for, the next one is on the devices."""
+    def _logits(self, scene: Image, grid: Grid) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Yields batches with their weighted logits; the devices compute the next batch meanwhile."""
         waiting, size = None, round_up(min(self._options.batch_size, len(grid)), self._parallel.local_devices)
         for batch in read_ahead(batches(scene, grid, size)):
             coming = batch, self._step(self._network.variables, self._parallel.shard(batch.arrays))
@@ -207,12 +226,12 @@ class Predictor:
             yield waiting[0], np.asarray(waiting[1])
 
 
-def batches(scene: Scene, grid: Grid, size: int) -> Iterator[Batch]:
-    """The windows of a scene in which something is valid, in order; read strip by strip, however the file is stored."""
+def batches(scene: Image, grid: Grid, size: int) -> Iterator[Batch]:
+    """Yields the windows that have valid pixels, in order; reads the scene strip by strip."""
     waiting = []
     for strip in grid.strips():
         (_, _, row, first, *_), (_, _, _, last, *_) = strip[0], strip[-1]
-        image, valid = scene.read(row, first, grid.shape[0], last + grid.shape[1] - first)
+        image, valid = read_padded(scene, row, first, grid.shape[0], last + grid.shape[1] - first)
         for window in strip:
             columns = slice(window.col - first, window.col - first + grid.shape[1])
             if valid[:, columns].any():
@@ -231,7 +250,7 @@ def _progress(label: str, grid: Grid) -> tqdm:
         unit="pixel",
         unit_scale=True,
         leave=False,
-        disable=jax.process_index() > 0,
+        disable=not label or jax.process_index() > 0,
     )
 
 

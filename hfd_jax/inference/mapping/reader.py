@@ -1,10 +1,10 @@
-"""Large georeferenced scenes: opened, matched with what a network reads, and read in windows."""
+"""Opens georeferenced scenes, matches their bands and units with a network's, and reads them in windows."""
 
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import rasterio.windows
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a network reads.
+    """The input that a network was trained on.
 
     Attributes:
       title: of the network.
@@ -44,14 +44,62 @@ class Wanted:
         return cls(record["title"], sensor, tuple(record["bands"][sensor]), unit, getattr(network.inputs, sensor))
 
 
-@dataclasses.dataclass(frozen=True)
-class Interpretation:
-    """What a user says about scenes.
+class Advice(NamedTuple):
+    """How a user can correct an image whose values do not fit, for messages.
 
     Attributes:
-      sar_unit: "db", "linear" or "raw"; "": what the network was trained on.
-      nodata: value of pixels without data, in all bands; None: each scene's own nodata tag.
-      bands: numbers (from 1) or descriptions of the bands to take; (): by name, else all in order.
+      linear: if it is in linear power.
+      nodata: if "{}" in this text, a value, means no data.
+      zeros: if 0 means no data.
+    """
+
+    linear: str
+    nodata: str
+    zeros: str
+
+
+SCENE_ADVICE = Advice(
+    linear="--sar_unit=linear converts a scene in linear power",
+    nodata="--nodata={:g}",
+    zeros="pass --nodata=0 if they mean no data",
+)
+
+
+class Image(Protocol):
+    """An image in a network's unit that is read in windows: a `Scene`, or an array in memory.
+
+    Attributes:
+      path: its name in messages.
+      shape: (rows, columns).
+      bands: one entry for each band that is read.
+      wanted: the network's input.
+      unit: of the values before they are converted to the network's unit.
+      notes: remarks for the user, collected while it is read.
+      strange: whether values outside the range of backscatter were read; their pixels count as invalid.
+      advice: for messages.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    bands: Sequence[Any]
+    wanted: Wanted
+    unit: str
+    notes: list[str]
+    strange: bool
+    advice: Advice
+
+    def values(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the part of a window inside the image: ([h, w, bands] in the network's unit, valid [h, w] bool)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpretation:
+    """How a user describes the scenes.
+
+    Attributes:
+      sar_unit: "db", "linear" or "raw"; "" for the unit that the network was trained on.
+      nodata: value of pixels without data, in all bands; None for each scene's own nodata tag.
+      bands: numbers (from 1) or names of the bands to read; () to match them by name, or else take all in order.
     """
 
     sar_unit: str = ""
@@ -60,32 +108,31 @@ class Interpretation:
 
 
 class Scene:
-    """A raster as a network reads it; a context manager.
+    """A raster as a network reads it, an `Image`; a context manager.
 
     Args:
       path: of the raster.
-      wanted: by the network.
-      said: about it.
+      wanted: the network's input.
+      described: how the user describes the raster.
 
     Attributes:
-      path, shape: its file; (rows, columns).
       bands: the raster's bands that are read, from 1.
-      nodata: the value that all bands of a pixel without data have; None: no value says so.
+      nodata: the value in all bands of a pixel without data; None if there is no such value.
       georeference: "crs" with "transform" or "gcps", as rasterio.open takes them for writing.
-      notes: what a user should know of how it is read.
-      strange: whether values were read that cannot be backscatter; their pixels count as invalid.
 
     Raises:
-      DataError: it cannot be read, its bands or its type do not fit, or the unit that is said is not convertible.
+      DataError: the raster cannot be read, or its bands, type or unit do not fit the network.
     """
 
-    def __init__(self, path: str, wanted: Wanted, said: Interpretation):
+    advice = SCENE_ADVICE
+
+    def __init__(self, path: str, wanted: Wanted, described: Interpretation):
         self.path, self.wanted = path, wanted
-        self.unit = check_unit(wanted, said.sar_unit)
+        self.unit = check_unit(wanted, described.sar_unit)
         self._raster = open_raster(path)
         try:
             self.notes: list[str] = []
-            self.bands = self._choose_bands(said.bands)
+            self.bands = self._choose_bands(described.bands)
             self._check_types()
         except DataError:
             self._raster.close()
@@ -93,7 +140,7 @@ class Scene:
         self.shape: tuple[int, int] = self._raster.shape
         self.georeference = self._georeference()
         self.strange = False
-        self.nodata = self._raster.nodata if said.nodata is None else said.nodata
+        self.nodata = self._raster.nodata if described.nodata is None else described.nodata
         self._masked = [MaskFlags.per_dataset in self._raster.mask_flag_enums[band - 1] for band in self.bands]
 
     def __enter__(self) -> "Scene":
@@ -103,12 +150,12 @@ class Scene:
         self._raster.close()
 
     def identity(self) -> dict[str, Any]:
-        """What tells this file from another one of its name."""
+        """What distinguishes this file from another one of the same name."""
         status = os.stat(self.path)
         return {"bytes": status.st_size, "changed": status.st_mtime_ns}
 
     def values(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """([h, w, bands] in the network's unit, valid [h, w] bool) of the part of a window that lies in the scene."""
+        """As of `Image`. Raises DataError if the file is damaged."""
         height, width = min(height, self.shape[0] - row), min(width, self.shape[1] - col)
         window = rasterio.windows.Window(col, row, width, height)
         image = np.moveaxis(read_window(self._raster, window, self.bands), 0, -1)
@@ -123,29 +170,13 @@ class Scene:
             image = linear_to_db(np.where(valid[..., None], image, 1.0)).astype(np.float32)
         return image, valid
 
-    def read(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """([height, width, bands], valid [height, width] bool) of a window that may reach beyond the scene.
-
-        Raises:
-          DataError: the file is damaged.
-        """
-        image, valid = self.values(row, col, height, width)
-        if self.wanted.sensor == "sar" and self.wanted.unit == "db":
-            strange = valid & ~((image >= DB_RANGE[0]) & (image <= DB_RANGE[1])).all(-1)
-            self.strange |= bool(strange.any())
-            valid &= ~strange
-        beyond = [(0, height - image.shape[0]), (0, width - image.shape[1])]
-        if beyond != [(0, 0), (0, 0)]:
-            image, valid = np.pad(image, [*beyond, (0, 0)]), np.pad(valid, beyond)
-        return image, valid
-
-    def _choose_bands(self, said: tuple[str, ...]) -> list[int]:
-        """The bands to read, from 1: as said, by their names, or all of them in order."""
+    def _choose_bands(self, chosen: tuple[str, ...]) -> list[int]:
+        """The bands to read, from 1: those the user chose, or those with the right names, or all of them in order."""
         wanted, names = self.wanted.bands, [name or "" for name in self._raster.descriptions]
-        if said:
-            if len(said) != len(wanted):
-                raise DataError(f"--bands={','.join(said)} are {len(said)} bands; {self._needs()}")
-            return [self._band(text, names) for text in said]
+        if chosen:
+            if len(chosen) != len(wanted):
+                raise DataError(f"--bands={','.join(chosen)} are {len(chosen)} bands; {self._needs()}")
+            return [self._band(text, names) for text in chosen]
         known = [name.lower() for name in names]
         places = [known.index(band.lower()) + 1 if band.lower() in known else 0 for band in wanted]
         if all(places):
@@ -156,12 +187,12 @@ class Scene:
                 f"{self._needs()}: choose them with --bands=1,2,... (numbers or names)"
             )
         if len(names) != len(wanted):
-            there = f" ({', '.join(names)})" if any(names) else ""
+            listed = f" ({', '.join(names)})" if any(names) else ""
             raise DataError(
-                f"{self.path}: {len(names)} bands{there}; {self._needs()}: choose them with --bands=1,2,... "
+                f"{self.path}: {len(names)} bands{listed}; {self._needs()}: choose them with --bands=1,2,... "
                 "(numbers or names)"
             )
-        self.notes.append(f"its bands are taken as {', '.join(wanted)}, in this order (they have no such names)")
+        self.notes.append(f"its bands are taken as {', '.join(wanted)}, in this order (they are not named so)")
         return list(range(1, len(wanted) + 1))
 
     def _band(self, text: str, names: list[str]) -> int:
@@ -169,8 +200,8 @@ class Scene:
             return names.index(text) + 1
         if text.isdigit() and 1 <= int(text) <= len(names):
             return int(text)
-        there = nearest(text, [*range(1, len(names) + 1), *(name for name in names if name)])
-        raise DataError(f"{self.path}: --bands names {text!r}; {there}")
+        choices = nearest(text, [*range(1, len(names) + 1), *(name for name in names if name)])
+        raise DataError(f"{self.path}: --bands names {text!r}; {choices}")
 
     def _needs(self) -> str:
         return f"{self.wanted.title} reads {len(self.wanted.bands)} ({', '.join(self.wanted.bands)})"
@@ -189,27 +220,54 @@ class Scene:
         if gcps and self._raster.transform.is_identity:
             return {"crs": crs, "gcps": gcps}
         if self._raster.crs is None:
-            self.notes.append("it has no CRS, and so has its map")
+            self.notes.append("it has no CRS, nor does its map")
         return {"crs": self._raster.crs, "transform": self._raster.transform}
 
 
-def check_unit(wanted: Wanted, said: str) -> str:
-    """The unit of the scenes' values: as said, or the network's; DataError where one cannot be made the other."""
+def read_padded(image: Image, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a window that may reach beyond the image: ([height, width, bands], valid [height, width] bool).
+
+    Raises:
+      DataError: the image's file is damaged.
+    """
+    values, valid = image.values(row, col, height, width)
+    if image.wanted.sensor == "sar" and image.wanted.unit == "db":
+        strange = valid & ~((values >= DB_RANGE[0]) & (values <= DB_RANGE[1])).all(-1)
+        image.strange |= bool(strange.any())
+        valid &= ~strange
+    beyond = [(0, height - values.shape[0]), (0, width - values.shape[1])]
+    if beyond != [(0, 0), (0, 0)]:
+        values, valid = np.pad(values, [*beyond, (0, 0)]), np.pad(valid, beyond)
+    return values, valid
+
+
+def check_unit(wanted: Wanted, unit: str) -> str:
+    """Returns the unit of the scenes' values.
+
+    Args:
+      wanted: the network's input.
+      unit: as the user says; "" for the network's own.
+
+    Raises:
+      DataError: values in this unit cannot be converted to the network's.
+    """
     if wanted.sensor == "eo":
-        if said:
-            raise DataError(f"--sar_unit={said}: {wanted.title} reads optical scenes")
+        if unit:
+            raise DataError(f"--sar_unit={unit}: {wanted.title} reads optical scenes")
         return wanted.unit
-    if not said or said == wanted.unit:
+    if not unit or unit == wanted.unit:
         return wanted.unit
-    if wanted.unit == "db" and said == "linear":
-        return said
-    raise DataError(f"--sar_unit={said}: {wanted.title} was trained on SAR in unit {wanted.unit!r}, which it cannot be")
+    if wanted.unit == "db" and unit == "linear":
+        return unit
+    raise DataError(
+        f"--sar_unit={unit}: {wanted.title} was trained on SAR in unit {wanted.unit!r}; there is no conversion"
+    )
 
 
-def sample(scene: Scene, patches: int = 8, edge: int = 64) -> np.ndarray:
-    """Valid pixels [N, bands] of patches x patches places all over a scene.
+def sample(scene: Image, patches: int = 8, edge: int = 64) -> np.ndarray:
+    """Returns valid pixels [N, bands] from patches x patches places spread over a scene.
 
-    Where they have none, blocks are read until there are some: an empty answer means that all of the scene is invalid.
+    If these hold none, it reads block by block until it finds some: an empty result means that no pixel is valid.
     """
     corners = [np.unique(np.linspace(0, max(length - edge, 0), patches).astype(int)).tolist() for length in scene.shape]
     found = []
@@ -229,7 +287,7 @@ def sample(scene: Scene, patches: int = 8, edge: int = 64) -> np.ndarray:
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each made in a thread while the one before it is worked on."""
+    """Yields the items; a thread prepares the next one while the caller works on the current one."""
     items, end = iter(items), object()
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         coming = executor.submit(next, items, end)
