@@ -3,7 +3,7 @@
     tools/env python -m tools.prepare_data --dataset=folder --raw_dir=my_data
     tools/env python main.py --config=configs/folder.py --workdir=runs/my_data --config.data.name=folder/my_data
 
-The sizes suit some dozen small tiles on a CPU. With a GPU and more data begin with model.depth=50, model.width=64,
+The sizes suit some dozen small tiles on a CPU. With a GPU and more data start with model.depth=50, model.width=64,
 data.crop=256 or 512, dtype=bfloat16 and some 20,000 steps for either stage. Try two or three learning rates on your
 validation split before anything else: on the simulated scenes 0.03 gave five to twelve points of mIoU more than 0.003.
 """

@@ -4,7 +4,7 @@
     tools/env python main.py --config=configs/spacenet6.py --workdir=runs/spacenet6
 
 For the challenge's baseline split, prepare with --splitting=baseline and add --config.data.name=spacenet6/baseline
---config.eval.split=validation; tools.prepare_data says how many of its training tiles show ground that is validated on.
+--config.eval.split=validation; tools.prepare_data prints how many training tiles overlap validation tiles.
 """
 
 from configs import default

@@ -1,4 +1,4 @@
-"""Checks a raw data set before anything is prepared or trained, and draws some of it.
+"""Checks a raw data set before preparation and draws a contact sheet.
 
   python -m tools.check_data my_data
   python -m tools.check_data SN6/train/AOI_11_Rotterdam --splitting=baseline
@@ -9,7 +9,7 @@ contradict the unit, unknown label codes (bad tiles: tools.prepare_data refuses 
 --skip_bad), empty or constant tiles and tiles without any label (doubtful), class balance, and tiles of different
 splits that show the same ground. Writes summary.txt, bad_tiles.txt, doubtful_tiles.txt, shared_ground.txt and
 contact_sheet.png into OUTPUT.
-Exits with 1 where a tile is bad, the unit is contradicted or splits share ground.
+Exits with 1 if a tile is bad, values contradict the unit or splits share ground.
 """
 
 import argparse
@@ -61,10 +61,10 @@ def draw(path: str, findings: Findings) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("check_data", __doc__)
     parser.add_argument("raw_dir", help="folder of the raw data set")
-    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: recognised by the folders in RAW_DIR")
+    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: recognised from its layout")
     parser.add_argument("--output", help="folder to write to; default: checked/NAME")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
-    parser.add_argument("--tiles", type=int, default=6, help="in the picture")
+    parser.add_argument("--tiles", type=int, default=6, help="tiles in the contact sheet")
     datasets.add_options(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""Draws tiles of a prepared data set as SAR | EO | label, to look at before training.
+"""Draws tiles of a prepared data set as SAR | EO | label.
 
   python -m tools.contact_sheet --data=data/folder/my_data/1.0.0 --output=my_data.png
   python -m tools.contact_sheet --data=data/scenes/... --split=test --tiles=6 --output=scenes.png
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("contact_sheet", __doc__)
     parser.add_argument("--data", required=True, help="folder of a prepared data set, with its version")
-    parser.add_argument("--split", default="train", help="of the data set")
+    parser.add_argument("--split", default="train", help="split to draw")
     parser.add_argument("--tiles", type=int, default=4, help="number of tiles, spread over the split")
     parser.add_argument("--output", required=True, help="PNG to write")
     return parser

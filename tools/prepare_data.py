@@ -10,11 +10,11 @@
 folder: your own GeoTIFF pairs, described by my_data/dataset.json (hfd_jax/data/folder.py shows every key).
 spacenet6, sen12ms, dfc2020, whu_opt_sar: as downloaded; hfd_jax/data/NAME.py (dfc2020: sen12ms.py) shows the layout,
 the splits and the classes.
-scenes: simulated pairs; main.py also makes them by itself.
+scenes: simulated pairs; main.py also prepares them on demand.
 
 Every tile is checked before it is written; the first bad one stops the preparation with its name and what is wrong,
-or, with --skip_bad, is left out and listed in skipped.txt beside the data. An interrupted preparation leaves nothing
-behind that looks complete; the same command continues it. The last line says what to put into config.data.name.
+or, with --skip_bad, is left out and listed in skipped.txt beside the data. Data appear only once complete; after an
+interruption the same command continues. The last line shows the value for config.data.name.
 
 On a cluster Apache Beam runs the same shards (tools/env pip install -r requirements-beam.txt -c constraints.txt):
 --data_dir must then be a folder that all workers share. --beam_runner=DirectRunner tries it on this machine.
@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def beam_options(arguments: argparse.Namespace):
-    """Apache Beam's own options; UserError where it is not installed."""
+    """Returns Apache Beam's options. Raises UserError if Beam is not installed."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415 - large, and rarely there
     except ImportError as error:
@@ -108,12 +108,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw_dir", help="folder of the raw data")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and write")
-    parser.add_argument("--beam_runner", help="of Apache Beam, instead of --workers: DirectRunner, FlinkRunner, ...")
     parser.add_argument(
-        "--beam_option", action="append", default=[], help="of the runner, as --beam_option=--KEY=VALUE; repeatable"
+        "--beam_runner", help="Apache Beam runner, instead of --workers: DirectRunner, FlinkRunner, ..."
+    )
+    parser.add_argument(
+        "--beam_option",
+        action="append",
+        default=[],
+        help="option of the runner, as --beam_option=--KEY=VALUE; repeatable",
     )
     parser.add_argument("--skip_bad", action="store_true", help="leave out and list bad tiles instead of stopping")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set made from something else")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set with other settings")
     datasets.add_options(parser, simulated=True)
     return parser
 

@@ -16,7 +16,7 @@ SPATIAL = ("sar", "eo", "label", "sar_valid", "eo_valid")
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What may be varied.
+    """Augmentation settings.
 
     Attributes:
       flips: mirror along the axes that the look direction allows; with look_axis "any" both, and quarter turns.

@@ -1,4 +1,4 @@
-"""Writes any `TileSource` as a TFDS data set of array_record files: in parallel, restartable, complete or not there.
+"""Writes a `TileSource` as a TFDS data set of array_record files: in parallel, restartable and atomically.
 
 On one machine, processes write shard after shard into a staging folder; a shard appears under its name only when it is
 whole, and an interrupted preparation continues with the first missing one. When all are there, TFDS's own temporary
@@ -36,7 +36,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     """A TFDS builder config that carries its source.
 
     Attributes:
-      source: what to write.
+      source: the data to write.
       skip_bad: leave out and list tiles that cannot be read or contradict the facts, instead of stopping.
       workers: processes on this machine.
       staging: folder of the unfinished preparation.
@@ -49,7 +49,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
 
 class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """The TFDS builder of every data set here; metadata.json holds all that is known of it."""
+    """Base TFDS builder of all data sets; metadata.json holds their facts, settings and statistics."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -109,7 +109,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             skipped = [str(line) for content in contents for line in content["skipped"]]
             if not shapes:
                 raise DataError(f"split {split!r}: not one good tile; the first problem is: {skipped[0]}")
-            # One entry stands for all where all are alike.
+            # If all tiles have the same size, one entry stands for all of them.
             metadata["shapes"][split] = shapes if len({tuple(s) for s in shapes}) > 1 else shapes[:1]
             metadata["skipped"][split] = skipped
             places[split] = tuple(np.concatenate([content[key] for content in contents]) for key in ("corners", "crs"))
@@ -154,7 +154,7 @@ def prepare(
       data_dir: root of the prepared data sets.
       workers: processes on this machine.
       skip_bad: leave out and list bad tiles instead of stopping.
-      overwrite: replace the data set of this name, whatever it was made from; it comes back if the new one fails.
+      overwrite: replace an existing data set of this name; it is restored if the preparation fails.
       beam: Apache Beam's PipelineOptions, with a runner: it prepares the shards instead of `workers`.
 
     Returns:
@@ -188,17 +188,17 @@ def prepare(
 
 def _run_tfds(builder_class, config: SourceConfig, data_dir: str, beam: Any) -> None:
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed in the builder's class
+    logging.set_verbosity(logging.ERROR)  # TFDS warns about configs that the builder class does not list
     try:
         builder = builder_class(data_dir=data_dir, config=config, file_format=FORMAT)
     finally:
         logging.set_verbosity(verbosity)
-    tfds.disable_progress_bar()  # ours knows the number of tiles and can tell the time left
+    tfds.disable_progress_bar()  # ours counts tiles and shows the remaining time
     download_config = None
-    if beam is not None:  # TFDS wants the runner beside the options that name it
+    if beam is not None:  # TFDS takes the runner in addition to the options that name it
         runner = beam.get_all_options()["runner"]
         download_config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=beam)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads and unknown sizes
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads and unknown sizes
         builder.download_and_prepare(download_dir=config.staging, download_config=download_config)
 
 
@@ -232,19 +232,19 @@ def _fingerprint(source: TileSource, skip_bad: bool) -> str:
 def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> list[str]:
     with open(os.path.join(directory, "metadata.json")) as file:
         stored = json.load(file)
-    mine = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
+    current = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
     differing = [
         f"{part}.{key}"
         for part in ("facts", "settings")
-        for key in sorted(mine[part].keys() | stored[part].keys())
-        if mine[part].get(key) != stored[part].get(key)
+        for key in sorted(current[part].keys() | stored[part].keys())
+        if current[part].get(key) != stored[part].get(key)
     ]
     skipped = sum(map(len, stored["skipped"].values()))
     return [*differing, f"{skipped} bad tiles were left out"] if skipped and not skip_bad else differing
 
 
 def _link(staged: str, final: str) -> None:
-    """Puts a finished shard in its place without taking it from the staging folder."""
+    """Links a finished shard to its final path and keeps it in the staging folder."""
     try:
         os.link(staged, final)
     except OSError:  # a file system without hard links
@@ -256,7 +256,7 @@ def _set_aside(folder: str) -> str:
 
 
 def _recover(folder: str) -> None:
-    """Puts back what a killed replacement has left aside, or removes it where the replacement was complete."""
+    """Restores the old folder after a killed replacement; removes it if the replacement was complete."""
     old = _set_aside(folder)
     if os.path.exists(old) and not os.path.exists(folder):
         os.replace(old, folder)
@@ -265,7 +265,7 @@ def _recover(folder: str) -> None:
 
 @contextlib.contextmanager
 def _restored_on_failure(folder: str):
-    """Moves `folder` out of the way; puts it back if what should replace it fails, removes it otherwise."""
+    """Moves `folder` aside; restores it if its replacement fails, removes it otherwise."""
     old = _set_aside(folder)
     if os.path.exists(folder):
         os.replace(folder, old)

@@ -91,7 +91,7 @@ class Dataset:
       sizes: number of tiles per split.
       shapes: (H, W) of each tile per split; a single entry stands for all.
       skipped: what was wrong with the tiles that were left out, per split.
-      left_out: reason -> number of raw tiles that no split has.
+      left_out: reason -> number of raw tiles that belong to no split.
       shared_ground: "train with test" -> number of the first split's tiles that overlap one of the second's.
     """
 
@@ -105,7 +105,7 @@ class Dataset:
     shared_ground: dict[str, int]
 
     def source(self, split: str):
-        """Random access to the tiles of a split as dicts of arrays; DataError for a split that is not there."""
+        """Random access to the tiles of a split as dicts of arrays; DataError for an unknown split."""
         self._check(split)
         return tfds.builder_from_directory(self.directory).as_data_source(split=split)
 
@@ -115,7 +115,7 @@ class Dataset:
         return {os.path.basename(path): [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths}
 
     def tile_ids(self, tiles: Sequence[tuple[str, int]]) -> list[str]:
-        """What the data set calls its tiles, given as (split, index); reads each of them."""
+        """Ids of the tiles given as (split, index); reads each tile."""
         sources = {split: self.source(split) for split in {split for split, _ in tiles}}
         return [sources[split][index]["id"].decode() for split, index in tiles]
 
@@ -137,7 +137,7 @@ class Dataset:
 
 
 def read_dataset(directory: str) -> Dataset:
-    """Opens the prepared data set in `directory`; DataError where it is none of ours."""
+    """Opens the prepared data set in `directory`; DataError if it is not a prepared data set."""
     path = os.path.join(directory, "metadata.json")
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
@@ -167,7 +167,7 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
       data_dir: root of the prepared data sets.
 
     Raises:
-      DataError: it is not there; says what is, and how to prepare it.
+      DataError: the data set does not exist; the message lists the existing ones and how to prepare it.
     """
     root = os.path.join(data_dir, name)
     found = glob.glob(os.path.join(glob.escape(root), "[0-9]*", "dataset_info.json"))
@@ -193,7 +193,7 @@ def list_datasets(data_dir: str) -> list[str]:
 
 
 def prepare_scenes(source: SceneSource, data_dir: str) -> Dataset:
-    """Writes the simulated data set unless it is there, and opens it."""
+    """Opens the simulated data set; writes it first if it does not exist."""
     tiles = source.train + source.validation + source.test
-    workers = 1 if tiles < 200 else min(os.cpu_count() or 1, 8)  # a worker takes some seconds to start
+    workers = 1 if tiles < 200 else min(os.cpu_count() or 1, 8)  # starting a worker takes seconds
     return read_dataset(prepare(Scenes, source, data_dir, workers=workers))

@@ -13,7 +13,7 @@ from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS
 
-UNKNOWN_CODE = 254  # in the table: a code that the description does not know
+UNKNOWN_CODE = 254  # table entry of codes that the description does not list
 
 _KEYS = {
     "": ("name", "sar", "eo", "label", "look_axis", "split"),
@@ -68,7 +68,7 @@ def _check_classes(path: str, label: dict[str, Any]) -> None:
 
 
 def _check_ranges(path: str, split: dict[str, Any]) -> None:
-    """Values of the right kind; ranges that do not overlap."""
+    """Checks the types of the values and that ranges do not overlap."""
     parts = {key: value for key, value in split.items() if key != "by"}
     for key, value in parts.items():
         if split["by"] == "list":
@@ -86,7 +86,7 @@ def _check_ranges(path: str, split: dict[str, Any]) -> None:
 
 
 def code_table(label: dict[str, Any]) -> np.ndarray:
-    """[256] code -> class index, IGNORE_LABEL, or UNKNOWN_CODE for a code that the description does not know."""
+    """[256] code -> class index, IGNORE_LABEL, or UNKNOWN_CODE for codes that the description does not list."""
     table = np.full(256, UNKNOWN_CODE, np.uint8)
     table[label.get("ignore", [])] = IGNORE_LABEL
     table[[entry["code"] for entry in label["classes"]]] = range(len(label["classes"]))

@@ -1,7 +1,7 @@
-"""What is known about a data set: its facts, declared beside each builder, and its statistics, measured once.
+"""Facts of a data set, declared beside each builder, and its statistics, measured once.
 
-Both are stored as JSON with the prepared data set and travel with every checkpoint, so that a model is never fed with
-other bands, units or statistics than it was trained on.
+Both are stored as JSON with the prepared data set and travel with every checkpoint, so that a model never receives
+other bands, units or statistics than those of its training.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Facts:
       sar_bands, eo_bands: names in stored order.
       eo_dtype: NumPy name of the stored optical type.
       sar_unit: "db" (calibrated, decibel) or "raw" (any other scale); linear power is stored in dB.
-      class_names: class k of the stored label is class_names[k]; IGNORE_LABEL (255) is outside of them.
+      class_names: class k of the stored label is class_names[k]; IGNORE_LABEL (255) marks ignored pixels.
       class_colours: one (r, g, b) of 0 to 255 per class.
-      look_axis: image axis along which the radar looks, "x" or "y"; "any" where it does not matter. A flip along this
-        axis would turn layover and shadow round.
+      look_axis: image axis along which the radar looks, "x" or "y"; "any" if it does not matter. A flip along this
+        axis would reverse layover and shadow.
       pixel_size: edge of a pixel, metres; 0 if unknown.
     """
 
@@ -133,7 +133,7 @@ class _BandAccumulator:
         mean = self.sum / self.count
         std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
         low, high = np.percentile(self.sample(), (1, 99), axis=0)
-        # A constant band says nothing and must not be blown up: std 1 turns it into zeros.
+        # A constant band carries no information: std 1 maps it to zeros instead of amplifying rounding.
         std = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
         return BandStatistics(*(tuple(float(v) for v in values) for values in (mean, std, low, high)))
 
@@ -151,7 +151,7 @@ class StatisticsAccumulator:
         self._class_pixels += np.bincount(label[label != IGNORE_LABEL].ravel(), minlength=len(self._class_pixels))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What `merge` takes."""
+        """Arrays for `merge`."""
         arrays = {"class_pixels": self._class_pixels}
         for sensor, part in self._bands.items():
             values = {"count": part.count, "sum": part.sum, "squares": part.squares, "sample": part.small_sample()}
@@ -170,7 +170,7 @@ class StatisticsAccumulator:
 
 
 def check_statistics(facts: Facts, statistics: Statistics) -> None:
-    """Holds the measured SAR values against the declared unit; DataError where they cannot be what it says."""
+    """Raises DataError if the measured SAR values contradict the declared unit."""
     if facts.sar_unit != "db":
         return
     for band, low, high in zip(facts.sar_bands, statistics.sar.low, statistics.sar.high, strict=True):

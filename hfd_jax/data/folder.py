@@ -1,4 +1,4 @@
-"""Your own data: a folder of GeoTIFF pairs with a description of it, `dataset.json`.
+"""Your own data: a folder of GeoTIFF pairs described by `dataset.json`.
 
     my_data/dataset.json
     my_data/sar/NAME.tif      my_data/eo/NAME.tif      my_data/label/NAME.tif (optional for training tiles)
@@ -185,7 +185,7 @@ class FolderSource(Reader):
         return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
 
     def _extent(self, name: str) -> tuple[int, dict[str, tuple[int, int]]]:
-        """(height, split -> columns) by a raster of the pair that can be opened; reading says what is wrong with it."""
+        """(height, split -> columns) from a readable raster of the pair; reading the tile reports an unreadable one."""
         for kind in ("sar", "eo"):
             with contextlib.suppress(RasterError), open_raster(self._file(kind, name)) as raster:
                 return raster.height, self._parts(name, raster)
@@ -240,7 +240,7 @@ class FolderSource(Reader):
         return {key: everything for key, (start, stop) in ranges.items() if start <= centre < stop}
 
     def _read_lists(self) -> dict[str, set[str]]:
-        """The split lists; DataError for a name that does not exist or stands in two of them."""
+        """The split lists; raises DataError if a name does not exist or is in two lists."""
         split, known = self._text["split"], set(self._names)
         if split["by"] != "list":
             return {}

@@ -15,7 +15,7 @@ from hfd_jax.core.errors import DataError
 
 
 def read_geojson(path: str, crs: Any) -> list[Any]:
-    """The polygons of a GeoJSON file as shapely geometries in `crs`; DataError where it cannot be read."""
+    """The polygons of a GeoJSON file as shapely geometries in `crs`; DataError if it cannot be read."""
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file; a tile without buildings has one without features")
     if crs is None:
@@ -37,7 +37,7 @@ def read_geojson(path: str, crs: Any) -> list[Any]:
 
 
 def read_summary(path: str) -> dict[str, list[str]]:
-    """ImageId -> its PolygonWKT_Pix (pixel coordinates, x to the right, y down); no text for an empty tile."""
+    """ImageId -> its PolygonWKT_Pix (pixel coordinates, x to the right, y down); empty for a tile without buildings."""
     if not os.path.exists(path):
         raise DataError(f"{path}: missing, and there is no geojson_buildings folder either: no labels")
     found: dict[str, list[str]] = {}
@@ -53,11 +53,11 @@ def read_summary(path: str) -> dict[str, list[str]]:
 
 
 def polygons_of(texts: list[str], path: str) -> list[Any]:
-    """Well-known text as shapely geometries; DataError, naming `path`, where one is none."""
+    """Well-known text as shapely geometries; raises DataError, naming `path`, if one is invalid."""
     try:
         return [shapely.from_wkt(text) for text in texts]
     except shapely.errors.GEOSException as error:
-        raise DataError(f"{path}: PolygonWKT_Pix that is no well-known text ({error})") from error
+        raise DataError(f"{path}: PolygonWKT_Pix is not valid well-known text ({error})") from error
 
 
 def draw(shapes: list[Any], size: tuple[int, int], transform: Any) -> np.ndarray:

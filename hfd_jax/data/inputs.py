@@ -1,4 +1,4 @@
-"""What the networks see: stored batch -> augmented, standardised arrays, inside the jitted step."""
+"""Network input: stored batch -> augmented, standardised arrays, inside the jitted step."""
 
 import dataclasses
 from typing import Any
@@ -42,7 +42,7 @@ class InputSpec:
 
 
 def network_input(batch: dict, spec: InputSpec) -> dict:
-    """The batch without augmentation: sar and eo, as far as they are there, standardised [B, H, W, C] float32."""
+    """The batch without augmentation: sar and eo, if present, standardised [B, H, W, C] float32."""
     if "sar" in batch:
         sar = filtered(batch["sar"].astype(jnp.float32), batch["sar_valid"], spec.normalisation)
         batch = batch | {"sar": sar}

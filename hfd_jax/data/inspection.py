@@ -1,4 +1,4 @@
-"""Looks at every tile of a raw data set before anything is written or trained."""
+"""Inspects every tile of a raw data set before preparation."""
 
 import concurrent.futures
 import dataclasses
@@ -20,15 +20,15 @@ CHUNK = 32
 
 @dataclasses.dataclass
 class Findings:
-    """What was found.
+    """Findings of an inspection.
 
     Attributes:
       facts: of the data set.
       sizes: split -> tiles, good and bad.
-      left_out: reason -> raw tiles that no split has.
+      left_out: reason -> number of raw tiles that belong to no split.
       bad: (split, message) of every tile that preparation would refuse.
-      doubtful: (split, tile, what): empty, constant, or without any label; preparation takes them.
-      statistics: over the good training tiles (over all, where there are none); None without a good tile.
+      doubtful: (split, tile, problem): empty, constant or entirely unlabelled tiles; preparation accepts them.
+      statistics: over the good training tiles, or over all good tiles if there are none; None without a good tile.
       unit_problem: what contradicts the declared SAR unit, or "".
       leaks: (split, tile, other split, its tile) for tiles that show the same ground.
       examples: some good tiles, spread over the data set.
@@ -50,7 +50,7 @@ class Findings:
 
 
 def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings:
-    """Reads every tile once, on `workers` processes, with progress and time left."""
+    """Reads every tile once, on `workers` processes; shows progress and remaining time."""
     keys = {split: list(of_split) for split, of_split in source.keys().items() if len(of_split)}
     jobs = [(split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
     results: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
 
 
 def doubts(tile: Tile) -> list[str]:
-    """What is strange about a tile without being wrong."""
+    """Doubtful but acceptable properties of a tile."""
     found = []
     for sensor, valid in (("sar", tile.sar_valid), ("eo", tile.eo_valid)):
         pixels = getattr(tile, sensor)[valid]
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _start_worker(source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _Worker.source = source
 
 
@@ -204,7 +204,7 @@ def _leaks(results: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
 def _examples(source: TileSource, keys: dict[str, list[Any]], count: int) -> list[Tile]:
     everything = [key for of_split in keys.values() for key in of_split]
     tiles: list[Tile] = []
-    # Twice as many as wanted are tried, since some may be bad or empty.
+    # Tries twice the requested number, since some tiles may be bad or empty.
     for index in np.linspace(0, len(everything) - 1, min(2 * count, len(everything))).round().astype(int):
         try:
             tile = source.read(everything[index])

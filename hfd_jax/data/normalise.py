@@ -13,7 +13,7 @@ SAR_FILTERS = ("none", "lee")
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """How input is made of stored values; the same at training, evaluation and use.
+    """How stored values become network input; identical in training, evaluation and inference.
 
     Attributes:
       sar_filter: "none" or "lee" (7 x 7).

@@ -57,7 +57,7 @@ def read_window(raster, window=None, bands: Sequence[int] | None = None) -> np.n
 
 @contextlib.contextmanager
 def reading(raster) -> Iterator[None]:
-    """Turns what GDAL says while pixels of `raster` are read into a RasterError."""
+    """Converts GDAL errors while reading pixels of `raster` into a RasterError."""
     try:
         yield
     except rasterio.errors.RasterioIOError as error:
@@ -86,7 +86,7 @@ def read_image(path: str, window=None, bands: tuple[str, ...] | None = None) -> 
 
 
 def stored_type(paths: Iterable[str], folder: str) -> str:
-    """NumPy name of the pixels of the first raster that is there; DataError, naming `folder`, where none is."""
+    """NumPy name of the pixel type of the first existing raster; DataError, naming `folder`, if there is none."""
     for path in paths:
         if os.path.exists(path):
             with open_raster(path) as raster:
@@ -103,7 +103,7 @@ def valid_pixels(image: np.ndarray, nodata: float | None) -> np.ndarray:
 
 
 def check_same_grid(path: str, grid: Grid, reference_path: str, reference: Grid) -> None:
-    """DataError where size or CRS differ, or a corner lies more than half a pixel off."""
+    """Raises DataError if size or CRS differ, or a corner is off by more than half a pixel."""
     if grid["size"] != reference["size"]:
         raise DataError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
     if grid["crs"] != reference["crs"]:

@@ -169,7 +169,7 @@ class Sen12msSource(Reader):
 
     @functools.cached_property
     def _listed(self) -> set[str]:
-        """Of all patches that any source has: a missing partner is found when the patch is read."""
+        """Patches that any source has; reading a patch reports a missing partner."""
         sources = ("s1", "s2", self.labels)
         paths = {path for group in self.groups for path in _list_patches(self.raw_dir, group, sources)}
         if not paths:

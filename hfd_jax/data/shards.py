@@ -1,4 +1,4 @@
-"""Shards: runs of tiles that are written as one array_record file each, by any process, whole or not at all."""
+"""Shards: runs of tiles, each written atomically as one array_record file by any process."""
 
 import concurrent.futures
 import dataclasses
@@ -101,7 +101,7 @@ def features_of(facts: Facts) -> tfds.features.FeaturesDict:
 
 
 def write_shards(shards: list[Shard], workers: int) -> None:
-    """Writes the shards that are not there yet, on `workers` processes; shows tiles done and time left.
+    """Writes the missing shards on `workers` processes; shows progress and remaining time.
 
     Raises:
       DataError: of the first bad tile that was met. Finished shards stay.
@@ -133,7 +133,7 @@ def write_shards(shards: list[Shard], workers: int) -> None:
 
 
 def report_path(folder: str, split: str, index: int, keys: Sequence[Any]) -> str:
-    """Where the report of a shard lies; another run of keys has another place."""
+    """Path of a shard's report; it depends on the shard's keys."""
     digest = hashlib.sha1(repr(list(keys)).encode()).hexdigest()[:12]
     return os.path.join(folder, f"{split}-{index:05d}-{digest}.report.npz")
 
@@ -159,7 +159,7 @@ def _write_shard(shard: Shard, progress) -> None:
 
 
 class _Worker:
-    """What a worker process was started with; also stands for the progress bar there."""
+    """State of a worker process; also replaces the progress bar there."""
 
     queue: Any = None
     source: Any = None
@@ -169,7 +169,7 @@ class _Worker:
 
 
 def _start_worker(queue, source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _Worker.queue, _Worker.source = queue, source
 
 

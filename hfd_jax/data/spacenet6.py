@@ -62,7 +62,7 @@ class Spacenet6Source(Reader):
       eo_product: "PS-RGB" or "PS-RGBNIR".
       splitting: "baseline" or "ten_fold".
       fold: of ten_fold, 0 to 9.
-      min_area: smaller footprints are not drawn, square metres.
+      min_area: drop footprints smaller than this, square metres.
       sar_order, eo_order: band names in stored order, with commas; "" for the usual one (SAR_BANDS, EO_BANDS).
     """
 
@@ -172,7 +172,7 @@ class Spacenet6Source(Reader):
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        """Image ids T0_T1_tile_N of all tiles; a missing partner is found when the tile is read."""
+        """Image ids T0_T1_tile_N of all tiles; reading a tile reports a missing partner."""
         names = set().union(*(_image_ids(os.path.join(self._root, part)) for part in (SAR, self.eo_product)))
         if not names:
             raise DataError(f"{os.path.join(self._root, SAR)}: no .tif file in it")
@@ -186,7 +186,7 @@ class Spacenet6Source(Reader):
     def _orientations(self) -> dict[str, str]:
         path = os.path.join(self._root, ORIENTATIONS)
         if not os.path.exists(path):
-            raise DataError(f"{path}: missing; it says from which side each strip was imaged")
+            raise DataError(f"{path}: missing; it gives the look direction of each strip")
         with open(path, encoding="utf-8") as lines:
             rows = [line.split() for line in lines if line.strip()]
         for row in rows:
@@ -221,7 +221,7 @@ class Spacenet6Source(Reader):
         return draw([shape for shape in shapes if shape.area * unit >= self.min_area], grid["size"], transform)
 
     def _easting(self, name: str) -> float | None:
-        """Of the upper left corner, metres; None where neither raster can be opened (reading the tile says why)."""
+        """Of the upper left corner, metres; None if neither raster opens (reading the tile raises the error)."""
         for part in (SAR, self.eo_product):
             with contextlib.suppress(DataError), open_raster(self._file(part, name)) as raster:
                 if raster.crs is not None and raster.crs.to_epsg() == EPSG:
@@ -229,7 +229,7 @@ class Spacenet6Source(Reader):
         return None
 
     def _check_band_order(self) -> None:
-        """Where both products are there, the four-band one must show red where the three-band one does."""
+        """If both products exist, checks that their red bands agree."""
         both = [n for n in self._names if all(os.path.exists(self._file(p, n)) for p in ("PS-RGB", "PS-RGBNIR"))]
         votes = 0
         for name in both[:: max(1, len(both) // 20)]:
@@ -245,7 +245,7 @@ class Spacenet6Source(Reader):
 
 
 def _prefers(red: np.ndarray, blue: np.ndarray, rgb: np.ndarray) -> int:
-    """1 where (red, blue) resemble bands (0, 2) of `rgb` more than (2, 0), -1 where less, 0 where nothing is to see."""
+    """1 if (red, blue) resemble bands (0, 2) of `rgb` more than (2, 0), -1 if less, 0 if undecided."""
     if red.shape != rgb.shape[:2] or min(np.ptp(red), np.ptp(blue), np.ptp(rgb[..., 0]), np.ptp(rgb[..., 2])) == 0:
         return 0
 
@@ -257,7 +257,7 @@ def _prefers(red: np.ndarray, blue: np.ndarray, rgb: np.ndarray) -> int:
 
 
 def split_of(easting: float, splitting: str, fold: int = 0) -> str | None:
-    """The split of a tile by the easting of its upper left corner, metres in EPSG:32631; None where it is left out."""
+    """The split of a tile by the easting of its upper left corner, metres in EPSG:32631; None if left out."""
     if splitting == "baseline":
         return "validation" if _column(easting, BASELINE_EDGES, 5) == 4 else "train"
     column, validation = _column(easting, TEN_FOLD_EDGES, 10), (fold + 5) % 10

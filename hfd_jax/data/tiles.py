@@ -1,4 +1,4 @@
-"""A paired tile, the source it comes from, and the check that it is what its data set says."""
+"""Paired tiles, the interface of raw data sets, and the check of a tile against the data set's facts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -53,10 +53,10 @@ class TileSource(Protocol):
 
     Attributes:
       name: of the prepared data set.
-      facts: what is declared of it.
-      settings: JSON-ready; everything else that decides what is read. A prepared data set with other settings is not
-        this one.
-      left_out: reason -> number of tiles that no split has.
+      facts: declared facts of the data set.
+      settings: JSON-ready; every other setting that affects what is read. A prepared data set with other settings is
+        not reused.
+      left_out: reason -> number of tiles that belong to no split.
     """
 
     name: str
@@ -72,10 +72,10 @@ class TileSource(Protocol):
 
 
 class Relisted:
-    """A source that other processes read from: what it knows of every file stays behind when it is pickled.
+    """A source that drops its file lists when it is pickled for another process.
 
     Attributes:
-      relisted: names of the cached lists; they are made again where they are asked for.
+      relisted: names of the cached properties to drop; they are recomputed on demand.
     """
 
     relisted: ClassVar[tuple[str, ...]] = ()
@@ -85,7 +85,7 @@ class Relisted:
 
 
 def check_tile(tile: Tile, facts: Facts) -> None:
-    """Raises DataError where a tile contradicts the facts: sizes, bands, types, value range, class index."""
+    """Raises DataError if a tile contradicts the facts: sizes, bands, types, value range, class index."""
     height, width = tile.sar.shape[:2]
     expected = {
         "sar": ((height, width, len(facts.sar_bands)), "float32"),

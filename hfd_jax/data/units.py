@@ -2,12 +2,12 @@
 
 import numpy as np
 
-# -60 dB lies far below the noise floor of every sensor; it keeps log10(0) out.
+# -60 dB lies far below the noise floor of every sensor; it avoids log10(0).
 FLOOR = 1e-6
 
 
 def linear_to_db(power, xp=np):
-    """10 log10 of linear power; below FLOOR (-60 dB) the floor is taken."""
+    """10 log10 of linear power; values below FLOOR (-60 dB) become -60 dB."""
     return 10.0 * xp.log10(xp.maximum(power, FLOOR))
 
 

@@ -150,7 +150,7 @@ class WhuOptSarSource(Reader):
             sar=sar.astype(np.float32),
             eo=eo,
             label=self._label(scene, rows, columns, sar_path, grid),
-            # A dark SAR pixel is 0 too: without data is only what neither sensor shows.
+            # Dark SAR pixels are 0 too: a pixel has no data only if both sensors are 0.
             sar_valid=valid_pixels(sar, grid["nodata"]) & (sar.any(-1) | eo.any(-1)),
             eo_valid=valid_pixels(eo, 0),
             crs=crs_text(grid),
@@ -169,7 +169,7 @@ class WhuOptSarSource(Reader):
         return sorted(everything)
 
     def _size(self, scene: str) -> tuple[int, int]:
-        """Of a raster of the scene that can be opened; (1, 1) where none can: reading the scene says why."""
+        """Size of a readable raster of the scene, or (1, 1) if none is readable; reading the scene raises the error."""
         for folder in FOLDERS:
             with contextlib.suppress(DataError), open_raster(self._file(folder, scene)) as raster:
                 return raster.shape

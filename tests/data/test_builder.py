@@ -1,4 +1,4 @@
-"""Preparation: the same files on any number of workers, restartable, complete or not there; bad tiles are listed."""
+"""Preparation writes the same files with any number of workers, resumes, is atomic and lists bad tiles."""
 
 import dataclasses
 import hashlib
@@ -88,7 +88,9 @@ def test_restart_reads_only_what_is_missing(serial, tmp_path):
     assert catalogue.list_datasets(str(tmp_path / "data")) == []
     directory = prepare(catalogue.Scenes, ManySource(log=str(log)), str(tmp_path / "data"))
     again = len(os.listdir(log)) - first
-    assert again <= 70 - 24 + 2, "the three finished shards are not read again (but for their first tile, for its size)"
+    assert again <= 70 - 24 + 2, (
+        "the three finished shards are not read again, except for the first tile, whose size is needed"
+    )
     assert digest(directory) == digest(serial)
     assert not [name for name in os.listdir(Path(directory).parent) if name.startswith(".preparing")]
 

@@ -1,4 +1,4 @@
-"""Your own GeoTIFF folders: what is read, and what every mistake in them says."""
+"""GeoTIFF folders: the tiles they yield, and the error message for each mistake."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Every public data set goes the way of all others: check, prepare, train both stages, evaluate."""
+"""Checks, prepares, trains and evaluates each public data set."""
 
 import json
 
@@ -39,7 +39,7 @@ SMALL = {
 }
 
 
-# The third one is read by tests of its own as well, and trains like the others.
+# The third one has reader tests of its own and trains like the others.
 @pytest.mark.parametrize("name", ["spacenet6", "sen12ms", pytest.param("whu_opt_sar", marks=pytest.mark.slow)])
 def test_prepare_and_train(name, tmp_path):
     TREES[name](tmp_path / "raw")
