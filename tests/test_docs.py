@@ -252,3 +252,21 @@ def test_the_example_of_your_own_data_is_complete(tmp_path, monkeypatch):
     config = parsed_config(steps[2], monkeypatch)
     assert config.data.name == "folder/my_data"
     check_against_data(config, dataset.facts, dataset.sizes, dataset.largest("train"))
+
+
+def test_the_tables_of_options_are_those_of_the_code():
+    """`python -m tools.options --update` writes them."""
+    from tools import options
+
+    for name, table in options.tables().items():
+        text = (ROOT / "docs" / name).read_text()
+        assert options.filled(text, table) == text and table in text, name
+
+
+def test_tools_options_prints_one_method_and_refuses_another(capsys):
+    from tools import options
+
+    options.main(options.make_parser().parse_args(["--method=hfd"]))
+    assert "`distill.hfd.weight`" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--method=hdf is unknown; did you mean 'hfd'"):
+        options.main(options.make_parser().parse_args(["--method=hdf"]))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfd_jax.core.errors import DataError, UserError
+from hfd_jax.core.options import Option, options_of
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.catalogue import SceneSource
-from hfd_jax.data.reader import Option, Reader, options_of
+from hfd_jax.data.reader import Reader
 from hfd_jax.data.registry import READERS
 from hfd_jax.data.simulator import SceneOptions
 
@@ -44,9 +45,9 @@ def add_options(parser: argparse.ArgumentParser, simulated: bool = False) -> Non
             groups[title].add_argument(
                 f"--{key}",
                 type=option.type,
-                choices=option.choices,
+                choices=option.choices or None,
                 default=argparse.SUPPRESS,
-                help=option.help + default,
+                help=option.meaning + default,
             )
 
 

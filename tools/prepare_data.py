@@ -24,9 +24,9 @@ import argparse
 import os
 
 from hfd_jax.core.errors import DataError, UserError
+from hfd_jax.core.options import options_of
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
-from hfd_jax.data.reader import options_of
 from hfd_jax.data.simulator import SceneOptions
 from tools import cli, datasets
 

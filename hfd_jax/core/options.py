@@ -1,4 +1,6 @@
-"""Options that a class declares once: default, meaning and limits. The config's fields, its check and the docs follow.
+"""Options that a class declares once, with default, meaning and limits.
+
+The fields of the config and their check, the flags of the data tools and the tables of the docs follow from them:
 
 class MyMethod(Distiller):
     temperature: float = option(4.0, "of the softmax", above=0)
@@ -30,6 +32,11 @@ class Option:
     choices: Collection[Any] = ()
 
     @property
+    def type(self) -> type:
+        """The type of the default; an option without a default is a string."""
+        return str if self.default is None else type(self.default)
+
+    @property
     def limits(self) -> str:
         """The limits in words, "" for none."""
         if self.choices:
@@ -57,7 +64,7 @@ class Option:
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """A dataclass field that the config may set; `limits` are those of `Option`."""
+    """Returns a dataclass field that is an option; `limits` are those of `Option`."""
     return dataclasses.field(default=default, kw_only=True, metadata={"option": Option(default, meaning, **limits)})
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics
-from hfd_jax.data.reader import option
 from hfd_jax.data.tiles import Tile
 
 

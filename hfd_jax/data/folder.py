@@ -40,6 +40,7 @@ import rasterio.windows
 from absl import logging
 
 from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
@@ -53,7 +54,7 @@ from hfd_jax.data.rasters import (
     read_image,
     valid_pixels,
 )
-from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile
 from hfd_jax.data.units import linear_to_db
 

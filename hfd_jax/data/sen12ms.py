@@ -25,10 +25,11 @@ import numpy as np
 
 from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
-from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")

@@ -19,7 +19,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from hfd_jax.data.reader import option
+from hfd_jax.core.options import option
 
 GRASS, WATER, ROAD, TREES, BUILDINGS = range(5)
 VERSION = 1  # of the simulator; counts up when its tiles change

@@ -26,11 +26,12 @@ import numpy as np
 import rasterio.transform
 
 from hfd_jax.core.errors import DataError
+from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
 from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, stored_type, valid_pixels
-from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile, rotate
 
 AREA = "AOI_11_Rotterdam"

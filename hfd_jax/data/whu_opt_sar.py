@@ -20,6 +20,7 @@ import rasterio.windows
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import (
@@ -31,7 +32,7 @@ from hfd_jax.data.rasters import (
     stored_type,
     valid_pixels,
 )
-from hfd_jax.data.reader import Reader, option
+from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile
 
 FOLDERS = ("sar", "optical", "lbl")
