@@ -1,9 +1,9 @@
-"""Few labels, many pairs, no files needed: what distillation from EO brings, in a few minutes on two CPU cores.
+"""Few labels, many pairs, simulated data: shows the gain from EO distillation in a few minutes on two CPU cores.
 
     tools/env python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-600 simulated pairs, of which 60 keep their label. The teacher and the SAR-only student train on those 60; the HFD
-student also learns from the teacher's features on the other 540.
+Of 600 simulated pairs, 60 keep their label. The teacher and the SAR-only student train on those 60; the HFD student
+also learns from the teacher's features on the other 540.
 """
 
 from configs import default

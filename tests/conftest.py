@@ -1,4 +1,4 @@
-"""Shared fixtures. Eight fake devices stand for a machine with eight; tests that want fewer take some of them."""
+"""Shared fixtures. Tests run on eight fake devices; a test that needs fewer uses some of them."""
 
 import atexit
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Half of the tests' time is compilation, and programs that run for seconds need no optimised code.
+# Compilation takes half of the tests' time, and programs that run for seconds do not need optimised code.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,7 +25,7 @@ from hfd_jax.data.simulator import SceneOptions
 
 flags.FLAGS.mark_as_parsed()
 ROOT = Path(__file__).resolve().parent.parent
-# The same program compiles once, also in the processes that tests start.
+# Shared with the processes that tests start, so that each program compiles only once.
 CACHE = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", CACHE)
@@ -36,7 +36,7 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
-# The longest first: a long file that begins last keeps one process busy and the other one idle.
+# The longest files run first: a long file that starts last would keep one worker busy and the other idle.
 LONG = ("test_main", "test_processes", "test_interruption", "test_variants", "test_public_data", "test_steps")
 
 
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def scenes_dir(tmp_path_factory):
-    """Root of prepared data sets with one small simulated set in it."""
+    """Root folder of prepared data sets; the fixture `scenes` adds a small simulated one."""
     return str(tmp_path_factory.mktemp("data"))
 
 
@@ -81,7 +81,7 @@ def facts():
 
 
 def python_environment(**more):
-    """For a process with one device that compiles fast."""
+    """Environment of a process with one device and fast compilation."""
     return os.environ | {
         "XLA_FLAGS": FAST_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": CACHE,
@@ -91,7 +91,7 @@ def python_environment(**more):
 
 
 def run_python(*arguments, check=True, env=None, timeout=600):
-    """Runs `python ARGUMENTS` from the root with one device; returns the finished process."""
+    """Runs `python ARGUMENTS` with one device in the root of the repository; returns the finished process."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,

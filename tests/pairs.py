@@ -1,4 +1,4 @@
-"""A small pair of networks' outputs, and distillation methods compiled for it."""
+"""Small outputs of a student and a teacher, and distillation methods compiled for them."""
 
 import functools
 
@@ -10,7 +10,7 @@ from hfd_jax.distill.base import Outputs
 from hfd_jax.distill.registry import METHODS, Combined
 
 KEY = jax.random.key(5)
-# Small ones, of one tap: 4 x 4 positions of 8 x 8 pixels.
+# Options for small methods with one tap: 4 x 4 positions for 8 x 8 pixels.
 SMALL = {
     "hfd": {"taps": ("A",)},
     "kd": {"temperature": 2.0},
@@ -18,8 +18,8 @@ SMALL = {
     "cirkd": {"nodes": 2, "pixels": 6, "regions": 4, "contrasted_pixels": 9, "contrasted_regions": 9},
     "aicsd": {"temperature": 2.0},
 }
-LABELS_NEEDED = ("ifvd",)
-LEARNS_NOTHING = ("kd", "attention", "cwd", "skd", "ifvd", "aicsd", "fakd")  # cwd: on logits
+NEEDS_LABELS = ("ifvd",)
+WITHOUT_PARAMETERS = ("kd", "attention", "cwd", "skd", "ifvd", "aicsd", "fakd")  # cwd: when it compares logits
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def module(name, **options):
 
 
 def make_pair(batch=2, channels=(3, 4), seed=0):
-    """(student, teacher, label, valid): some cells not valid, one of them because of half of its pixels."""
+    """Returns (student, teacher, label, valid) with some invalid cells, one of them at the threshold of half its pixels."""
     rng = np.random.default_rng(seed)
 
     def outputs(count):
@@ -45,7 +45,7 @@ def make_pair(batch=2, channels=(3, 4), seed=0):
 
 
 def cells(valid):
-    """[B, 4, 4]: half of the four pixels."""
+    """[B, 4, 4] bool: cells of 2 x 2 pixels of which at least half are valid."""
     return valid.reshape(-1, 4, 2, 4, 2).sum((2, 4)) >= 2
 
 
@@ -56,7 +56,7 @@ def variables_of(name, **options):
 
 @functools.cache
 def compiled(name, train=True):
-    """(variables, student, teacher, label, valid) -> terms, gradients in student and in teacher, what it has changed."""
+    """(variables, student, teacher, label, valid) -> terms, gradients of student and teacher, updated collections."""
     method = module(name)
 
     def loss(student, teacher, variables, label, valid):

@@ -1,4 +1,4 @@
-"""Small whole runs for tests: the quickstart's config, shrunk."""
+"""Small complete runs for tests: the quickstart with fewer tiles, channels and steps."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
         "data.scenes.validation": 6,
         "data.scenes.test": 10,
         "model.width": 4,
-        "optim.learning_rate": 0.003,  # in six steps the quickstart's would leap, and blow rounding up
+        "optim.learning_rate": 0.003,  # with the quickstart's rate, six steps would amplify rounding errors
         "teacher.steps": STEPS,
         "student.steps": STEPS,
         "train.checkpoint_every": 3,
@@ -47,7 +47,7 @@ def digests(workdir, network, step=STEPS):
 
 
 def damage(checkpoint):
-    """Flips a bit every 1000 bytes of the files that hold arrays."""
+    """Flips one bit in every 1000 bytes of the array files."""
     for path in (p for p in checkpoint.rglob("*") if p.is_file() and p.stat().st_size > 10_000):
         content = bytearray(path.read_bytes())
         for k in range(100, len(content), 1000):
@@ -56,11 +56,11 @@ def damage(checkpoint):
 
 
 def rows_of(workdir, network):
-    """Every line of the log about a network, in order."""
+    """All lines of the log about a network, in order."""
     rows = [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["network"] == network]
 
 
 def log_of(workdir, network):
-    """step -> what was logged of the training steps up to it."""
+    """step -> metrics logged for the training steps up to that step."""
     return {row["step"]: row for row in rows_of(workdir, network) if "loss" in row}

@@ -12,7 +12,7 @@ UTM = {"crs": "EPSG:32631", "transform": from_origin(592000, 5750000, 1, 1)}
 
 
 def write(path, image, nodata=None, names=(), **georeference):
-    """Writes [H, W, bands] as a GeoTIFF."""
+    """Writes an image [H, W, bands] as a GeoTIFF."""
     height, width, count = image.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)

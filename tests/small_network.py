@@ -1,7 +1,7 @@
-"""A small network that maps simulated scenes tolerably, made in seconds and saved as a run saves it.
+"""A small network that maps simulated scenes fairly well, created in seconds and saved like a run.
 
-Its kernels are random, its batch statistics measured, its classifier fitted. The coarse levels are switched off, so that
-all that it looks at lies within some 50 pixels and windows can be small.
+Its kernels are random, its batch statistics are measured and its classifier is fitted. The coarse levels are disabled,
+so that its receptive field is about 50 pixels and windows can be small.
 """
 
 import types
@@ -24,7 +24,7 @@ TILES, COUNT = SceneOptions(size=64, looks=4.0), 24
 
 
 def write_network(workdir, sensor="sar"):
-    """Writes WORKDIR/checkpoints/student (of EO: teacher) and WORKDIR/config.json."""
+    """Writes WORKDIR/config.json and WORKDIR/checkpoints/student (teacher if the sensor is EO)."""
     config = default.get_config()
     config.model.update({"width": 8, "align_channels": 32})
     config.data.crop = 32
@@ -48,7 +48,7 @@ def write_network(workdir, sensor="sar"):
 
 
 def fitted(network, image, label):
-    """{"params", "batch_stats"} that suit these images."""
+    """Returns {"params", "batch_stats"} fitted to the images."""
     params, statistics = (initial(network, image)[name] for name in ("params", "batch_stats"))
     alignment = params["alignment"]
     alignment["selection_C5"]["select"]["kernel"] *= 0
@@ -56,14 +56,14 @@ def fitted(network, image, label):
         alignment[name]["scale"] *= 0
     apply = jax.jit(lambda variables: network.apply(variables, image, True, mutable=["batch_stats"]))
     (_, features), changed = jax.device_get(apply({"params": params, "batch_stats": statistics}))
-    share = 1 - BatchNorm.momentum  # of this batch in the running statistics
+    share = 1 - BatchNorm.momentum  # weight of this batch in the running statistics
     statistics = jax.tree.map(lambda new, old: old + (new - old) / share, changed["batch_stats"], statistics)
     params["classifier"] = classifier(features["A"], label[:, 2::4, 2::4])
     return {"params": params, "batch_stats": statistics}
 
 
 def initial(network, image):
-    """As `network.init` would, in NumPy: that takes seconds to compile."""
+    """Initialises the variables in NumPy, since `network.init` takes seconds to compile."""
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image[:1]))
     rng = np.random.default_rng(0)
 
@@ -77,9 +77,9 @@ def initial(network, image):
 
 
 def classifier(features, label):
-    """Least squares of the classes' indicators, all classes weighing the same.
+    """Fits the class indicators by least squares, with equal weight for each class.
 
-    The factor makes the probabilities neither flat nor all 0 and 1.
+    The factor 10 gives probabilities that are neither flat nor saturated.
     """
     x = np.concatenate([features.reshape(-1, features.shape[-1]), np.ones((label.size, 1))], 1).astype(np.float64)
     wanted, weight = 10 * np.eye(5)[label.ravel()], 1 / np.bincount(label.ravel())[label.ravel(), None]

@@ -1,4 +1,4 @@
-"""docs/extending.md, followed literally: its code blocks are executed, registered and trained for two steps."""
+"""Follows docs/extending.md literally: executes its code blocks, registers the classes and trains them for two steps."""
 
 import re
 
@@ -18,7 +18,7 @@ from tests.runs import log_of
 
 @pytest.fixture(scope="module")
 def document():
-    """Heading -> its Python blocks, executed one after the other in one namespace."""
+    """Heading -> its Python blocks, in order."""
     text = (ROOT / "docs" / "extending.md").read_text()
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     return {
@@ -29,7 +29,7 @@ def document():
 
 @pytest.fixture
 def follow(document):
-    """Executes the blocks below a heading; what they register is gone after the test."""
+    """Executes the blocks under a heading in one namespace; restores the registries after the test."""
     before = [(registry, dict(registry)) for registry in (METHODS, ARCHITECTURES)]
 
     def execute(heading):

@@ -1,4 +1,4 @@
-"""A workdir, its checkpoints and its data set, written by version 0.1, still open, continue and evaluate."""
+"""A workdir and a data set written by version 0.1 still open; the run continues and evaluates."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.data.catalogue import read_dataset
 from tests.conftest import ROOT, run_python
 
-# The command that version 0.1 ran.
+# The flags of the run with version 0.1.
 FLAGS = {
     "data.batch_size": 4,
     "data.label_share": 0.5,
@@ -54,20 +54,20 @@ def losses(old):
 
 
 def close(one, other):
-    """Equal but for the order of sums, which depends on the processor."""
+    """Whether values are equal up to the order of sums, which depends on the processor."""
     return one.keys() == other.keys() and all(math.isclose(one[key], other[key], rel_tol=1e-3) for key in one)
 
 
-def test_a_finished_run_is_known_to_be_finished(old):
+def test_a_finished_run_is_not_trained_again(old):
     before = scores(old)
     (old / "run" / "evaluation.json").unlink()
     done = launch(old)
     assert done.stdout.count("already trained for 4 steps") == 2
-    # One pixel of the 8192 may flip between processors.
+    # One of the 8192 pixels may change its class between processors.
     assert all(math.isclose(value, before[name], abs_tol=2e-3) for name, value in scores(old).items())
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(old):
+def test_an_interrupted_run_continues_to_the_same_numbers(old):
     expected = losses(old)
     shutil.rmtree(old / "run" / "checkpoints" / "student" / "4")
     done = launch(old)

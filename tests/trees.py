@@ -1,4 +1,4 @@
-"""Small trees in the layout of the published data sets."""
+"""Small folder trees in the layout of the published data sets."""
 
 import json
 
@@ -22,10 +22,10 @@ def write_raster(path, array, origin=(592000.0, 5750000.0), pixel=1.0, crs=UTM):
 
 
 class Spacenet6Tree:
-    """SpaceNet 6 in small: one tile per `easting`, 60 x 60 pixels of 7.5 m, so that a tile covers the real 450 m.
+    """A small SpaceNet 6: one tile per easting, 60 x 60 pixels of 7.5 m, so that a tile covers 450 m as in the original.
 
-    Strips alternate between flag 0 and 1. The building of a tile lies in rows 6 to 12, columns 15 to 30 of the raw
-    raster, every third tile has none; the upper ten rows have no SAR data.
+    Strips alternate between flag 0 and 1. The building of a tile covers rows 6 to 12 and columns 15 to 30 of the raw
+    raster; every third tile has no building. The upper ten rows have no SAR data.
     """
 
     SIZE, PIXEL = 60, 7.5
@@ -61,7 +61,7 @@ class Spacenet6Tree:
         return self.area / folder / f"SN6_Train_AOI_11_Rotterdam_{product}_{name}.{suffix}"
 
     def images(self, number):
-        """Every pixel of a tile differs, so that a turned one is told from one that is not."""
+        """All pixels of a tile differ, so that a rotated tile can be detected."""
         rng = np.random.default_rng(number)
         sar = rng.uniform(1, 90, (self.SIZE, self.SIZE, 4)).astype(np.float32)
         sar[:10] = 0
@@ -82,7 +82,7 @@ def wkt(box):
 
 
 class Sen12msTree:
-    """SEN12MS in small: patches of 32 x 32 pixels of 10 m, two in every scene; labels run through all codes 0 to 17."""
+    """A small SEN12MS: patches of 32 x 32 pixels of 10 m, two per scene; labels cycle through all codes from 0 to 17."""
 
     SIZE = 32
 
@@ -97,7 +97,7 @@ class Sen12msTree:
                     write_raster(self.file(group, scene_id, patch, source), images[source], origin, 10.0)
 
     def file(self, group, scene, patch, source):
-        # DFC2020: s1_validation holds ROIs0000_validation_s1_0_p3.tif, one number for many scenes.
+        # DFC2020: s1_validation contains ROIs0000_validation_s1_0_p3.tif, with one number for many scenes.
         number = "0" if scene == "validation" else scene
         return self.root / group / f"{source}_{scene}" / f"{group}_{source}_{number}_p{patch}.tif"
 
@@ -115,7 +115,7 @@ class Sen12msTree:
 
 
 class WhuTree:
-    """WHU-OPT-SAR in small: scenes of 90 x 60 pixels (columns x rows) of 5 m; the label walks through all codes."""
+    """A small WHU-OPT-SAR: scenes of 90 x 60 pixels (columns x rows) of 5 m; labels cycle through all codes."""
 
     HEIGHT, WIDTH = 60, 90
 

@@ -1,4 +1,4 @@
-"""Brings a pretrained ResNet-18, 34, 50 or 101 into the form that training can start from.
+"""Converts a pretrained ResNet-18, 34, 50 or 101 into a file that training can start from.
 
   python -m tools.import_weights --input=resnet18.pth --output=weights/resnet18.safetensors
   python -m tools.import_weights --input=timm_resnet50.safetensors --output=weights/resnet50.safetensors
@@ -7,25 +7,26 @@
   python main.py --config=configs/spacenet6.py --workdir=runs/pretrained \\
       --config.teacher.pretrained=weights/resnet50.safetensors --config.student.pretrained=weights/sar50.safetensors
 
-INPUT is a checkpoint with the names of torchvision and timm, which are the same: a .safetensors file, or what
-torch.save wrote (.pth, .pt, .tar, .bin; needs PyTorch: pip install torch), of which tensors are read and never code.
-The ResNet is found below any prefix or nesting (module., backbone., encoder_q., state_dict, ...). Its classifier (fc)
-is left out, and so is what lies beside it (heads, queues, the optimiser). Parameters that are missing, surplus or of
-another shape are an error that names them; so are other stems (timm's variants with "d" and the like).
+INPUT is a checkpoint with the parameter names of torchvision and timm, which are the same: a .safetensors file, or a
+file written by torch.save (.pth, .pt, .tar, .bin; needs PyTorch: pip install torch), from which tensors are read and no
+code is run. The ResNet may be under any prefix or nesting (module., backbone., encoder_q., state_dict, ...). Its
+classifier (fc) and everything outside it (heads, queues, the optimiser) are left out. Missing or unexpected parameters
+and wrong shapes are errors that name the parameters; so are other stems (such as timm's variants with "d").
 
-Computed as in torchvision: stride in the 3x3 convolution of a bottleneck (known as v1.5), BatchNorm epsilon 1e-5, 7x7
-stem with padding 3, 3x3 maximum pooling with stride 2 and padding 1. Parameters do not tell where a stride sits or what
-pools: weights of Caffe's placement, or of timm's anti-aliased resnetblur and resnetaa, would be taken without a word.
+The encoder computes as torchvision's does: the 3x3 convolution of a bottleneck carries the stride (known as v1.5),
+BatchNorm has epsilon 1e-5, the stem is 7x7 with padding 3, followed by 3x3 max pooling with stride 2 and padding 1. The
+parameters do not show the position of a stride or the kind of pooling, so weights with Caffe's stride placement, or of
+timm's anti-aliased resnetblur and resnetaa, are accepted without a warning.
 
-When training starts, the stem is fitted to the network's bands. A band of the name of one of the file's bands takes
-that band's kernel; R, G, B are also known as B4, B3, B2 (Sentinel-2, Landsat 8). Every other band takes the mean over
-the file's bands: from an RGB file all SAR bands do. All are scaled by (bands of the file) / (bands of the network), and
-where only some of the file's bands are there, what the sum lacks is added to all alike: the sum over bands, and with it
-the size of the activations, stays what it was. Images are standardised with the statistics of the data set that is
-trained on, per band, not with those of ImageNet.
+When training starts, the stem is fitted to the network's bands. A band with the name of a band in the file takes the
+kernel of that band; R, G, B are equivalent to B4, B3, B2 (Sentinel-2, Landsat 8). Any other band takes the mean over
+the file's bands: with an RGB file, this applies to all SAR bands. All kernels are scaled by (bands of the file) /
+(bands of the network), and if some of the file's bands are missing, the difference is distributed equally over all
+bands. This preserves the sum over bands, and with it the size of the activations. Images are standardised per band with
+the statistics of the training data set, not with those of ImageNet.
 
-OUTPUT is a safetensors file: arrays named as in this project's checkpoints, with depth, width, bands, name and SHA-256
-of INPUT.
+OUTPUT is a safetensors file: arrays named as in this project's checkpoints, with depth, width, bands, and the name and
+SHA-256 of INPUT.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main(arguments: argparse.Namespace) -> None:
     source, output = arguments.input, arguments.output
     digest = pretrained.sha256(source)
     if os.path.exists(output) and os.path.samefile(source, output):
-        raise ConfigError(f"--output={output} is the input; it would be replaced")
+        raise ConfigError(f"--output={output} is the input file; expected another path")
     try:
         found = torch_weights.take_resnet(read(source), arguments.depth, arguments.prefix)
     except ValueError as error:
@@ -55,19 +56,23 @@ def main(arguments: argparse.Namespace) -> None:
     bands = tuple(arguments.bands.split(",")) if arguments.bands else ("R", "G", "B") if found.bands == 3 else ()
     if bands and len(set(bands) - {""}) != found.bands:
         raise ConfigError(
-            f"--bands={arguments.bands}: expected {found.bands} different names; {source} has so many bands"
+            f"--bands={arguments.bands}: expected {found.bands} different names, the number of bands in {source}"
         )
     name = os.path.basename(source)
     encoder = pretrained.Encoder(found.variables, found.depth, found.width, bands, name, digest)
     pretrained.write_encoder(output, encoder)
-    named = ", ".join(bands) or f"{found.bands} without names (--bands gives them)"
+    named = ", ".join(bands) or f"{found.bands} without names (set them with --bands)"
     print(f"found: ResNet-{found.depth}, width {found.width}, prefix {found.prefix or 'none'}, bands {named}")
     print(f"left out: {listed(found.left_out) or 'nothing'}")
     print(f"written: {output}, for --config.teacher.pretrained or --config.student.pretrained")
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Name -> array of the floating point tensors in a checkpoint; UserError where it cannot be read."""
+    """Reads the floating point tensors of a checkpoint, name -> array.
+
+    Raises:
+      UserError: If the file cannot be read.
+    """
     if not path.endswith(".safetensors"):
         return read_torch(path)
     arrays, _ = pretrained.read_safetensors(path)
@@ -75,16 +80,17 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
-    """As `read`, in float32, of what torch.save wrote; keys of nested dicts are joined with dots.
+    """Reads the tensors of a file written by torch.save as float32; joins the keys of nested dicts with dots.
 
     Raises:
-      UserError: PyTorch is missing, or the file is damaged or holds objects that only code could bring back.
+      UserError: If PyTorch is not installed, or the file is damaged or contains objects that only code can restore.
     """
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path}: reading it needs PyTorch, which is not installed: pip install torch, or take a .safetensors file"
+            f"{path}: reading this file needs PyTorch, which is not installed: pip install torch, or use a "
+            ".safetensors file"
         ) from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -104,25 +110,25 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
 
 
 def reason(error: Exception) -> str:
-    """Why PyTorch did not read a file; its own texts advise to switch the safeguard off."""
+    """Explains why PyTorch did not read a file; PyTorch's own message recommends disabling the safeguard."""
     text = str(error)
     if "GLOBAL " in text:
         foreign = text.split("GLOBAL ", 1)[1].split()[0]
         return (
-            f"holds a pickled {foreign}, which is not loaded, since pickles can run code; expected tensors alone. If "
-            "you trust the file, load it in PyTorch and torch.save its state_dict"
+            f"contains a pickled {foreign}, which is not loaded because pickles can run code; expected only tensors. "
+            "If you trust the file, load it in PyTorch and save its state_dict with torch.save"
         )
     first = (text.strip().splitlines() or [""])[0].split(". ")[0]
-    return f"cannot be read as a checkpoint of PyTorch, or is damaged ({type(error).__name__}: {first})"
+    return f"damaged or not a PyTorch checkpoint ({type(error).__name__}: {first})"
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("import_weights", __doc__)
-    parser.add_argument("--input", required=True, help="checkpoint of PyTorch, or .safetensors")
-    parser.add_argument("--output", required=True, help="file to write, .safetensors; replaced if it is there")
-    parser.add_argument("--depth", type=int, choices=tuple(DEPTHS), help="default: told by the number of blocks")
-    parser.add_argument("--bands", help="names of its input bands, in order; default: R,G,B where it has three")
-    parser.add_argument("--prefix", help="of the ResNet's names, where the file holds several; default: found")
+    parser.add_argument("--input", required=True, help="PyTorch checkpoint or .safetensors file")
+    parser.add_argument("--output", required=True, help=".safetensors file to write; replaced if it exists")
+    parser.add_argument("--depth", type=int, choices=tuple(DEPTHS), help="default: inferred from the number of blocks")
+    parser.add_argument("--bands", help="names of the input bands, in order; default: R,G,B if there are three")
+    parser.add_argument("--prefix", help="prefix of the ResNet's parameters, if the file contains several ResNets")
     return parser
 
 

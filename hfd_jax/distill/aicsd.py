@@ -1,14 +1,14 @@
 """Inter-class similarity distillation (AICSD; Mansourian, Ahmadi and Kasaei 2025, Multimedia Tools and Applications,
 arXiv 2308.04243).
 
-A class k is the distribution of its logit over the valid positions of a sample, I_k = softmax_p(z_k / T); similarities
-of classes are their divergences:
+Class k is represented by the distribution of its logit over the valid positions of a sample, I_k = softmax_p(z_k / T).
+The similarity of two classes is the divergence of their distributions:
 
     D(i, j) = KL( I_i || I_j ),   loss = mean over samples and pairs (i, j) of ( D_S - D_T )^2
 
-The weight is ours: the authors' 9500 belongs to matrices whose rows are scaled and whose divergences are means over the
-batch and not over positions, and cannot be translated. Beside it they have `kd`, of weight 10, whose influence their
-adaptive weighting lets fade as training goes on: `distill.kd.fade`.
+The weight is this project's own. The authors use 9500, but they scale the rows of the matrices and average the
+divergences over the batch, not over positions, so their weight does not carry over. They add `kd` with weight 10, and
+their adaptive weighting reduces its influence during training: `distill.kd.fade`.
 """
 
 from typing import ClassVar
@@ -23,7 +23,7 @@ from hfd_jax.distill.relations import masked_log_softmax, similarities
 
 
 def class_divergences(logits, mask, temperature: float):
-    """D of every sample: logits [B, N, K], mask [B, N] -> [B, K, K]; 0 where nothing is valid."""
+    """D for each sample: logits [B, N, K], mask [B, N] -> [B, K, K]; 0 for a sample without valid positions."""
     mask = mask[..., None]
     log = masked_log_softmax(logits.astype(jnp.float32) / temperature, mask, 1)
     log = jnp.where(mask, log, 0.0).swapaxes(1, 2)
@@ -32,7 +32,7 @@ def class_divergences(logits, mask, temperature: float):
 
 
 class AICSD(Distiller):
-    """The student's classes lie to one another as the teacher's do.
+    """Matches the similarities between the student's classes to those between the teacher's.
 
     Attributes:
       temperature: T.
@@ -42,15 +42,17 @@ class AICSD(Distiller):
     title: ClassVar[str] = "AICSD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
-    weight: float = option(0.002, "weight of the loss; ours, the published one is normalised differently", above=0)
-    temperature: float = option(1.0, "of the distributions", above=0)
+    weight: float = option(
+        0.002, "weight of the loss; ours, since the published loss is normalised differently", above=0
+    )
+    temperature: float = option(1.0, "temperature of the distributions over positions", above=0)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         batch, classes = len(valid), student.logits.shape[-1]
         mask = valid.reshape(batch, -1)
-        mine, theirs = (
+        of_student, of_teacher = (
             class_divergences(x.reshape(batch, -1, classes), mask, self.temperature)
             for x in (student.logits, jax.lax.stop_gradient(teacher.logits))
         )
-        loss = masked_mean((mine - theirs) ** 2, jnp.any(mask, 1)[:, None, None])
+        loss = masked_mean((of_student - of_teacher) ** 2, jnp.any(mask, 1)[:, None, None])
         return {"aicsd": loss}

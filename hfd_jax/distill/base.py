@@ -1,12 +1,12 @@
-"""What a distillation method is: a Linen module that compares the outputs of two networks for the same pairs.
+"""Base classes of the distillation methods: Linen modules that compare two networks' outputs for the same pairs.
 
-One small file per method; `methods.py` lists them and runs several at once. A method
+Each method has its own file; `registry.py` lists them and runs several at once. A method
 
-- lets gradients flow into the student's outputs and its own parameters, none into the teacher's;
-- is a mean over valid pixels (positions, channels, nodes, classes) and samples: it depends neither on the batch,
-  nor on the image's size, nor on the number of devices;
-- sees values at invalid pixels in no other way than batch statistics of its adapters do;
-- takes pairs without labels (IGNORE_LABEL everywhere).
+- propagates gradients into the student's outputs and its own parameters, but not into the teacher's outputs;
+- averages over valid pixels (positions, channels, nodes, classes) and samples, so that its value does not depend on
+  the batch size, the image size or the number of devices;
+- ignores values at invalid pixels, except in the batch statistics of its adapters;
+- accepts unlabelled pairs (IGNORE_LABEL everywhere).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.distill.relations import label_at, mask_at, resized
 
-LOGITS = "logits"  # named like a tap where class scores are compared
+LOGITS = "logits"  # stands for the class scores wherever a tap is named
 Terms = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
 class Outputs:
-    """Of a network, for a batch.
+    """Outputs of a network for a batch.
 
     Attributes:
       features: tap -> [B, h, w, C].
@@ -40,7 +40,7 @@ class Outputs:
     logits: Any
 
     def maps(self) -> dict[str, Any]:
-        """The features, and the logits as LOGITS."""
+        """Returns the features together with the logits, under the name LOGITS."""
         return {**self.features, LOGITS: self.logits}
 
 
@@ -49,12 +49,12 @@ class Distiller(nn.Module):
 
     A subclass sets
 
-      method: its name in the config and in the log.
+      method: its name in the config and the log.
       title: its name in tables.
-      taps: what it reads of the teacher, names of features and LOGITS; an option, a class variable or a property.
-      accepts_logits: whether its option `taps` may name LOGITS.
+      taps: the teacher's outputs that it reads, names of features or LOGITS; an option, a class variable or a property.
+      accepts_logits: whether the option `taps` may contain LOGITS.
 
-    and implements `__call__`, or `compare` as a `TapDistiller`.
+    and implements `__call__`, or `compare` if it derives from `TapDistiller`.
     """
 
     method: ClassVar[str]
@@ -65,11 +65,11 @@ class Distiller(nn.Module):
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(option, what is wrong) of its config.
+        """Yields (option, problem) for each invalid value in the method's config.
 
         Args:
           values: option -> value.
-          known: the taps that exist in any architecture.
+          known: the taps of all architectures.
         """
         yield from options.problems(cls, values)
         for name, taps in chosen_taps(values):
@@ -77,50 +77,50 @@ class Distiller(nn.Module):
             if unknown:
                 yield name, f"{unknown[0]!r} is unknown; {nearest(unknown[0], known)}"
             elif not taps:
-                yield name, "at least one tap is needed"
+                yield name, "expected at least one tap"
             elif len(set(taps)) < len(taps):
                 yield name, "a tap is named twice"
         weights, count = values.get("tap_weights", ()), len(values.get("taps", ()))
         if not all(isinstance(weight, int | float) for weight in weights):
             yield "tap_weights", "expected numbers"
         elif weights and (len(weights) != count or min(weights) < 0 or sum(weights) <= 0):
-            yield "tap_weights", f"expected {count} weights of 0 or more, one per tap, not all 0"
+            yield "tap_weights", f"expected {count} weights, one per tap, each 0 or more and at least one above 0"
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         """Compares the two networks on a batch.
 
         Args:
-          student: gradients flow into it.
-          teacher: no gradient flows into it.
-          label: [B, H, W] integers, IGNORE_LABEL where there is none.
-          valid: [B, H, W] bool, the pixels that both sensors saw.
-          train: whether adapters use the statistics of the batch and memories are filled.
+          student: the student's outputs; gradients flow into them.
+          teacher: the teacher's outputs; no gradients flow into them.
+          label: [B, H, W] integers; IGNORE_LABEL for unlabelled pixels.
+          valid: [B, H, W] bool; the pixels observed by both sensors.
+          train: whether adapters use batch statistics and memories are updated.
 
         Returns:
-          {method: loss} and further numbers whose names start with the method's; float32 scalars, unweighted.
+          {method: loss}, plus further values to log whose names start with the method's; unweighted float32 scalars.
 
         Raises:
-          ConfigError: a tap that one of the networks does not have.
+          ConfigError: If one of the networks lacks a tap.
         """
         raise NotImplementedError
 
 
 def chosen_taps(values: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
-    """(option, taps) of a method's config, from its option "tap" or "taps" if it has one."""
+    """Returns (option, taps) for each of the options "tap" and "taps" that a method's config contains."""
     found = [(name, values[name]) for name in ("tap", "taps") if name in values]
     return [(name, (taps,) if isinstance(taps, str) else tuple(taps)) for name, taps in found]
 
 
 @flax.struct.dataclass
 class Maps:
-    """What a tap names, of both networks, on the teacher's grid.
+    """The outputs of both networks at one tap, on the teacher's grid.
 
     Attributes:
-      student: [B, h, w, C] float32; resized where the student's own grid is another one.
-      target: the teacher's, [B, h, w, C'] float32, detached.
-      mask: [B, h, w] bool, the valid positions.
-      label: [B, h, w] int32, IGNORE_LABEL where there is none.
-      classes: their number K.
+      student: [B, h, w, C] float32; resized if the student's grid differs.
+      target: the teacher's output, [B, h, w, C'] float32, detached.
+      mask: [B, h, w] bool; the valid positions.
+      label: [B, h, w] int32; IGNORE_LABEL for unlabelled positions.
+      classes: number of classes K.
     """
 
     student: Any
@@ -130,54 +130,57 @@ class Maps:
     classes: int = flax.struct.field(pytree_node=False)
 
     @property
-    def seen(self):
-        """`student` with 0 at invalid positions, for layers that mix positions."""
+    def masked_student(self):
+        """`student`, set to 0 at invalid positions, as input to layers that mix positions."""
         return self.student * self.mask[..., None]
 
 
 def compared(student: Outputs, teacher: Outputs, tap: str, label, valid, method: str) -> Maps:
-    """Looks a tap up.
+    """Returns the outputs of both networks at a tap.
 
     Raises:
-      ConfigError: a tap that either network does not have; names the valid ones.
+      ConfigError: If one of the networks lacks the tap; the message lists the valid ones.
     """
-    mine, theirs = student.maps(), teacher.maps()
-    if tap not in mine or tap not in theirs:
-        known = ", ".join(name for name in mine if name in theirs)
-        raise ConfigError(f"config.distill.{method} compares {tap!r}; the features are {known}")
-    target = jax.lax.stop_gradient(theirs[tap]).astype(jnp.float32)
-    x, grid = mine[tap].astype(jnp.float32), target.shape[1:3]
+    of_student, of_teacher = student.maps(), teacher.maps()
+    if tap not in of_student or tap not in of_teacher:
+        known = ", ".join(name for name in of_student if name in of_teacher)
+        raise ConfigError(f"config.distill.{method} compares {tap!r}; both networks have {known}")
+    target = jax.lax.stop_gradient(of_teacher[tap]).astype(jnp.float32)
+    x, grid = of_student[tap].astype(jnp.float32), target.shape[1:3]
     if x.shape[1:3] != grid:
         x = resized(x, mask_at(valid, x.shape[1:3]), grid)
     return Maps(x, target, mask_at(valid, grid), label_at(label, valid, grid), student.logits.shape[-1])
 
 
 def projected(x, channels: int, name: str):
-    """x with so many channels: as it is, or through a 1x1 convolution. To be called in a compact method."""
+    """Projects x to `channels` channels with a 1x1 convolution; returns x unchanged if it already has that number.
+
+    Call it from a compact method.
+    """
     return x if x.shape[-1] == channels else nn.Conv(channels, (1, 1), use_bias=False, name=name)(x)
 
 
 class TapDistiller(Distiller):
-    """A method that compares one tap after the other; its loss is the weighted mean over the taps.
+    """A method that compares each tap separately; its loss is the weighted mean over the taps.
 
     Attributes:
-      taps: names of features, where the method allows it LOGITS.
-      tap_weights: one per tap; empty for the method's own, which are equal unless it says otherwise.
+      taps: names of features, and LOGITS if the method accepts it.
+      tap_weights: one weight per tap; () uses the method's `own_weights`, by default 1 for each tap.
     """
 
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
-    taps: tuple[str, ...] = option(("A",), "features compared")
+    taps: tuple[str, ...] = option(("A",), "features to compare")
     tap_weights: tuple[float, ...] = ()
 
     def weights(self) -> tuple[float, ...]:
-        """One per tap; they add up to 1."""
+        """Returns one weight per tap, normalised to sum 1."""
         weights = self.tap_weights or tuple(self.own_weights.get(tap, 1.0) for tap in self.taps)
         return tuple(weight / sum(weights) for weight in weights)
 
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        """As `Distiller`; the further numbers are the taps' losses, "<method>_<tap>"."""
+        """See `Distiller`; also returns the loss of each tap, as "<method>_<tap>"."""
         losses = {
             tap: self.compare(tap, compared(student, teacher, tap, label, valid, self.method), train)
             for tap in self.taps
@@ -186,5 +189,5 @@ class TapDistiller(Distiller):
         return {self.method: mean, **{f"{self.method}_{tap}": loss for tap, loss in losses.items()}}
 
     def compare(self, tap: str, maps: Maps, train: bool):
-        """The loss of one tap, a float32 scalar; what a method overrides."""
+        """Returns the loss of one tap, a float32 scalar; every method implements this."""
         raise NotImplementedError

@@ -1,10 +1,10 @@
-"""Channel-wise distillation (Shu et al. 2021, ICCV, arXiv 2011.13256): every channel as a distribution over positions.
+"""Channel-wise distillation (Shu et al. 2021, ICCV, arXiv 2011.13256): each channel is a distribution over positions.
 
     loss = T^2 * mean over channels and samples of KL( softmax_p(T_c / T) || softmax_p(S_c / T) )
 
-where the softmax runs over the valid positions p of one sample; a channel's offset does not matter. The paper averages
-alike, so its weights carry over: 3 where logits are compared, 50 for a feature, both with T = 4. Both at once are taps
-("A", "logits") with weight 53 and tap_weights (50, 3).
+where the softmax runs over the valid positions p of one sample, so that adding a constant to a channel changes nothing.
+The paper averages in the same way, so its weights carry over: 3 for logits and 50 for a feature, both with T = 4. To
+compare both, set taps to ("A", "logits"), weight to 53 and tap_weights to (50, 3).
 """
 
 from typing import ClassVar
@@ -18,7 +18,7 @@ from hfd_jax.distill.relations import divergence
 
 
 class CWD(TapDistiller):
-    """Taps may name LOGITS. A 1x1 convolution brings the student's channels to the teacher's number where it differs.
+    """Compares features or LOGITS; a 1x1 convolution projects the student if the number of channels differs.
 
     Attributes:
       temperature: T.
@@ -28,10 +28,10 @@ class CWD(TapDistiller):
     title: ClassVar[str] = "CWD"
     accepts_logits: ClassVar[bool] = True
 
-    weight: float = option(3.0, "weight of the loss; as published for logits; 50 for a feature", above=0)
-    taps: tuple[str, ...] = option((LOGITS,), '"logits" or features')
-    temperature: float = option(4.0, "as published; its square multiplies the loss", above=0)
-    tap_weights: tuple[float, ...] = option((), "one per tap; () for equal weights")
+    weight: float = option(3.0, "weight of the loss; as published for logits; published for a feature: 50", above=0)
+    taps: tuple[str, ...] = option((LOGITS,), 'features to compare, or "logits"')
+    temperature: float = option(4.0, "temperature; its square multiplies the loss; as published", above=0)
+    tap_weights: tuple[float, ...] = option((), "one weight per tap; (): equal weights")
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, channels = maps.target.shape[0], maps.target.shape[-1]

@@ -1,20 +1,19 @@
 """DisOptNet (Kang et al. 2022, IEEE TGRS, doi 10.1109/TGRS.2022.3165209): an optical branch inside the SAR network.
 
-From the article's abstract and its authors' code: a second branch of the SAR network imitates the optical one. It
-learns from the teacher's feature (mean squared distance) and prediction (segmentation loss against its most probable
-class, plus pixel-wise soft targets); both branches' features are fused and classified, and that is compared with the
-label:
+Based on the article's abstract and its authors' code: a second branch of the SAR network imitates the optical network.
+It learns from the teacher's feature (mean squared distance) and prediction (segmentation loss against the most probable
+class, plus pixel-wise soft targets). The features of both branches are fused, classified and compared with the label:
 
     loss = | o - T |^2 + seg( z_o, argmax z_T ) + pixel_weight * KL( z_T || z_o ) + seg( z_fused, label )
 
-with seg = cross-entropy + soft Dice, all of weight 1 but the soft targets, which the code sums over the 8 images of a
-batch: pixel_weight 8 with our mean. The code's first term is a mean over two encoder stages and the decoder; here it is
-the decoder's alone.
+with seg = cross-entropy + soft Dice. All terms have weight 1 except the soft targets, which the code sums over the 8
+images of a batch: this equals pixel_weight 8 with the mean used here. The code's first term averages over two encoder
+stages and the decoder; here it covers the decoder only.
 
-Ours: in the article branch and fusion belong to the network that is used in the end; here they are adapters on the
-student's feature, which the student is trained through and which are left behind. The branch has two 3x3 convolutions
-where the article repeats half of the encoder and the decoder, and the fusion has no attention gates. Pairs without
-labels contribute all but the last term: the teacher's prediction stands in for no label there, as in the article.
+Differences from the article: There, branch and fusion remain part of the final network; here they are adapters on the
+student's feature that are used in training and discarded afterwards. The branch has two 3x3 convolutions instead of a
+copy of half the encoder and the decoder, and the fusion has no attention gates. Unlabelled pairs contribute all terms
+but the last: as in the article, the teacher's prediction does not replace the label there.
 """
 
 from typing import ClassVar
@@ -35,8 +34,8 @@ class DisOptNet(Distiller):
     """Optical branch and fusion.
 
     Attributes:
-      tap: the feature that they start from.
-      pixel_weight: of the soft targets within the loss.
+      tap: the feature that the branch starts from and imitates.
+      pixel_weight: weight of the soft targets within the loss.
     """
 
     method: ClassVar[str] = "disoptnet"
@@ -44,7 +43,7 @@ class DisOptNet(Distiller):
 
     weight: float = option(1.0, "weight of the loss; as published", above=0)
     pixel_weight: float = option(
-        8.0, "of the soft targets within the loss; published: 1, summed over 8 images", at_least=0
+        8.0, "weight of the soft targets within the loss; published: 1, summed over 8 images", at_least=0
     )
     tap: str = option("A", "feature that the branch starts from and imitates")
 
@@ -56,7 +55,7 @@ class DisOptNet(Distiller):
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         maps = compared(student, teacher, self.tap, label, valid, self.method)
         channels = maps.target.shape[-1]
-        x = maps.seen
+        x = maps.masked_student
         optical = x
         for number in (1, 2):
             optical = self._block(optical, channels, 3, f"branch_{number}", train)
@@ -65,12 +64,12 @@ class DisOptNet(Distiller):
             upsample(nn.Conv(maps.classes, (1, 1), name=f"{name}_classifier")(y), valid.shape[1:])
             for name, y in (("optical", optical), ("fused", fused))
         )
-        theirs = jax.lax.stop_gradient(teacher.logits)
-        prediction = jnp.where(valid, jnp.argmax(theirs, -1), IGNORE_LABEL)
+        teacher_logits = jax.lax.stop_gradient(teacher.logits)
+        prediction = jnp.where(valid, jnp.argmax(teacher_logits, -1), IGNORE_LABEL)
         terms = {
             "feature": masked_mean((optical - maps.target) ** 2, maps.mask[..., None]),
             "hard": _segmentation(optical_logits, prediction),
-            "soft": self.pixel_weight * logit_loss(optical_logits, theirs, valid),
+            "soft": self.pixel_weight * logit_loss(optical_logits, teacher_logits, valid),
             "fused": _segmentation(fused_logits, jnp.where(valid, label, IGNORE_LABEL)),
         }
         return {"disoptnet": sum(terms.values()), **{f"disoptnet_{name}": value for name, value in terms.items()}}

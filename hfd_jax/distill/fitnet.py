@@ -1,9 +1,9 @@
-"""FitNets (Romero et al. 2015, ICLR, arXiv 1412.6550): through a regressor the student's feature equals the teacher's.
+"""FitNets (Romero et al. 2015, ICLR, arXiv 1412.6550): regresses the teacher's feature from the student's.
 
     loss = mean over valid positions and channels of ( r(S) - T )^2,   r a 1x1 convolution
 
-The paper has half the squared distance, summed; the weight 10 is that of the code of Yang et al. 2022 (arXiv
-2204.06986), with this mean and `kd` beside it.
+The paper uses half the squared distance, summed. The weight 10 comes from the code of Yang et al. 2022 (arXiv
+2204.06986), which uses the mean above together with `kd`.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ from hfd_jax.distill.base import Maps, TapDistiller
 
 
 class FitNet(TapDistiller):
-    """Mean squared distance to the teacher's features, magnitudes included."""
+    """Mean squared distance to the teacher's features, including their magnitude."""
 
     method: ClassVar[str] = "fitnet"
     title: ClassVar[str] = "FitNet"

@@ -1,15 +1,15 @@
 """Heterogeneous feature distillation (HFD): the frozen EO teacher's features supervise the SAR student's.
 
-For every tap t an adapter a_t translates the student's feature S_t into the teacher's feature space, and
+At each tap t an adapter a_t maps the student's feature S_t into the teacher's feature space, and
 
     loss_t = mean over valid (b, h, w) and channels of ( s(a_t(S_t)) - s(T_t) )^2
 
-where s() standardises each channel of each sample over its valid positions: what radar and camera see differs in
-scale and offset, and only the pattern is to be learnt. HFD is the weighted mean of loss_t over the taps, in which A
-counts as much as four others unless it is said otherwise: it is the feature that the classifier sees, and on the
-validation split that did better than equal weights with a tenth of the labels, and no worse with all of them
-(configs/sweeps/tuning_taps.py). The principle is the paper's (arXiv 2210.08988), the equations are this project's;
-adapters are trained with the student and left behind at inference.
+where s() standardises each channel of each sample over its valid positions: radar and optical features differ in scale
+and offset, and the student should learn only the spatial pattern. HFD is the weighted mean of loss_t over the taps. By
+default tap A, the input of the classifier, counts as much as four other taps. On the validation split this did better
+than equal weights with a tenth of the labels, and no worse with all of them (configs/sweeps/tuning_taps.py). The
+principle is the paper's (arXiv 2210.08988); the equations are this project's own. The adapters are trained together
+with the student and discarded at inference.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ STD_EPS = 1e-6
 
 
 def standardise(x, mask):
-    """Zero mean and unit variance per sample and channel, over valid positions.
+    """Standardises each channel of each sample to zero mean and unit variance over the valid positions.
 
     Args:
       x: features [B, H, W, C].
@@ -47,7 +47,7 @@ def standardise(x, mask):
 
 
 def tap_loss(adapted, target, mask):
-    """Masked mean of the squared difference between standardised features [B, H, W, C]; float32 scalar."""
+    """Masked mean squared difference between standardised features [B, H, W, C]; float32 scalar."""
     difference = standardise(adapted, mask) - standardise(target, mask)
     return masked_mean(difference**2, mask[..., None])
 
@@ -61,20 +61,20 @@ class Adapter(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
         x = BatchNorm(train)(x)
-        # No bias: the standardisation that follows would take it away.
+        # No bias: the standardisation that follows would cancel it.
         return nn.Conv(self.channels, (1, 1), use_bias=False)(nn.relu(x))
 
 
 class HFD(TapDistiller):
-    """Holds the adapters, returns the loss; taps and their weights as of `TapDistiller`."""
+    """One adapter and one loss per tap; see `TapDistiller` for taps and weights."""
 
     method: ClassVar[str] = "hfd"
     title: ClassVar[str] = "HFD"
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
 
     weight: float = option(17.5, "weight of the loss; ours", above=0)
-    taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features compared")
-    tap_weights: tuple[float, ...] = option((), "one per tap; (): A counts as much as four others")
+    taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features to compare")
+    tap_weights: tuple[float, ...] = option((), "one weight per tap; (): A counts as much as four other taps")
 
     def compare(self, tap: str, maps: Maps, train: bool):
         adapter = Adapter(maps.target.shape[-1], name=f"adapter_{tap}")

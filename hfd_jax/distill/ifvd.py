@@ -1,11 +1,11 @@
-"""Intra-class feature variation distillation (Wang et al. 2020, ECCV): how far positions are from their class.
+"""Intra-class feature variation distillation (Wang et al. 2020, ECCV): how much positions vary within their class.
 
     M(p) = cosine( f(p), mean of f over the positions of p's class in the same image )
     loss = mean over labelled positions of ( M_S - M_T )^2
 
-Classes come from the labels: pairs without labels contribute nothing. Weight 200 is the authors' code's, whose mean
-also runs over unlabelled positions (which add 0 to the sum); that of Yang et al. 2022 (arXiv 2204.06986) weighs 20.
-The authors add pixel-wise distillation, which is `kd` here, and an adversarial loss, which is left out.
+The classes come from the labels, so unlabelled pairs contribute nothing. The weight 200 comes from the authors' code,
+whose mean also counts unlabelled positions (they add 0 to the sum); the code of Yang et al. 2022 (arXiv 2204.06986)
+uses 20. The authors add pixel-wise distillation, which is `kd` here, and an adversarial loss, which is left out.
 """
 
 from typing import ClassVar
@@ -20,14 +20,14 @@ from hfd_jax.distill.relations import class_means, unit
 
 
 def variation(x, label, classes: int):
-    """Cosine of x [B, N, C] with the mean of its class; label [B, N], anything where it is IGNORE_LABEL."""
+    """Cosine of x [B, N, C] with the mean of its class -> [B, N]; arbitrary where label [B, N] is IGNORE_LABEL."""
     means, _ = class_means(x, label, classes)
     index = jnp.where(label == IGNORE_LABEL, 0, label)[..., None]
     return jnp.sum(unit(x) * unit(jnp.take_along_axis(means, index, 1)), -1)
 
 
 class IFVD(TapDistiller):
-    """Channels may differ in number and meaning: only cosines are compared."""
+    """Compares cosines, so the two features may differ in the number and meaning of their channels."""
 
     method: ClassVar[str] = "ifvd"
     title: ClassVar[str] = "IFVD"
@@ -36,7 +36,7 @@ class IFVD(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, label = len(maps.label), maps.label.reshape(len(maps.label), -1)
-        mine, theirs = (
+        student, teacher = (
             variation(x.reshape(batch, -1, x.shape[-1]), label, maps.classes) for x in (maps.student, maps.target)
         )
-        return masked_mean((mine - theirs) ** 2, label != IGNORE_LABEL)
+        return masked_mean((student - teacher) ** 2, label != IGNORE_LABEL)

@@ -2,9 +2,9 @@
 
     loss = T^2 * mean over valid pixels of KL( softmax(teacher / T) || softmax(student / T) )
 
-T^2 keeps the gradient's size when T changes. Weight 1 is that of Yang et al. 2022 (arXiv 2204.06986), whose divergence
-is summed over classes and averaged over pixels as ours is, and which their code adds to every other method. Liu et al.
-weigh 10, and their code sums over the batch. `distill.kd.fade` is AICSD's adaptive weighting (`aicsd`).
+T^2 keeps the size of the gradient independent of T. The weight 1 is that of Yang et al. 2022 (arXiv 2204.06986), who
+also sum the divergence over classes and average it over pixels, and whose code adds this loss to every other method.
+Liu et al. use 10, and their code sums over the batch. `distill.kd.fade` is the adaptive weighting of AICSD (`aicsd`).
 """
 
 from typing import ClassVar
@@ -19,10 +19,10 @@ from hfd_jax.distill.relations import divergence
 
 
 def logit_loss(student, teacher, valid, temperature: float = 1.0):
-    """The formula above.
+    """Computes the loss above.
 
     Args:
-      student, teacher: logits [B, H, W, K]; no gradient flows into the teacher's.
+      student, teacher: logits [B, H, W, K]; no gradients flow into the teacher's.
       valid: [B, H, W] bool.
       temperature: T.
 
@@ -35,7 +35,7 @@ def logit_loss(student, teacher, valid, temperature: float = 1.0):
 
 
 class KD(Distiller):
-    """The student's class distribution follows the teacher's.
+    """Matches the student's class distribution to the teacher's at each pixel.
 
     Attributes:
       temperature: T.
@@ -45,9 +45,9 @@ class KD(Distiller):
     title: ClassVar[str] = "KD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
-    weight: float = option(1.0, "weight of the loss; as of Yang et al. 2022", above=0)
-    temperature: float = option(1.0, "its square multiplies the loss", above=0)
-    fade: bool = option(False, "the weight falls linearly to 0 at the last step, as beside aicsd")
+    weight: float = option(1.0, "weight of the loss; as in Yang et al. 2022", above=0)
+    temperature: float = option(1.0, "temperature; its square multiplies the loss", above=0)
+    fade: bool = option(False, "decrease the weight linearly to 0 at the last step, as published together with aicsd")
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature)}

@@ -1,13 +1,13 @@
-"""Masked generative distillation (Yang et al. 2022, ECCV, arXiv 2205.01529): the teacher's feature from a part of ours.
+"""Masked generative distillation (Yang et al. 2022, ECCV, arXiv 2205.01529): completes a masked student feature.
 
-A share of the student's positions, drawn anew for every sample and step, is set to 0; a generator (conv3x3 - relu -
-conv3x3) makes the teacher's whole feature of the rest:
+A share of the student's positions, redrawn for each sample and step, is set to 0. A generator (conv3x3 - relu -
+conv3x3) reconstructs the teacher's whole feature from the rest:
 
     loss = mean over valid positions and channels of ( g(S * kept) - T )^2
 
-The paper sums over positions and channels and weighs 2e-5: with its 2048 channels of 64 x 64 positions, 168 here, on
-narrower features too. It masks 0.75 of the positions. Its feature is the encoder's last one (C5), beside channel-wise
-distillation of the logits (`cwd`); the tap A, which has the same stride in every network, is ours.
+The paper sums over positions and channels and uses weight 2e-5: with its 2048 channels and 64 x 64 positions this
+equals 168 here, a weight that also holds for narrower features. It masks 0.75 of the positions. The paper compares the
+encoder's last feature (C5) and adds channel-wise distillation of the logits (`cwd`). Here the default is tap A.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,24 +23,24 @@ from hfd_jax.distill.relations import sample_keys
 
 
 class MGD(TapDistiller):
-    """A 1x1 convolution brings the student's channels to the teacher's number where it differs.
+    """Compares generated features; a 1x1 convolution projects the student if the number of channels differs.
 
     Attributes:
-      masked: share of positions set to 0. (So are invalid ones: what they hold must not reach their neighbours.)
+      masked: share of positions set to 0. Invalid positions are also set to 0, to keep them out of their neighbours.
     """
 
     method: ClassVar[str] = "mgd"
     title: ClassVar[str] = "MGD"
 
     weight: float = option(168.0, "weight of the loss; published: 2e-5 of a sum over 2048 x 64 x 64 values", above=0)
-    masked: float = option(0.75, "share of positions that are left out; as published", at_least=0, at_most=1)
-    taps: tuple[str, ...] = option(("A",), "features compared; published: C5")
+    masked: float = option(0.75, "share of the positions to mask; as published", at_least=0, at_most=1)
+    taps: tuple[str, ...] = option(("A",), "features to compare; published: C5")
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield from super().problems(values, known)
         if values["masked"] == 1:
-            yield "masked", "nothing of the student's feature would be left"
+            yield "masked", "expected a share below 1; 1 would mask the student's whole feature"
 
     def compare(self, tap: str, maps: Maps, train: bool):
         channels, grid = maps.target.shape[-1], maps.mask.shape[1:]

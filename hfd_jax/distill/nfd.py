@@ -2,8 +2,8 @@
 
     loss = mean over valid positions and channels of ( s(S) - s(T) )^2
 
-where s() standardises each channel of each sample over its valid positions. The paper's weight was not at hand: 10, as
-A's within HFD, which has the same scale. What HFD adds are adapters and several taps.
+where s() standardises each channel of each sample over its valid positions. The paper's weight was not available; 10 is
+the weight of tap A within HFD, whose loss has the same scale. HFD adds adapters and several taps.
 """
 
 from typing import ClassVar
@@ -14,12 +14,14 @@ from hfd_jax.distill.hfd import tap_loss
 
 
 class NFD(TapDistiller):
-    """A 1x1 convolution brings the student's channels to the teacher's number where it differs."""
+    """Compares standardised features; a 1x1 convolution projects the student if the number of channels differs."""
 
     method: ClassVar[str] = "nfd"
     title: ClassVar[str] = "NFD"
 
-    weight: float = option(10.0, "weight of the loss; as of tap A in hfd, the published one was not at hand", above=0)
+    weight: float = option(
+        10.0, "weight of the loss; that of tap A in hfd, since the published one was not available", above=0
+    )
 
     def compare(self, tap: str, maps: Maps, train: bool):
         x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")

@@ -1,4 +1,4 @@
-"""All distillation methods by name, and several of them at once."""
+"""The distillation methods by name, and their combination."""
 
 import dataclasses
 from typing import Any
@@ -32,21 +32,21 @@ Variables = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Combined:
-    """Methods side by side; their variables lie below their names.
+    """Runs several methods on the same outputs; each method keeps its variables under its name.
 
     Attributes:
-      methods: modules, each a `Distiller`.
+      methods: the modules, each a `Distiller`.
     """
 
     methods: tuple[nn.Module, ...]
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The teacher's features that are compared, each once."""
+        """The teacher's features that any method compares, without duplicates."""
         return tuple(dict.fromkeys(tap for module in self.methods for tap in module.taps if tap != LOGITS))
 
     def init(self, key, student: Outputs, teacher: Outputs, label, valid) -> Variables:
-        """{collection: {method: ...}}. What a method starts with does not depend on the others."""
+        """Returns {collection: {method: ...}}; the initial values of a method do not depend on the other methods."""
         found = {
             module.method: module.init({"params": key, "noise": key}, student, teacher, label, valid)
             for module in self.methods
@@ -56,12 +56,12 @@ class Combined:
     def apply(
         self, variables: Variables, student: Outputs, teacher: Outputs, label, valid, key
     ) -> tuple[Terms, Variables]:
-        """The terms of all methods, as `Distiller` describes them, and the collections that a training step changes.
+        """Returns the terms of all methods and the updated collections.
 
         Args:
-          variables: as `init` returns them.
-          student, teacher, label, valid: as of `Distiller`.
-          key: for the step's random draws; on every device the same.
+          variables: as returned by `init`.
+          student, teacher, label, valid: see `Distiller`.
+          key: random key of the step, the same on all devices.
         """
         terms, changed = {}, {}
         for module in self.methods:
@@ -74,7 +74,7 @@ class Combined:
 
 
 def _by_collection(found: dict[str, Any]) -> Variables:
-    """{method: {collection: ...}} -> {collection: {method: ...}}, with every collection."""
+    """{method: {collection: ...}} -> {collection: {method: ...}}, where every collection is present."""
     return {
         collection: {method: tree[collection] for method, tree in found.items() if collection in tree}
         for collection in COLLECTIONS

@@ -1,7 +1,7 @@
-"""What the distillation methods share: masks and labels on a feature's grid, nodes, class means, divergences.
+"""Building blocks of the distillation methods: masks and labels on a feature grid, nodes, class means, divergences.
 
-Arrays in, arrays out, float32 inside. Under pmap every device holds a part of the batch (`losses.masked_mean` says how
-means become global); `gathered` brings the parts together where samples are compared with one another.
+Pure functions of arrays that compute in float32. Under pmap each device holds a part of the batch: `masked_mean` in
+core/losses.py averages over all devices, and `gathered` collects the parts when samples are compared with each other.
 """
 
 import jax
@@ -11,14 +11,14 @@ from hfd_jax.core.collectives import sample_offset
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.losses import EPS
 
-_NEVER = -1e30  # as a score: probability 0, and still finite after subtractions
+_NEVER = -1e30  # a score of probability 0 that stays finite in subtractions
 
 
 def mask_at(valid, shape):
-    """Reduces a pixel mask [B, H, W] to a feature grid (h, w): a position counts when half its pixels do.
+    """Reduces a pixel mask [B, H, W] to a feature grid (h, w); a position is valid if at least half its pixels are.
 
     Raises:
-      ValueError: where H, W are no multiples of h, w.
+      ValueError: If H and W are not multiples of h and w.
     """
     (batch, height, width), (h, w) = valid.shape, shape
     if height % h or width % w:
@@ -28,9 +28,9 @@ def mask_at(valid, shape):
 
 
 def label_at(label, valid, shape):
-    """The label [B, H, W] of the pixel in the middle of each position of a feature grid (h, w): [B, h, w] int32.
+    """Samples labels [B, H, W] at the centre of each position of a feature grid (h, w): [B, h, w] int32.
 
-    IGNORE_LABEL where that pixel, or half of the position's pixels, are not valid.
+    The result is IGNORE_LABEL if the centre pixel or more than half of the position's pixels are invalid.
     """
     (_, height, width), (h, w) = label.shape, shape
     seen = jnp.where(valid, label, IGNORE_LABEL).astype(jnp.int32)
@@ -39,7 +39,7 @@ def label_at(label, valid, shape):
 
 
 def resized(x, mask, shape):
-    """Bilinear resize of the valid positions of x [B, h, w, C], mask [B, h, w], to (H, W); float32, 0 far from them."""
+    """Resizes x [B, h, w, C] to (H, W) bilinearly from the positions in `mask` [B, h, w]; float32, 0 far from them."""
     weights = mask[..., None].astype(jnp.float32)
     target = (x.shape[0], *shape, x.shape[-1])
     total = jax.image.resize(x.astype(jnp.float32) * weights, target, "bilinear")
@@ -47,18 +47,18 @@ def resized(x, mask, shape):
 
 
 def unit(x):
-    """x / |x| along the last axis."""
+    """Normalises x to length 1 along the last axis."""
     return x * jax.lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + EPS)
 
 
 def similarities(x, y):
-    """Inner products of x [..., n, C] with y [..., m, C]: [..., n, m]."""
-    # The accelerators' default would round the factors to fewer digits.
+    """Inner products of x [..., n, C] and y [..., m, C]: [..., n, m]."""
+    # Accelerators round the factors to lower precision by default.
     return jnp.einsum("...nc,...mc->...nm", x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def masked_log_softmax(scores, mask, axis: int):
-    """Log-probabilities along an axis over the entries where `mask` is true; some -1e30 elsewhere."""
+    """Log-softmax along an axis over the entries where `mask` is true; about -1e30 elsewhere."""
     return jax.nn.log_softmax(jnp.where(mask, scores, _NEVER), axis)
 
 
@@ -67,29 +67,30 @@ def divergence(target, scores, mask=None, axis: int = -1):
 
     Args:
       target, scores: float32 of the same shape.
-      mask: bool, broadcastable to them: the entries that take part; None for all.
-      axis: of the distributions.
+      mask: bool, broadcastable to the scores; the entries to include, None for all.
+      axis: axis of the distributions.
 
     Returns:
-      Their shape without the axis; 0 where no entry takes part.
+      The divergences, without the axis; 0 if no entry is included.
     """
     everything = True if mask is None else mask
     log_p, log_q = (masked_log_softmax(x, everything, axis) for x in (target, scores))
     return jnp.sum(jnp.where(everything, jnp.exp(log_p) * (log_p - log_q), 0.0), axis)
 
 
-def nodes(x, mask, most: int):
-    """Means over square cells of the grid, of which at most `most` lie along either axis.
+def nodes(x, mask, per_axis: int):
+    """Averages x over square cells of the grid, at most `per_axis` cells along each axis.
 
     Args:
       x: [B, h, w, C].
-      mask: [B, h, w] bool; other positions count in no mean.
+      mask: [B, h, w] bool; the positions to include.
+      per_axis: maximum number of cells along each axis.
 
     Returns:
-      ([B, n, C] float32, [B, n] bool: cells with a valid position).
+      The means [B, n, C] float32, and [B, n] bool, true for cells with a valid position.
     """
     batch, height, width, _ = x.shape
-    cell = -(-max(height, width) // most)
+    cell = -(-max(height, width) // per_axis)
     rows, columns = -(-height // cell), -(-width // cell)
     padding = ((0, 0), (0, rows * cell - height), (0, columns * cell - width), (0, 0))
     weights = mask[..., None].astype(jnp.float32)
@@ -103,13 +104,15 @@ def nodes(x, mask, most: int):
 
 
 def class_means(x, label, classes: int):
-    """Mean of x [B, N, C] over the positions of each class, per sample.
+    """Averages x over the positions of each class, per sample.
 
     Args:
-      label: [B, N] integers; IGNORE_LABEL counts nowhere.
+      x: [B, N, C].
+      label: [B, N] integers; positions with IGNORE_LABEL are left out.
+      classes: number of classes K.
 
     Returns:
-      ([B, K, C], [B, K] bool: classes that occur).
+      The means [B, K, C], and [B, K] bool, true for classes that occur.
     """
     belongs = jax.nn.one_hot(label, classes)
     count = belongs.sum(1)
@@ -118,6 +121,6 @@ def class_means(x, label, classes: int):
 
 
 def sample_keys(key, batch: int):
-    """One key for each of this device's samples; a sample has the same one on any number of devices."""
+    """Returns one key per sample of this device; a sample's key does not depend on the number of devices."""
     first = sample_offset(batch)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(batch))

@@ -1,12 +1,13 @@
-"""Structured distillation, pair-wise part (Liu et al. 2019, CVPR, arXiv 1903.04197): how alike positions are.
+"""Structured distillation, pair-wise part (Liu et al. 2019, CVPR, arXiv 1903.04197): similarities between positions.
 
-Nodes are means over cells of the feature's grid, scaled to length 1; a = their inner products within a sample;
+A node is the mean feature over a cell of the grid, normalised to length 1. With a, the inner products of the nodes
+within a sample,
 
     loss = mean over samples and pairs of valid nodes of ( a_S - a_T )^2
 
-The authors' code takes maxima over cells of half the map and weighs 1; the code of Yang et al. 2022 (arXiv 2204.06986)
-takes them over cells of 2 x 2 positions and weighs 10, as here, where they are means. The pixel-wise part is `kd`; the
-adversarial one is left out.
+The authors' code takes maxima over cells of half the map and uses weight 1. The code of Yang et al. 2022 (arXiv
+2204.06986) takes maxima over cells of 2 x 2 positions and uses weight 10. Here the nodes are means and the weight is
+10. The pixel-wise part is `kd`; the adversarial part is left out.
 """
 
 from typing import ClassVar
@@ -18,17 +19,19 @@ from hfd_jax.distill.relations import nodes, similarities, unit
 
 
 class SKD(TapDistiller):
-    """Channels may differ in number and meaning: only inner products are compared.
+    """Compares inner products, so the two features may differ in the number and meaning of their channels.
 
     Attributes:
-      nodes: at most so many along either axis.
+      nodes: maximum number of nodes along each axis.
     """
 
     method: ClassVar[str] = "skd"
     title: ClassVar[str] = "SKD"
 
     weight: float = option(10.0, "weight of the loss; as published for nodes of few positions", above=0)
-    nodes: int = option(16, "along either axis, at most; a node is the mean of a cell of positions", above=0)
+    nodes: int = option(
+        16, "maximum number of nodes along each axis; a node is the mean over a cell of positions", above=0
+    )
 
     def compare(self, tap: str, maps: Maps, train: bool):
         (x, seen), (target, _) = (nodes(y, maps.mask, self.nodes) for y in (maps.student, maps.target))

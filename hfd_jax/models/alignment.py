@@ -1,7 +1,7 @@
 """Heterogeneous feature alignment module (HFAM): aggregates the encoder's scales into one map.
 
-HFD-Net names the module; the equations are this project's own (see docs/paper.md), with SFNet (Li et al. 2020,
-semantic flow) and FaPN (Huang et al. 2021, feature selection) as the nearest published relatives.
+HFD-Net names the module; the equations are this project's own (see docs/paper.md). The closest published methods are
+SFNet (Li et al. 2020, semantic flow) and FaPN (Huang et al. 2021, feature selection).
 """
 
 from functools import partial
@@ -19,18 +19,18 @@ ALIGNMENTS = ("flow", "none")
 
 
 def warp(x, flow):
-    """Bilinear upsampling of a coarse map along a displacement field.
+    """Upsamples a coarse map bilinearly along a displacement field.
 
     Args:
       x: the coarse map [B, h, w, C].
-      flow: [B, H, W, 2] displacement (dy, dx) in pixels of the OUTPUT grid: output pixel (i, j) shows what plain
-        upsampling shows at (i + dy, j + dx).
+      flow: [B, H, W, 2] displacement (dy, dx) in pixels of the OUTPUT grid: output pixel (i, j) takes the value that
+        plain upsampling has at (i + dy, j + dx).
 
     Returns:
-      [B, H, W, C] of x's dtype. Positions have half-pixel centres; outside the map the border value is taken.
+      [B, H, W, C] of x's dtype. Positions have half-pixel centres; border values extend outside the map.
     """
     (_, h, w, _), (_, height, width, _) = x.shape, flow.shape
-    # float32 whatever the model computes in: bfloat16 cannot address a map wider than 256 pixels.
+    # Always float32: bfloat16 cannot address a map wider than 256 pixels.
     flow = flow.astype(jnp.float32)
     rows = (jnp.arange(height)[:, None] + 0.5 + flow[..., 0]) * (h / height) - 0.5
     cols = (jnp.arange(width)[None, :] + 0.5 + flow[..., 1]) * (w / width) - 0.5
@@ -51,17 +51,18 @@ def warp(x, flow):
 
 
 def box_mean(x, box: int):
-    """Averages x [B, H, W, C] over a box of `box` positions per axis around each position, moved to stay inside.
+    """Averages x over a box of `box` x `box` positions around each position; at the border the box moves inwards.
 
-    A gate that was trained on the mean over whole crops sees boxes of the crop's size in a larger map: its input is
-    distributed as in training, and does not depend on the map's size ("test-time local converter", Chu et al. 2022).
+    A gate trained on means over whole crops then receives means over crop-sized boxes in a larger map: its input has
+    the same distribution as in training, whatever the size of the map ("test-time local converter", Chu et al. 2022).
 
     Args:
-      x: any map.
-      box: positions; an axis that is not longer is averaged as a whole. 0: every axis.
+      x: [B, H, W, C].
+      box: edge of the box in positions. An axis that is no longer than the box is averaged as a whole; 0 averages
+        both axes as a whole.
 
     Returns:
-      [B, H or 1, W or 1, C] of x's dtype; a 1 where the mean is the same for the whole axis.
+      [B, H or 1, W or 1, C] of x's dtype; an axis averaged as a whole has length 1.
     """
     height, width = x.shape[1:3]
     if not box or max(height, width) <= box:
@@ -71,7 +72,7 @@ def box_mean(x, box: int):
 
 
 def _box_weights(length: int, box: int) -> np.ndarray:
-    """[length, length] whose row i averages the box around i; a single row where the box holds everything."""
+    """[length, length], row i averages the box around position i; [1, length] if the box covers the whole axis."""
     if length <= box:
         return np.full((1, length), 1 / length, np.float32)
     start = np.clip(np.arange(length) - box // 2, 0, length - box)[:, None]
@@ -83,8 +84,9 @@ class Selection(nn.Module):
     """Lateral connection with channel attention: L' = conv1x1(L + sigmoid(conv1x1(GAP(L))) * L), L = BN(conv1x1(C)).
 
     Attributes:
-      channels: of L and L'.
-      box: GAP averages over the box of so many positions around each one (`box_mean`); 0: over the whole map.
+      channels: number of channels of L and L'.
+      box: edge in positions of the box that GAP averages over (`box_mean`); 0: the whole map.
+      dtype: computation dtype.
     """
 
     channels: int
@@ -100,7 +102,7 @@ class Selection(nn.Module):
 
 
 def bin_means(x, bins: int):
-    """Averages x [B, H, W, C] over near-equal cells -> [B, bins, bins, C]; cells overlap where H < bins."""
+    """Averages x [B, H, W, C] over near-equal cells -> [B, bins, bins, C]; cells overlap if H or W < bins."""
 
     def cells(n):
         weights = np.zeros((bins, n), np.float32)
@@ -113,9 +115,9 @@ def bin_means(x, bins: int):
 
 
 class PyramidPooling(nn.Module):
-    """Averages of the coarsest level over 1, 2, 3 and 6 bins per axis, joined to the map (Zhao et al. 2017).
+    """Averages over 1, 2, 3 and 6 bins per axis, concatenated with the map and projected (Zhao et al. 2017).
 
-    The bins divide the whole input, however large it is: with them what a network says depends on how much it sees.
+    The bins divide the whole input, whatever its size, so the prediction for a pixel depends on the input's extent.
     """
 
     channels: int
@@ -136,10 +138,11 @@ class FeatureAlignment(nn.Module):
     """{"C2".."C5"} -> A [B, H/4, W/4, channels].
 
     Attributes:
-      channels: D, of every level and of A.
-      align: "flow" warps the coarser level along a learnt flow before adding it; "none" upsamples it (a plain FPN).
-      context: pyramid pooling on the coarsest level.
-      pool_size: edge in pixels of the input over which the selection averages; 0: all of it.
+      channels: D, the number of channels of each level and of A.
+      align: "flow" warps the coarser level along a learned flow before adding it; "none" upsamples it (a plain FPN).
+      context: whether to apply pyramid pooling to the coarsest level.
+      pool_size: edge, in input pixels, of the box that the selection averages over; 0: the whole input.
+      dtype: computation dtype.
     """
 
     channels: int
@@ -167,7 +170,7 @@ class FeatureAlignment(nn.Module):
         for name in reversed(LEVELS[:-1]):
             here = lateral[name]
             if self.align == "flow":
-                # Zero at the start: training begins as a plain FPN.
+                # Initialised with zeros, so that training starts as a plain FPN.
                 flow = JoinedConvolution(2, True, self.dtype, nn.initializers.zeros, name=f"flow_{name}")
                 coarse = warp(level, flow([here, level]))
             else:

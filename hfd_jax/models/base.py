@@ -1,4 +1,4 @@
-"""What all architectures have in common, so that each can be trained alone, teach, or be taught."""
+"""Base classes of the architectures: each can be trained on its own, serve as a teacher, or be distilled."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -8,23 +8,26 @@ import jax.numpy as jnp
 
 from hfd_jax.core import options
 from hfd_jax.core.options import option
-from hfd_jax.models.resnet import DEPTHS, ResNet
+from hfd_jax.models.resnet import DEPTHS, STAGES, ResNet
+
+TAPS = (*STAGES, "A")  # the features that distillation may compare, from fine to coarse, and the aggregated one
+STRIDE = 32  # input height and width must be multiples of it
 
 
 class SegmentationNetwork(nn.Module):
     """x [B, H, W, bands] -> (logits [B, H, W, classes] float32, features {tap: [B, H / stride, W / stride, .]}).
 
-    H and W are multiples of 32. A subclass says
+    H and W must be multiples of STRIDE. A subclass sets
 
       title: its name in tables.
-      tap_strides: its taps and their strides.
-      stem: where the convolution lies that sees the bands.
-      sees_all: whether what is said of a pixel depends on all of the input instead of what is around the pixel.
+      tap_strides: tap -> stride.
+      stem: path of the convolution that reads the bands.
+      sees_all: whether the prediction for a pixel depends on the whole input, not only on the pixel's neighbourhood.
 
     Attributes:
       classes: number of classes.
-      dtype: of the computation; parameters, batch statistics and logits are float32.
-      remat: compute blocks again in the backward pass instead of keeping them: less memory, more computation.
+      dtype: computation dtype; parameters, batch statistics and logits are float32.
+      remat: whether to recompute blocks in the backward pass instead of storing them: less memory, more computation.
     """
 
     title: ClassVar[str]
@@ -38,28 +41,28 @@ class SegmentationNetwork(nn.Module):
 
     @classmethod
     def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """(option, what is wrong) of a config.model; a subclass adds rules that concern several options."""
+        """Yields (option, problem) for each invalid value in config.model; subclasses may add rules."""
         yield from options.problems(cls, values)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What most layers are told."""
+        """The keyword arguments that most layers share."""
         return {"dtype": self.dtype}
 
 
 class ResNetBased(SegmentationNetwork):
-    """A network with a ResNet encoder, which published weights may be brought into.
+    """A network with a ResNet encoder, which can start from published weights.
 
     Attributes:
-      depth, width: of the encoder.
+      depth, width: see `ResNet`.
     """
 
     stem: ClassVar[tuple[str, ...]] = ("encoder", "conv1")
 
-    depth: int = option(18, "of the ResNet encoder", choices=tuple(DEPTHS))
+    depth: int = option(18, "number of layers of the ResNet encoder", choices=tuple(DEPTHS))
     width: int = option(64, "channels of the first stage; 64 is the standard (published) size", above=0)
 
     def encode(self, x, train: bool, **layout: Any) -> dict[str, Any]:
-        """The encoder's stages, laid out as said (`ResNet`); to be called in a compact method."""
+        """Applies the encoder and returns its stages; `layout` goes to `ResNet`. Call it from a compact method."""
         encoder = ResNet(self.depth, self.width, remat=self.remat, name="encoder", **layout, **self.options)
         return encoder(x.astype(self.dtype), train)

@@ -1,7 +1,7 @@
-"""DeepLabV3+: atrous spatial pyramid pooling on a ResNet, and a decoder that brings in the level of stride 4.
+"""DeepLabV3+: atrous spatial pyramid pooling on a ResNet, and a decoder that adds the features of stride 4.
 
 Chen et al. 2018, "Encoder-decoder with atrous separable convolution for semantic image segmentation": output stride 16,
-rates 6, 12 and 18, depthwise separable convolutions in pyramid and decoder. Left out: dropout.
+rates 6, 12 and 18, depthwise separable convolutions in the pyramid and the decoder. Left out: dropout.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsamp
 
 
 class SeparableConvolution(nn.Module):
-    """3x3 per channel, then 1x1 across channels."""
+    """A 3x3 depthwise convolution followed by a 1x1 convolution."""
 
     features: int
     dilation: int = 1
@@ -29,7 +29,7 @@ class SeparableConvolution(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, 3x3 at several rates, and the mean of the map, joined."""
+    """Atrous spatial pyramid pooling: joins a 1x1 convolution, 3x3 convolutions at several rates and the mean."""
 
     channels: int
     rates: tuple[int, ...]
@@ -47,18 +47,20 @@ class AtrousPyramid(nn.Module):
 
 
 class DeepLabV3Plus(ResNetBased):
-    """The published pyramid has 256 = 4 * width channels, the lower level 48.
+    """The pyramid has 4 * width channels (published: 256), the low-level features 3 / 4 * width (published: 48).
 
     Attributes:
-      rates: of the pyramid. Its map has a sixteenth of the input's edge; at a rate above that a 3x3 convolution sees
-        its centre alone. The published ones are made for 33 x 33 positions (crops of 513).
+      rates: dilations of the pyramid. The edge of its map is a sixteenth of the input's; at a dilation of that size or
+        more, a 3x3 convolution sees only its centre. The published rates suit 33 x 33 positions (crops of 513).
     """
 
     title: ClassVar[str] = "DeepLabV3+"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 16, "A": 4}
     sees_all: ClassVar[bool] = True
 
-    rates: tuple[int, ...] = option((6, 12, 18), "rates of the pyramid; from crop / 16 on a rate sees one position")
+    rates: tuple[int, ...] = option(
+        (6, 12, 18), "dilations of the pyramid; a rate of crop / 16 or more sees only one position"
+    )
 
     @classmethod
     def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Fully convolutional network on a dilated ResNet.
 
-Long et al. 2015, "Fully convolutional networks for semantic segmentation", in the form in which it is a baseline today
-(and torchvision's `fcn_resnet50`): the encoder's last two stages dilated to stride 8, one 3x3 convolution to a quarter
-of the channels, the classifier. Left out: dropout, the auxiliary classifier.
+Long et al. 2015, "Fully convolutional networks for semantic segmentation", in the form commonly used as a baseline
+today (as in torchvision's `fcn_resnet50`): the encoder's last two stages are dilated to stride 8, followed by a 3x3
+convolution to a quarter of the channels and the classifier. Left out: dropout, the auxiliary classifier.
 """
 
 from typing import ClassVar
@@ -14,7 +14,7 @@ from hfd_jax.models.layers import ConvBN, classify
 
 
 class FCN(ResNetBased):
-    """Published with depth 50 and width 64."""
+    """The published network has depth 50 and width 64."""
 
     title: ClassVar[str] = "FCN"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}

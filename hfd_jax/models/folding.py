@@ -1,4 +1,4 @@
-"""Folds batch statistics into the convolutions before them: a frozen network computes the same with less."""
+"""Folds batch normalisation into the preceding convolutions, so that a frozen network takes fewer operations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ Path = tuple[str, ...]
 
 
 def fold(model: SegmentationNetwork, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a network -> variables that give the same results in inference, with fewer operations.
+    """Returns variables that give the same results in inference with fewer operations.
 
     kernel' = kernel * scale / sqrt(var + epsilon), bias' = bias - mean * scale / sqrt(var + epsilon); float32. A norm
     whose input is not the output of a convolution keeps its statistics.
 
     Args:
       model: the network.
-      variables: {"params", "batch_stats"}.
+      variables: {"params", "batch_stats"} of the network.
     """
     params, statistics = (flatten_dict(variables[name]) for name in ("params", "batch_stats"))
     for norm, layer in convolutions_before_norms(model, variables).items():
@@ -37,24 +37,24 @@ def fold(model: SegmentationNetwork, variables: Mapping[str, Any]) -> dict[str, 
 
 
 def convolutions_before_norms(model: SegmentationNetwork, variables: Mapping[str, Any]) -> dict[Path, Path]:
-    """Path of a BatchNorm -> path of the layer with a kernel whose output it normalises, found by tracing the network.
+    """Maps the path of each BatchNorm to the path of the layer with a kernel that precedes it, by tracing the network.
 
-    The last axis of such a kernel must be that of the output's channels, as in Flax's own layers.
+    The last axis of such a kernel must be that of the output channels, as in Flax's own layers.
     """
     params = flatten_dict(variables["params"])
     bands = params[(*model.stem, "kernel")].shape[-2]
-    makers: dict[int, Path] = {}
+    sources: dict[int, Path] = {}  # id of an array -> path of the layer that returned it
     pairs: dict[Path, Path] = {}
-    seen = []  # keeps the traced arrays alive, so that no id is used twice
+    alive = []  # keeps the traced arrays alive, so that no id is reused
 
     def record(call, args, kwargs, context):
         path = context.module.path
-        if isinstance(context.module, BatchNorm) and context.method_name == "__call__" and id(args[0]) in makers:
-            pairs[path] = makers[id(args[0])]
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__" and id(args[0]) in sources:
+            pairs[path] = sources[id(args[0])]
         output = call(*args, **kwargs)
         if context.method_name == "__call__" and (*path, "kernel") in params:
-            seen.append(output)
-            makers[id(output)] = path
+            alive.append(output)
+            sources[id(output)] = path
         return output
 
     def trace(variables, image):

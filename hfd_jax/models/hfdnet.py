@@ -1,4 +1,4 @@
-"""The architecture that teacher and student share: encoder, alignment, classifier."""
+"""HFD-Net: the default architecture of teacher and student."""
 
 from typing import ClassVar
 
@@ -6,29 +6,31 @@ import flax.linen as nn
 
 from hfd_jax.core.options import option
 from hfd_jax.models.alignment import ALIGNMENTS, FeatureAlignment
+from hfd_jax.models.base import STRIDE as STRIDE
+from hfd_jax.models.base import TAPS as TAPS
 from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import classify
-from hfd_jax.models.resnet import STAGES, STRIDES
+from hfd_jax.models.resnet import STRIDES
 
 TAP_STRIDES = {**STRIDES, "A": 4}
-TAPS = (*STAGES, "A")
-STRIDE = 32  # input height and width must be multiples of it
 
 
-class Segmenter(ResNetBased):
-    """The network of HFD-Net: encoder, feature alignment, classifier; features "C2" .. "C5" and "A".
+class HFDNet(ResNetBased):
+    """ResNet encoder, feature alignment and classifier, with the features "C2" to "C5" and "A".
 
     Attributes:
-      align, context, pool_size: of the alignment module.
-      align_channels: its channels D; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
+      align, context, pool_size: see `FeatureAlignment`.
+      align_channels: channels D of the alignment; 0 means 2 * width for depth 18 and 34, 4 * width for 50 and 101.
     """
 
     title: ClassVar[str] = "HFD-Net"
     tap_strides: ClassVar[dict[str, int]] = TAP_STRIDES
 
-    align: str = option("flow", "feature alignment; none is a plain feature pyramid", choices=ALIGNMENTS)
-    align_channels: int = option(0, "of the alignment module; 0: 2 * width (depth 18, 34) or 4 * width", at_least=0)
-    context: bool = option(False, "pyramid pooling on the coarsest level")
+    align: str = option("flow", "feature alignment; none: a plain feature pyramid", choices=ALIGNMENTS)
+    align_channels: int = option(
+        0, "channels of the alignment module; 0: 2 * width (depth 18, 34) or 4 * width (depth 50, 101)", at_least=0
+    )
+    context: bool = option(False, "apply pyramid pooling to the coarsest level")
     pool_size: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""HRNet: four resolutions side by side that exchange what they see; the small variant HRNetV2-W18-Small-v2.
+"""HRNet: four parallel branches of different resolution that exchange features; the variant HRNetV2-W18-Small-v2.
 
 Wang et al. 2021, "Deep high-resolution representation learning for visual recognition", with the numbers of blocks and
 modules of the authors' `seg_hrnet_w18_small_v2`.
@@ -14,8 +14,8 @@ from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify, upsample
 from hfd_jax.models.resnet import Block
 
-BLOCKS = 2  # per branch and module, and in the first stage
-MODULES = (1, 3, 2)  # of the stages with two, three and four branches
+BLOCKS = 2  # blocks per branch and module, and in the first stage
+MODULES = (1, 3, 2)  # modules in the stages with two, three and four branches
 TAPS = ("C2", "C3", "C4", "C5")
 
 
@@ -24,10 +24,11 @@ def identity(x):
 
 
 class Exchange(nn.Module):
-    """A module: residual blocks in every branch, then each branch takes in all others.
+    """Applies residual blocks in each branch, then adds to each branch the resampled maps of all others.
 
     Attributes:
-      channels: of the branches, from fine to coarse; each has half the size of the one before.
+      channels: channels of the branches, from fine to coarse; each branch halves the resolution of the previous one.
+      dtype: computation dtype.
     """
 
     channels: tuple[int, ...]
@@ -42,12 +43,12 @@ class Exchange(nn.Module):
                 block = Block(channels, 1, bottleneck=False, name=f"branch{branch}_{index}", **options)
                 maps[branch] = block(maps[branch], train)
         return [
-            nn.relu(sum(self._brought(maps, source, target, train) for source in range(len(maps))))
+            nn.relu(sum(self._resampled(maps, source, target, train) for source in range(len(maps))))
             for target in range(len(maps))
         ]
 
-    def _brought(self, maps, source: int, target: int, train: bool):
-        """The map of a branch at another one's size and channels."""
+    def _resampled(self, maps, source: int, target: int, train: bool):
+        """Converts the map of branch `source` to the size and channels of branch `target`."""
         options = {"dtype": self.dtype}
         x, name = maps[source], f"from{source}_to{target}"
         if source > target:
@@ -62,7 +63,7 @@ class Exchange(nn.Module):
 
 
 class HRNet(SegmentationNetwork):
-    """Branches of 18, 36, 72 and 144 channels at width 64, in proportion at others."""
+    """With width 64 the branches have 18, 36, 72 and 144 channels; other widths scale them in proportion."""
 
     title: ClassVar[str] = "HRNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}

@@ -1,10 +1,10 @@
-"""HR-SAR-Net: a network of some 63,000 parameters for high-resolution SAR.
+"""HR-SAR-Net: a network of about 63,000 parameters for high-resolution SAR.
 
 Wang et al. 2020, "HR-SAR-Net: a deep neural network for urban scene segmentation from high-resolution SAR data". Only
-the paper's abstract was at hand; the layers are those of the implementation that the authors of MP-ResNet published
-(github.com/ggsDing/SARSeg). There the convolutions at stride 8 are depthwise, which leaves 56,483 parameters with one
-band and three classes. With ordinary ones they are 62,963, the paper's 63 k, so they are ordinary here: a guess, since
-the paper's number of bands and classes was not at hand.
+the paper's abstract was available; the layers follow the implementation by the authors of MP-ResNet
+(github.com/ggsDing/SARSeg). Its convolutions at stride 8 are depthwise, which gives 56,483 parameters with one band and
+three classes. Ordinary convolutions give 62,963, which matches the paper's 63 k, so they are used here. This is a
+guess, since the paper's number of bands and classes was not available.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ DILATIONS = (1, 2, 4)
 
 
 class Triple(nn.Module):
-    """3x3 convolutions at three dilations side by side."""
+    """Concatenates 3x3 convolutions at three dilations."""
 
     dtype: Any = jnp.float32
 
@@ -32,7 +32,7 @@ class Triple(nn.Module):
 
 
 class HRSARNet(SegmentationNetwork):
-    """Of one size, without a width."""
+    """Has a fixed size and no options."""
 
     title: ClassVar[str] = "HR-SARNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "A": 2}

@@ -1,4 +1,4 @@
-"""Layers that the networks are built of."""
+"""Layers shared by the networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def convolution(
     use_bias: bool = False,
     **kwargs,
 ):
-    """A square convolution with `kernel // 2 * dilation` zeros on every side (SAME would shift strided maps)."""
+    """A square convolution with `kernel // 2 * dilation` zeros on each side (SAME would shift strided maps)."""
     pad = kernel // 2 * dilation
     return nn.Conv(
         features,
@@ -40,15 +40,15 @@ def convolution(
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) with the standard epsilon and momentum, over all but the channels.
+    """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the channels, with standard epsilon and momentum.
 
-    The same parameters, statistics and results as `nn.BatchNorm`, written as x * a + b: its gradient takes the CPU a
-    seventh less of the encoder's step. A network whose statistics have been folded into its convolutions
-    (`folding.fold`) has a bias here and nothing else; then that is what is added.
+    Has the same parameters, statistics and results as `nn.BatchNorm`. It is written as x * a + b, whose gradient
+    shortens a training step of the encoder by a seventh on the CPU. After folding (`folding.fold`) the layer has only a
+    bias, which it adds.
 
     Attributes:
-      train: statistics of the batch, which also move the running ones; else the running ones.
-      dtype: of the result; statistics and parameters are float32.
+      train: whether to use the statistics of the batch and update the running ones; otherwise uses the running ones.
+      dtype: dtype of the result; statistics and parameters are float32.
     """
 
     train: bool
@@ -85,10 +85,10 @@ class ConvBN(nn.Module):
     """Convolution, batch normalisation, activation.
 
     Attributes:
-      features, kernel, stride, dilation: of the convolution.
-      transposed: it is a `TransposedConvolution`, which doubles the map.
-      activation: at the end.
-      dtype: as of `BatchNorm`.
+      features, kernel, stride, dilation: see `convolution`.
+      transposed: whether to use a `TransposedConvolution`, which doubles the size of the map.
+      activation: function applied at the end.
+      dtype: see `BatchNorm`.
     """
 
     features: int
@@ -109,13 +109,13 @@ class ConvBN(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """3x3 convolution of every channel by itself, zeros around the map.
+    """Depthwise 3x3 convolution with zero padding.
 
-    Parameters are those of an `nn.Conv` with as many groups as channels. Sums of maps that are shifted along one axis,
-    then the other: the library's grouped convolution and its gradient take the CPU ten times as long and more.
+    Has the parameters of an `nn.Conv` with as many groups as channels. Computed by summing maps shifted along one axis,
+    then along the other: on the CPU, `nn.Conv` with groups and its gradient take at least ten times as long.
 
     Attributes:
-      dilation, use_bias, dtype: as of `convolution`.
+      dilation, use_bias, dtype: see `convolution`.
     """
 
     dilation: int = 1
@@ -136,14 +136,14 @@ class DepthwiseConvolution(nn.Module):
 
 
 class TransposedConvolution(nn.Module):
-    """Transposed convolution of stride 2: [B, h, w, C] -> [B, 2h, 2w, features]; kernels of 2, 3 or 4.
+    """Transposed convolution of stride 2: [B, h, w, C] -> [B, 2h, 2w, features]; kernel size 2, 3 or 4.
 
-    Padding is (k - 1) // 2 and output padding k % 2 in PyTorch's terms; the parameters are those of `nn.ConvTranspose`.
-    Computed as one convolution of the small map that yields the four output pixels of each position: the library's
-    gradient takes the CPU five to ten times as long.
+    In PyTorch's terms, padding is (k - 1) // 2 and output padding k % 2. Has the parameters of `nn.ConvTranspose`.
+    Computed as one convolution of the small map that yields the four output pixels of each position: on the CPU, the
+    gradient of `nn.ConvTranspose` takes five to ten times as long.
 
     Attributes:
-      features, kernel, use_bias, dtype: as of `convolution`.
+      features, kernel, use_bias, dtype: see `convolution`.
     """
 
     features: int
@@ -166,7 +166,7 @@ class TransposedConvolution(nn.Module):
 
 
 def _spread(kernel: int):
-    """[1 or 3, 2, kernel]: 1 where output pixel 2 i + a meets input position i + r - r_max in kernel position t."""
+    """[1 or 3, 2, kernel]: 1 if output pixel 2 i + a reads input i + r - r_max at kernel position t, else 0."""
     before = kernel - 1 - (kernel - 1) // 2
     shift = np.array([[(a + t - before) / 2 for t in range(kernel)] for a in range(2)])
     reach = int(max(abs(s) for s in shift.flat if s == int(s)))
@@ -174,17 +174,17 @@ def _spread(kernel: int):
 
 
 def _convolve(x, kernel):
-    """With zeros around the map, which keeps its size."""
+    """Convolves x with zero padding that keeps its size."""
     pad = kernel.shape[0] // 2
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
 
 
 def max_pool(x):
-    """3x3 maxima at stride 2 with a border of one: [B, H, W, C] -> [B, H/2, W/2, C]; H and W are even.
+    """3x3 max pooling with stride 2 and padding 1: [B, H, W, C] -> [B, H/2, W/2, C]; H and W must be even.
 
-    Along one axis after the other, as maxima of slices: the gradient of `nn.max_pool` takes the CPU 15 times as long.
-    Where values tie, they share the gradient.
+    Computed along one axis after the other as maxima of slices: on the CPU, the gradient of `nn.max_pool` takes 15
+    times as long. Ties share the gradient.
     """
 
     def along(x, axis):
@@ -199,7 +199,10 @@ def max_pool(x):
 
 
 def max_pool_2x2(x):
-    """2x2 maxima at stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; H and W are even. As `max_pool` in speed and ties."""
+    """2x2 max pooling with stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; H and W must be even.
+
+    Compares with the library in speed and ties as `max_pool` does.
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     x = jnp.maximum(x[:, :, 0], x[:, :, 1])
@@ -207,25 +210,25 @@ def max_pool_2x2(x):
 
 
 def classify(x, classes: int, shape, dtype: Any):
-    """Layer "classifier" of the calling module: 1x1 convolution, upsampled to `shape` (H, W); float32 logits."""
+    """Classifies x with a 1x1 convolution, "classifier" in the calling module; float32 logits upsampled to `shape`."""
     logits = convolution(classes, 1, dtype=dtype, use_bias=True, name="classifier")(x)
     return upsample(logits.astype(jnp.float32), shape)
 
 
 def upsample(x, shape):
-    """Bilinear resize of x [B, h, w, C] to `shape` (H, W); half-pixel centres, border values repeated."""
+    """Resizes x [B, h, w, C] to `shape` (H, W) bilinearly, with half-pixel centres and repeated border values."""
     return jax.image.resize(x, (x.shape[0], *shape, x.shape[-1]), "bilinear")
 
 
 def convolve_upsampled(x, kernel, shape):
-    """The convolution of upsample(x, shape) with a kernel, zeros around it, without computing upsample(x, shape).
+    """Convolves upsample(x, shape) with a kernel and zero padding, without computing upsample(x, shape).
 
-    Both are linear, so each of the kernel's positions is applied to the small map and what comes out is upsampled and
-    shifted, in one small matrix per axis: a fraction of the operations (a 27th of them where x is 8 times smaller).
+    Both operations are linear: each kernel position is applied to the small map, and the result is upsampled and
+    shifted with one small matrix per axis. This takes a fraction of the operations (a 27th if x is 8 times smaller).
 
     Args:
       x: [B, h, w, C].
-      kernel: [k, k, C, D], k odd.
+      kernel: [k, k, C, D]; k must be odd.
       shape: (H, W).
 
     Returns:
@@ -242,7 +245,7 @@ def convolve_upsampled(x, kernel, shape):
 
 
 def _shifted_upsampling(small: int, large: int, kernel: int):
-    """[large, kernel, small], small <= large: weights of x[j] in upsample(x)[i + k - kernel // 2]; 0 outside."""
+    """[large, kernel, small]: weight of x[j] in upsample(x)[i + k - kernel // 2], 0 outside; small <= large."""
     pad = kernel // 2
     position = (np.arange(large, dtype=np.float32) + 0.5) * np.float32(small / large) - 0.5
     position = np.clip(position, 0, small - 1)[:, None]
@@ -252,14 +255,14 @@ def _shifted_upsampling(small: int, large: int, kernel: int):
 
 
 class JoinedConvolution(nn.Module):
-    """Convolution of several maps, as if they were upsampled to the largest one's size and concatenated.
+    """Convolves several maps as if they were upsampled to the size of the largest one and concatenated.
 
-    Parameters are those of an `nn.Conv` over the concatenated maps.
+    Has the parameters of an `nn.Conv` over the concatenated maps.
 
     Attributes:
       features: channels of the result.
-      use_bias, dtype, kernel_init: as of `convolution`.
-      kernel: edge of the kernel, odd.
+      use_bias, dtype, kernel_init: see `convolution`.
+      kernel: edge of the kernel; must be odd.
     """
 
     features: int
@@ -270,7 +273,7 @@ class JoinedConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, maps):
-        """[[B, H, W, C0], [B, h, w, C1], ...], the largest anywhere -> [B, H, W, features]."""
+        """[[B, H, W, C0], [B, h, w, C1], ...] in any order of sizes -> [B, H, W, features]."""
         channels = [x.shape[-1] for x in maps]
         shape = (self.kernel, self.kernel, sum(channels), self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)

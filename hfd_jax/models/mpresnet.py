@@ -1,8 +1,8 @@
-"""MP-ResNet: a ResNet that goes on at strides 8, 16 and 32 side by side, and a decoder that adds up what they found.
+"""MP-ResNet: a ResNet that splits into parallel paths at strides 8, 16 and 32, and a decoder that sums their features.
 
 Ding et al. 2022, "MP-ResNet: multipath residual network for the semantic segmentation of high-resolution PolSAR
-images", after the authors' code (github.com/ggsDing/SARSeg). Left out: the auxiliary classifier, and the biases that a
-batch normalisation takes away.
+images", following the authors' code (github.com/ggsDing/SARSeg). Left out: the auxiliary classifier, and biases that a
+batch normalisation cancels.
 """
 
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from hfd_jax.models.resnet import run_stage
 
 
 class Upsampling(nn.Module):
-    """1x1 to a quarter of the channels, transposed 3x3 of stride 2, 1x1 back."""
+    """1x1 convolution to a quarter of the channels, transposed 3x3 convolution of stride 2, 1x1 convolution back."""
 
     dtype: Any = jnp.float32
 
@@ -29,7 +29,7 @@ class Upsampling(nn.Module):
 
 
 class MPResNet(ResNetBased):
-    """Published with depth 34 and width 64. C4 and C5 are those of the coarsest path."""
+    """The published network has depth 34 and width 64. The taps C4 and C5 belong to the coarsest path."""
 
     title: ClassVar[str] = "MP-ResNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 8}

@@ -1,7 +1,8 @@
-"""Pretrained encoders: the file that tools.import_weights writes, and a network that starts from it.
+"""Pretrained encoders: the files written by tools.import_weights, and networks that start from them.
 
-The file is a safetensors file, arrays and text only. Arrays carry our paths ("params/encoder/layer1_0/conv1/kernel",
-kernels HWIO, float32); its metadata say what the network is, where it came from, and a digest over everything.
+The files are safetensors files, which hold only arrays and text. The arrays are named by their paths in this project
+("params/encoder/layer1_0/conv1/kernel", kernels HWIO, float32). The metadata describes the network and its origin and
+contains a digest over everything.
 """
 
 import dataclasses
@@ -33,10 +34,10 @@ class Encoder:
 
     Attributes:
       variables: {"params", "batch_stats"} of `models.resnet.ResNet`, float32.
-      depth, width: of it.
-      bands: names of its input bands, in order; () where they are not known.
-      source: name of the file that it was imported from.
-      source_sha256: of that file.
+      depth, width: see `models.resnet.ResNet`.
+      bands: names of its input bands, in order; () if unknown.
+      source: name of the file from which it was imported.
+      source_sha256: SHA-256 of that file.
     """
 
     variables: dict[str, Any]
@@ -51,7 +52,7 @@ class Encoder:
         return self.variables["params"]["conv1"]["kernel"].shape[2]
 
     def metadata(self) -> dict[str, str]:
-        """All but the arrays, as the file holds it."""
+        """Returns the metadata of the file, without the digest."""
         return {
             "format": _FORMAT,
             "depth": str(self.depth),
@@ -63,12 +64,16 @@ class Encoder:
         }
 
     def digest(self) -> str:
-        """blake2b over arrays and metadata."""
+        """Returns the blake2b digest over arrays and metadata."""
         return content_digest(_flat(self.variables), self.metadata())
 
 
 def write_encoder(path: str, encoder: Encoder) -> None:
-    """Writes the file as a whole: an interrupted call leaves the old one or none. WorkdirError where it cannot."""
+    """Writes the file atomically: an interrupted call leaves the old file or none.
+
+    Raises:
+      WorkdirError: If the file cannot be written.
+    """
     arrays, metadata = _flat(encoder.variables), encoder.metadata()
     content = safetensors.numpy.save(arrays, metadata | {"blake2b": content_digest(arrays, metadata)})
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -82,13 +87,17 @@ def write_encoder(path: str, encoder: Encoder) -> None:
 
 
 def read_encoder(path: str) -> Encoder:
-    """Reads what `write_encoder` wrote; CheckpointError where the file is missing, damaged or another one."""
+    """Reads a file written by `write_encoder`.
+
+    Raises:
+      CheckpointError: If the file is missing, damaged, or was not written by `write_encoder`.
+    """
     arrays, metadata = read_safetensors(path)
     digest = metadata.pop("blake2b", "")
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: not a file of tools.import_weights")
+        raise CheckpointError(f"{path}: expected a file written by tools.import_weights")
     if digest != content_digest(arrays, metadata):
-        raise CheckpointError(f"{path}: damaged, it does not match its digest; import it again")
+        raise CheckpointError(f"{path}: damaged, the content does not match its digest; import it again")
     bands = tuple(metadata["bands"].split(",")) if metadata["bands"] else ()
     variables = {collection: part["encoder"] for collection, part in unflatten_dict(arrays, sep="/").items()}
     numbers = {key: int(metadata[key]) for key in ("depth", "width")}
@@ -98,18 +107,26 @@ def read_encoder(path: str) -> Encoder:
 
 
 def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, metadata) of any safetensors file; CheckpointError where it cannot be read."""
+    """Returns (arrays, metadata) of any safetensors file.
+
+    Raises:
+      CheckpointError: If the file cannot be read.
+    """
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:  # the latter two: odd types
-        raise CheckpointError(f"{path}: cannot be read as safetensors, or is damaged ({error})") from error
+    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: unusual dtypes
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def sha256(path: str) -> str:
-    """Of a file; CheckpointError where it cannot be read."""
+    """Returns the SHA-256 of a file.
+
+    Raises:
+      CheckpointError: If the file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,33 +135,35 @@ def sha256(path: str) -> str:
 
 
 def band_sources(old: Sequence[str], new: Sequence[str]) -> list[int | None]:
-    """For each new band the index of the old one of the same name, as `fit_stem` takes it.
+    """Returns, for each new band, the index of the old band of the same name or None, as input to `fit_stem`.
 
-    R, RED, B4 and B04 are one name, so are G, GREEN, B3, B03 and B, BLUE, B2, B02 (Sentinel-2's and Landsat 8's
-    numbers); case does not matter.
+    The names R, RED, B4 and B04 are equivalent, as are G, GREEN, B3, B03 and B, BLUE, B2, B02 (the band numbers of
+    Sentinel-2 and Landsat 8). Names are not case-sensitive.
     """
     known = [_plain(band) for band in old]
     return [known.index(_plain(band)) if _plain(band) in known else None for band in new]
 
 
 def begin(variables: dict[str, Any], path: str, bands: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lets a network start from the encoder in a file; all processes must find the same one there.
+    """Replaces a network's encoder by the pretrained one in a file, which must be the same for all processes.
 
     Args:
       variables: freshly initialised {"params", "batch_stats"} of a network with a ResNet encoder.
-      path: of a file of `write_encoder`.
-      bands: names of the network's input bands, which the stem is fitted to.
+      path: a file written by `write_encoder`.
+      bands: names of the network's input bands, to which the stem is fitted.
 
     Returns:
-      The variables with the encoder in place of their own, and what the checkpoints' record says of it.
+      The variables with the pretrained encoder, and the encoder's metadata for the records of the checkpoints.
 
     Raises:
-      CheckpointError: the file cannot be used, or shapes differ; names the parameters.
+      CheckpointError: If the file cannot be used or shapes differ; the message names the parameters.
     """
     encoder = read_encoder(path)
     digest = encoder.digest()
     if not same_everywhere(int(digest[:7], 16)):
-        raise CheckpointError(f"{path}: not all processes find the same file there; is it shared?")
+        raise CheckpointError(
+            f"{path}: the file differs between processes; expected it on storage shared by all of them"
+        )
     sources = band_sources(encoder.bands, bands)
     stem = {"kernel": fit_stem(encoder.variables["params"]["conv1"]["kernel"], sources)}
     fitted = {**encoder.variables, "params": {**encoder.variables["params"], "conv1": stem}}
@@ -152,9 +171,9 @@ def begin(variables: dict[str, Any], path: str, bands: Sequence[str]) -> tuple[d
     problems = shape_differences(variables, fitted)
     if problems:
         raise CheckpointError(f"the encoder in {path} does not fit the network: {listed(problems)}")
-    taken = ["the mean" if source is None else encoder.bands[source] for source in sources]
-    stems = ", ".join(f"{band} from {origin}" for band, origin in zip(bands, taken, strict=True))
-    say(f"encoder: ResNet-{encoder.depth} of {encoder.source}; stem: {stems}")
+    origins = ["the mean" if source is None else encoder.bands[source] for source in sources]
+    stems = ", ".join(f"{band} from {origin}" for band, origin in zip(bands, origins, strict=True))
+    say(f"encoder: ResNet-{encoder.depth} from {encoder.source}; stem: {stems}")
     return fitted, encoder.metadata() | {"file": path, "blake2b": digest}
 
 
@@ -164,7 +183,7 @@ def _plain(band: str) -> str:
 
 
 def _flat(variables: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Path -> array, as the file names them."""
+    """Returns path -> array, with the paths used in the file."""
     return flatten_dict({collection: {"encoder": part} for collection, part in variables.items()}, sep="/")
 
 

@@ -1,8 +1,8 @@
 """PSPNet: pyramid pooling on a dilated ResNet.
 
-Zhao et al. 2017, "Pyramid scene parsing network": the encoder's last two stages dilated to stride 8, means over 1, 2, 3
-and 6 bins per axis, one 3x3 convolution of all of it. The encoder has the standard stem (published: three 3x3
-convolutions); left out: dropout, the auxiliary classifier.
+Zhao et al. 2017, "Pyramid scene parsing network": the encoder's last two stages are dilated to stride 8, and means over
+1, 2, 3 and 6 bins per axis are concatenated with its output, followed by a 3x3 convolution. The encoder has the
+standard stem (published: three 3x3 convolutions). Left out: dropout, the auxiliary classifier.
 """
 
 from typing import ClassVar
@@ -17,7 +17,7 @@ BINS = (1, 2, 3, 6)
 
 
 class PSPNet(ResNetBased):
-    """Published with depth 50 and width 64. A map of fewer positions has fewer bins."""
+    """The published network has depth 50 and width 64. Smaller maps have at most one bin per position."""
 
     title: ClassVar[str] = "PSPNet"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 8, "C5": 8, "A": 8}

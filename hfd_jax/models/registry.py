@@ -1,4 +1,4 @@
-"""The architectures by name: HFD-Net's own, and segmentation networks to compare it with. One line for a new one."""
+"""The architectures by name: HFD-Net and networks to compare it with. A new architecture takes one line here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from hfd_jax.core import options
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.deeplab import DeepLabV3Plus
 from hfd_jax.models.fcn import FCN
-from hfd_jax.models.hfdnet import Segmenter
+from hfd_jax.models.hfdnet import HFDNet
 from hfd_jax.models.hrnet import HRNet
 from hfd_jax.models.hrsarnet import HRSARNet
 from hfd_jax.models.mpresnet import MPResNet
@@ -21,7 +21,7 @@ DEFAULT = "hfdnet"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
-    DEFAULT: Segmenter,
+    DEFAULT: HFDNet,
     "fcn": FCN,
     "unet": UNet,
     "deeplabv3plus": DeepLabV3Plus,
@@ -34,27 +34,29 @@ ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
 
 
 def default_options() -> dict[str, Any]:
-    """The options of all architectures with their defaults: the fields of config.model beside `architecture`.
+    """Returns the options of all architectures with their defaults: the fields of config.model except `architecture`.
 
-    Architectures may share an option, which then has one default for all of them.
+    Architectures may share an option, which must then have the same default in all of them.
     """
     found: dict[str, Any] = {}
     for network in ARCHITECTURES.values():
         for name, default in options.defaults(network).items():
             if found.setdefault(name, default) != default:
-                raise ValueError(f"{network.__name__}.{name} defaults to {default!r}, elsewhere to {found[name]!r}")
+                raise ValueError(
+                    f"{network.__name__}.{name} has the default {default!r}; another architecture has {found[name]!r}"
+                )
     return found
 
 
 def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> SegmentationNetwork:
-    """Builds a network from {"architecture": name, option: value}; without a name, of the default architecture.
+    """Builds a network from {"architecture": name, option: value}.
 
     Args:
-      description: the architecture and its options.
-      pool_size: edge of the training crop, pixels, for an architecture that has this attribute.
+      description: the architecture (default: DEFAULT) and its options.
+      pool_size: edge of the training crop in pixels; only for architectures with this attribute.
       **common: classes, dtype, remat.
     """
-    # A checkpoint's record, which is JSON, has lists.
+    # A checkpoint's record is JSON and has lists in place of tuples.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in description.items()}
     network = ARCHITECTURES[fields.pop("architecture", DEFAULT)]
     if "pool_size" in network.__dataclass_fields__:

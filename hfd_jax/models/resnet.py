@@ -1,6 +1,6 @@
-"""ResNet encoder with the layout of the standard implementation, so that its published weights can be brought in.
+"""ResNet encoder in the layout of the standard implementation, so that it can load published weights.
 
-He et al. 2016, "Deep residual learning for image recognition"; in bottlenecks the stride sits in the 3x3 convolution
+He et al. 2016, "Deep residual learning for image recognition". In bottlenecks the 3x3 convolution carries the stride
 (the variant known as v1.5).
 """
 
@@ -20,9 +20,9 @@ STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with a fourfold widening when `bottleneck`.
+    """Residual block of two 3x3 convolutions, or of 1x1 - 3x3 - 1x1 with fourfold expansion if `bottleneck`.
 
-    `dilations` are those of the first (strided) 3x3 convolution and of a second one.
+    `dilations` are those of the first (strided) and the second 3x3 convolution; a bottleneck uses only the first.
     """
 
     features: int
@@ -61,16 +61,16 @@ def run_stage(
     remat: bool = False,
     **options,
 ):
-    """The blocks of a stage, in the scope of the calling module.
+    """Applies the blocks of a stage; they become submodules of the calling module.
 
     Args:
       x: [B, H, W, C].
-      train: of the batch statistics.
-      number: of the stage, 1 to 4.
-      stride: of the first block.
-      dilations: of the first 3x3 convolution, and of all others.
-      depth, width, remat: as of `ResNet`.
-      name: blocks are called <name><number>_<index>.
+      train: whether to use the statistics of the batch.
+      number: number of the stage, 1 to 4.
+      stride: stride of the first block.
+      dilations: dilations of the first 3x3 convolution and of all others.
+      depth, width, remat: see `ResNet`.
+      name: prefix of the blocks, which are named <name><number>_<index>.
       **options: dtype.
     """
     block = nn.remat(Block, static_argnums=(2,)) if remat else Block
@@ -91,11 +91,11 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: 18, 34, 50 or 101.
-      width: channels of the first stage (64 is the standard network).
-      dtype: of the computation; parameters are float32.
-      remat: keep only what goes from block to block for the backward pass and compute the rest again.
-      output_stride: 32, or 16 or 8: stages beyond it dilate what follows instead of striding (Chen et al. 2017).
-      stages: how many of the four there are; those that are not give no feature.
+      width: channels of the first stage; 64 in the standard network.
+      dtype: computation dtype; parameters are float32.
+      remat: whether to store only the inputs of the blocks for the backward pass and recompute the rest.
+      output_stride: 32, 16 or 8; stages beyond it use dilation instead of striding (Chen et al. 2017).
+      stages: number of stages, 1 to 4; later stages are left out and give no feature.
     """
 
     depth: int = 18
@@ -122,18 +122,19 @@ class ResNet(nn.Module):
 
 
 def fit_stem(kernel: Any, sources: Sequence[int | None]) -> np.ndarray:
-    """The stem's kernel for other input bands.
+    """Converts the stem's kernel to other input bands.
 
-    A band that one of the old bands stands for takes that band's kernel, every other one the mean over the old bands.
-    What the sum over bands then lacks is added to all of them alike, and all are scaled by old / new number of bands:
-    the sum over bands is the old one, so that an image whose bands are alike gives the activations it gave.
+    A new band with a source takes the kernel of that old band; any other takes the mean over the old bands. All new
+    bands are then shifted by the same amount, so that their mean is the mean over the old bands, and scaled by the
+    ratio of old to new number of bands. This preserves the sum over bands: an image with equal bands gives the same
+    activations as before.
 
     Args:
       kernel: [7, 7, old bands, width].
-      sources: one per new band: which old band stands for it, or None.
+      sources: for each new band, the index of the old band that it takes its kernel from, or None.
 
     Returns:
-      [7, 7, new bands, width], float32.
+      [7, 7, new bands, width] float32.
     """
     kernel = np.asarray(kernel, np.float64)
     mean = kernel.mean(2)

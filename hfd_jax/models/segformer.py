@@ -1,8 +1,8 @@
 """SegFormer-B0: a hierarchical transformer encoder and a decoder of linear layers.
 
 Xie et al. 2021, "SegFormer: simple and efficient design for semantic segmentation with transformers": overlapping patch
-embeddings, self-attention whose keys and values come from a reduced map, feed-forward layers with a depthwise 3x3
-convolution in place of positions. Left out: stochastic depth and dropout.
+embeddings, self-attention with keys and values from a downsampled map, and feed-forward layers with a depthwise 3x3
+convolution in place of a positional encoding. Left out: stochastic depth and dropout.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,14 +16,14 @@ from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.layers import BatchNorm, DepthwiseConvolution, JoinedConvolution, classify, convolution
 
 TAPS = ("C2", "C3", "C4", "C5")
-BLOCKS = 2  # per stage
+BLOCKS = 2  # blocks per stage
 HEADS = (1, 2, 5, 8)
-REDUCTIONS = (8, 4, 2, 1)  # of the map that keys and values come from, per axis
+REDUCTIONS = (8, 4, 2, 1)  # downsampling of the keys and values, per axis
 linear_init = nn.initializers.truncated_normal(0.02)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of x [B, h, w, C] over all of its positions, with keys and values of a reduced map."""
+    """Multi-head self-attention over all positions of x [B, h, w, C], with keys and values from a downsampled map."""
 
     heads: int
     reduction: int
@@ -32,20 +32,20 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, height, width, channels = x.shape
-        seen = x
+        context = x
         if self.reduction > 1:
             size = (self.reduction, self.reduction)
-            seen = nn.Conv(channels, size, size, "VALID", dtype=self.dtype, name="reduce")(x)
-            seen = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(seen)
+            context = nn.Conv(channels, size, size, "VALID", dtype=self.dtype, name="reduce")(x)
+            context = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(context)
         attention = nn.MultiHeadDotProductAttention(
             self.heads, self.dtype, kernel_init=linear_init, force_fp32_for_softmax=True, name="attention"
         )
-        y = attention(x.reshape(batch, -1, channels), seen.reshape(batch, -1, channels))
+        y = attention(x.reshape(batch, -1, channels), context.reshape(batch, -1, channels))
         return y.reshape(batch, height, width, channels)
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)), with a depthwise convolution inside of the latter."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) with a depthwise convolution in the feed-forward part."""
 
     heads: int
     reduction: int
@@ -64,7 +64,7 @@ class TransformerBlock(nn.Module):
 
 
 class SegFormer(SegmentationNetwork):
-    """`width` (even) is that of the second stage: 32, 64, 160 and 256 channels at 64."""
+    """`width` is the number of channels of the second stage; width 64 gives stages of 32, 64, 160 and 256 channels."""
 
     title: ClassVar[str] = "SegFormer-B0"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "C5": 32, "A": 4}
@@ -77,7 +77,7 @@ class SegFormer(SegmentationNetwork):
     def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from super().problems(values)
         if values["width"] % 2:
-            yield "width", "expected an even number: the first stage of segformer_b0 has half of it"
+            yield "width", "expected an even number, since the first stage of segformer_b0 has half as many channels"
 
     @nn.compact
     def __call__(self, x, train: bool = False):

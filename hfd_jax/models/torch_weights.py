@@ -1,6 +1,6 @@
-"""ResNets in the naming of PyTorch's libraries, torchvision and timm, which is the same in both: found and taken over.
+"""Converts ResNets with the parameter names of torchvision and timm, which are the same, to this project's layout.
 
-Works on dicts of NumPy arrays; whoever reads the file needs PyTorch for it, this does not.
+Operates on dicts of NumPy arrays and does not need PyTorch.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from hfd_jax.models.resnet import DEPTHS, ResNet
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _MODULES = ((r"layer(\d)_(\d+)", r"layer\1.\2"), ("downsample_conv", "downsample.0"), ("downsample_bn", "downsample.1"))
-_ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it
-# MoCo's checkpoints hold the network that was trained and a slow copy of it: the former is meant.
+_ANCHOR = "layer1.0.conv1.weight"  # present in every ResNet
+# MoCo's checkpoints hold the trained network and a moving average of it; the former is used.
 _TRAINED = ("encoder_q.", "base_encoder.")
 _CLASSIFIER, _COUNTER = "fc.", ".num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A ResNet taken out of a checkpoint.
+    """A ResNet found in a checkpoint.
 
     Attributes:
       variables: {"params", "batch_stats"} of `models.resnet.ResNet`, float32.
-      depth, width: of it.
-      bands: number of its input bands.
-      prefix: before the names of its parameters, for example "state_dict.module.encoder_q.".
-      left_out: names of what else the checkpoint holds, but for the counters of BatchNorms.
+      depth, width: see `models.resnet.ResNet`.
+      bands: number of input bands.
+      prefix: prefix of its parameter names, for example "state_dict.module.encoder_q.".
+      left_out: names of all other arrays in the checkpoint, except the counters of BatchNorms.
     """
 
     variables: dict[str, Any]
@@ -52,19 +52,19 @@ def torch_name(path: Iterable[str]) -> str:
 
 
 def take_resnet(arrays: Mapping[str, np.ndarray], depth: int | None = None, prefix: str | None = None) -> Found:
-    """Finds the ResNet in a checkpoint and brings it into our layout: kernels from OIHW to HWIO.
+    """Finds the ResNet in a checkpoint and converts it to this project's layout (kernels from OIHW to HWIO).
 
-    Its classifier (fc) and the counters of its BatchNorms are left out, and so is all that lies beside it in the
-    checkpoint (heads, queues, an optimiser's state); anything else in it must fit.
+    Leaves out its classifier (fc), the counters of its BatchNorms and everything outside the ResNet (heads, queues,
+    optimiser state). All other parameters must match.
 
     Args:
       arrays: name -> array; names of nested dicts are joined with dots.
-      depth: 18, 34, 50 or 101; None: told by the number of blocks.
-      prefix: before its names, where there are several; None: found.
+      depth: 18, 34, 50 or 101; None infers it from the number of blocks.
+      prefix: prefix of its names, to choose one of several ResNets; None searches for it.
 
     Raises:
-      ValueError: no ResNet, several, one of another kind, or parameters that are missing, surplus, of another shape or
-        not finite; names them.
+      ValueError: If there is no ResNet or more than one, if it is an unsupported variant, or if parameters are missing,
+        unexpected, of the wrong shape or not finite; the message names them.
     """
     prefix = _find(arrays, prefix)
     inside = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -79,46 +79,46 @@ def take_resnet(arrays: Mapping[str, np.ndarray], depth: int | None = None, pref
     wanted = {_name(path): _torch_shape(leaf) for path, leaf in jax.tree.leaves_with_path(shapes)}
     problems = shape_differences(wanted, inside)
     if problems:
-        raise ValueError(f"not a ResNet-{depth} as torchvision and timm name it: {listed(problems)}")
-    variables = jax.tree.map_with_path(lambda path, _: _ours(inside[_name(path)]), shapes)
+        raise ValueError(f"not a ResNet-{depth} with the names of torchvision and timm: {listed(problems)}")
+    variables = jax.tree.map_with_path(lambda path, _: _converted(inside[_name(path)]), shapes)
     for path, leaf in jax.tree.leaves_with_path(variables):
         if not np.isfinite(leaf).all():
-            raise ValueError(f"{prefix}{_name(path)} holds values that are not finite")
+            raise ValueError(f"{prefix}{_name(path)} contains values that are not finite")
     return Found(variables, depth, width, bands, prefix, sorted(left_out))
 
 
 def encoder_shapes(depth: int, width: int, bands: int) -> dict[str, Any]:
-    """{"params", "batch_stats"} of a ResNet, shapes alone."""
+    """Returns the shapes of a ResNet's variables, {"params", "batch_stats"}."""
     image = jax.ShapeDtypeStruct((1, 64, 64, bands), jnp.float32)
     return jax.eval_shape(lambda x: ResNet(depth, width).init(jax.random.key(0), x, False), image)
 
 
 def _find(names: Collection[str], prefix: str | None) -> str:
-    """The prefix of the ResNet's names."""
+    """Returns the prefix of the ResNet's names."""
     found = sorted(name.removesuffix(_ANCHOR) for name in names if f".{name}".endswith(f".{_ANCHOR}"))
     if not found:
         some = ", ".join(sorted(names)[:5]) or "nothing"
-        raise ValueError(f"no ResNet in it: expected names that end in {_ANCHOR}, found {some}")
+        raise ValueError(f"contains no ResNet: expected names that end in {_ANCHOR}, found {some}")
     if prefix is not None:
         chosen = [one for one in found if one.rstrip(".") == prefix.rstrip(".")]
     else:
         chosen = found if len(found) == 1 else [one for one in found if one.endswith(_TRAINED)]
     if len(chosen) != 1:
-        raise ValueError(f"choose one of the ResNets in it with --prefix: {', '.join(map(repr, found))}")
+        raise ValueError(f"choose one of its ResNets with --prefix: {', '.join(map(repr, found))}")
     return chosen[0]
 
 
 def _refuse_other_kinds(arrays: Mapping[str, np.ndarray]) -> None:
-    """ValueError for known relatives, whose parameters would only be listed as missing and surplus."""
+    """Raises ValueError for known variants with an explanation, instead of a list of missing parameters."""
     if any(re.match(r"conv1\.\d", name) for name in arrays):
         raise ValueError(
-            "its stem is a deep one (conv1.0, conv1.3, ...: three 3x3 convolutions, as in timm's resnet18d or "
-            "resnet50c); this encoder has the standard one of 7x7. Choose a variant without letter, such as resnet18"
+            "its stem has three 3x3 convolutions (conv1.0, conv1.3, ..., as in timm's resnet18d or resnet50c); "
+            "expected the standard 7x7 convolution. Choose a variant without a letter, such as resnet18"
         )
     if any(name.endswith("downsample.1.weight") and array.ndim == 4 for name, array in arrays.items()):
         raise ValueError(
             "its shortcuts pool before their convolution (downsample.0 has no parameters, as in timm's variants with "
-            "'d'); this encoder's convolve with stride. Choose a variant without letter, such as resnet18"
+            "'d'); expected strided convolutions. Choose a variant without a letter, such as resnet18"
         )
 
 
@@ -135,13 +135,13 @@ def _depth(names: Collection[str]) -> int:
     kind = "of three convolutions" if bottleneck else "of two convolutions"
     known = "; ".join(f"ResNet-{depth}: {', '.join(map(str, counts))}" for depth, counts in DEPTHS.items())
     raise ValueError(
-        f"its stages have {', '.join(map(str, blocks))} blocks {kind}; expected {known} (of three from ResNet-50 on). "
-        "With --depth what is missing or surplus is listed"
+        f"its stages have {', '.join(map(str, blocks))} blocks {kind}; expected {known} (three convolutions from "
+        "ResNet-50 on). Set --depth to list the missing and unexpected parameters"
     )
 
 
 def _name(path: Sequence[Any]) -> str:
-    """Of a leaf of the variables, whose first key is the collection."""
+    """Returns the torchvision name of a leaf of the variables; the first key of its path is the collection."""
     return torch_name(key.key for key in path[1:])
 
 
@@ -150,6 +150,7 @@ def _torch_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if height_first else leaf.shape, leaf.dtype)
 
 
-def _ours(array: np.ndarray) -> np.ndarray:
+def _converted(array: np.ndarray) -> np.ndarray:
+    """Converts an array to float32, a kernel from OIHW to HWIO."""
     array = np.asarray(array, np.float32)
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)

@@ -1,7 +1,7 @@
-"""U-Net: an encoder of pairs of 3x3 convolutions, and a decoder that joins it level by level.
+"""U-Net: an encoder of pairs of 3x3 convolutions, and a decoder that concatenates its features level by level.
 
 Ronneberger et al. 2015, "U-Net: convolutional networks for biomedical image segmentation", with batch normalisation and
-zeros around the maps (published are neither: there the maps shrink), as it is commonly used.
+zero padding, as commonly used. The published network has neither, and its maps shrink.
 """
 
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ class Pair(nn.Module):
 
 
 class UNet(SegmentationNetwork):
-    """`width` channels at full size (64 is published), twice as many per halving."""
+    """Has `width` channels at full resolution (published: 64) and doubles them at each halving."""
 
     title: ClassVar[str] = "U-Net"
     tap_strides: ClassVar[dict[str, int]] = {"C2": 4, "C3": 8, "C4": 16, "A": 1}

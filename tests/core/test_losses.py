@@ -173,7 +173,7 @@ def test_weights_of_hfds_taps(taps, weights, expected):
 def test_unknown_tap_names_the_valid_ones(rng):
     outputs = Outputs({"C3": np.ones((1, 8, 8, 4)), "A": np.ones((1, 16, 16, 4))}, np.ones((1, 64, 64, 2)))
     pixels = np.zeros((1, 64, 64), np.int32), np.ones((1, 64, 64), bool)
-    with pytest.raises(ValueError, match="config.distill.hfd compares 'C9'; the features are C3, A"):
+    with pytest.raises(ValueError, match="config.distill.hfd compares 'C9'; both networks have C3, A"):
         HFD(taps=("C9",)).init(jax.random.key(0), outputs, outputs, *pixels)
 
 

@@ -1,4 +1,4 @@
-"""What names each distillation method, and the rules that all of them obey."""
+"""The defining property of each distillation method, and the rules that all methods follow."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from hfd_jax.distill.relations import nodes, resized
 from hfd_jax.train import build
 from hfd_jax.train.networks import student_spec
 from tests.pairs import (
-    LABELS_NEEDED,
-    LEARNS_NOTHING,
+    NEEDS_LABELS,
+    WITHOUT_PARAMETERS,
     cells,
     flat,
     kl,
@@ -27,7 +27,7 @@ from tests.pairs import (
     variables_of,
 )
 
-# What names a method.
+# The defining property of each method.
 
 
 def loss_of(name, student, teacher, label, valid):
@@ -51,14 +51,14 @@ def test_kd_is_zero_at_equality():
     assert loss_of("kd", with_logits(student, teacher.logits), teacher, label, valid) == pytest.approx(0, abs=1e-6)
 
 
-def test_attention_does_not_feel_a_positive_factor():
+def test_attention_is_invariant_to_a_positive_factor():
     student, *others = make_pair()
     factors = np.array([3.0, 7.0])[:, None, None, None]
     scaled = with_feature(student, factors * student.features["A"])
     assert loss_of("attention", scaled, *others) == pytest.approx(loss_of("attention", student, *others), rel=1e-4)
 
 
-def test_cwd_does_not_feel_an_offset_of_a_channel():
+def test_cwd_is_invariant_to_channel_offsets():
     student, *others = make_pair()
     shifted = with_logits(student, student.logits + np.array([5.0, -3.0, 1.0]))
     assert loss_of("cwd", shifted, *others) == pytest.approx(loss_of("cwd", student, *others), rel=1e-4)
@@ -66,13 +66,13 @@ def test_cwd_does_not_feel_an_offset_of_a_channel():
 
 
 @pytest.mark.parametrize("name", ["skd", "ifvd"])
-def test_relations_do_not_feel_a_rotation_of_channels(name, rng):
+def test_relations_are_invariant_to_a_rotation_of_channels(name, rng):
     student, *others = make_pair()
-    turned = with_feature(student, student.features["A"] @ rotation(3, rng))
-    assert loss_of(name, turned, *others) == pytest.approx(loss_of(name, student, *others), rel=1e-4)
+    rotated = with_feature(student, student.features["A"] @ rotation(3, rng))
+    assert loss_of(name, rotated, *others) == pytest.approx(loss_of(name, student, *others), rel=1e-4)
 
 
-def test_nfd_does_not_feel_scale_and_offset_of_a_channel():
+def test_nfd_is_invariant_to_scale_and_offset_of_channels():
     student, teacher, label, valid = make_pair()
     changed = with_feature(teacher, teacher.features["A"] * np.array([2.0, 5.0, 3.0, 9.0]) + np.arange(4))
     before, after = (loss_of("nfd", student, other, label, valid) for other in (teacher, changed))
@@ -81,18 +81,18 @@ def test_nfd_does_not_feel_scale_and_offset_of_a_channel():
     assert after > 2 * before
 
 
-def test_aicsd_does_not_feel_offsets_of_classes():
+def test_aicsd_is_invariant_to_class_offsets():
     student, *others = make_pair()
     shifted = with_logits(student, student.logits + np.array([5.0, -3.0, 1.0]))
     assert loss_of("aicsd", shifted, *others) == pytest.approx(loss_of("aicsd", student, *others), rel=1e-4)
 
 
-def test_fakd_bounds_what_random_features_give(rng):
-    """Gaussian logits with the covariance of their class, 4000 draws: their mean divergence is 3 % exact."""
+def test_fakd_bounds_the_loss_with_random_features(rng):
+    """Compares with 4000 draws of Gaussian logits with the covariance of their class; the mean is accurate to 3 %."""
     student, teacher, label, valid = make_pair()
     plain = module("fakd", strength=0.0).apply({}, student, teacher, label, valid)["fakd"]
     expected = kl(softmax(teacher.logits), softmax(student.logits))[valid].mean()
-    assert float(plain) == pytest.approx(expected, rel=1e-4), "no augmentation: logit distillation"
+    assert float(plain) == pytest.approx(expected, rel=1e-4), "without augmentation: logit distillation"
     group, draws = teacher.logits.argmax(-1), []
     for k in range(3):
         z, t = (x[valid & (group == k)] for x in (student.logits, teacher.logits))
@@ -104,7 +104,7 @@ def test_fakd_bounds_what_random_features_give(rng):
     np.testing.assert_allclose(variances, np.swapaxes(variances, 1, 2), atol=1e-4)
 
 
-def test_disoptnet_learns_labels_through_the_student_but_not_from_unlabelled_pairs():
+def test_the_fused_loss_of_disoptnet_needs_labels_and_its_other_losses_do_not():
     student, teacher, label, valid = make_pair()
     unlabelled = np.full_like(label, IGNORE_LABEL)
     labelled, without = (run("disoptnet", (student, teacher, x, valid), train=False)[0] for x in (label, unlabelled))
@@ -113,12 +113,12 @@ def test_disoptnet_learns_labels_through_the_student_but_not_from_unlabelled_pai
         assert labelled[f"disoptnet_{part}"] == without[f"disoptnet_{part}"] > 0
 
 
-# Rules that every method obeys.
+# Rules for every method.
 
 every_method = pytest.mark.parametrize("name", list(METHODS))
 
 
-def test_the_config_has_every_method_and_its_modules_attributes():
+def test_the_config_has_every_method_and_builds_its_module():
     config = default.get_config()
     config.distill.method = tuple(METHODS)
     combined = build.make_distiller(config, student_spec(config))
@@ -136,12 +136,12 @@ def test_gradient_reaches_the_student_and_not_the_teacher(name):
     assert terms[name].dtype == np.float32 and all(key.startswith(name) for key in terms)
     assert np.isfinite(flat(to_student)).all() and np.abs(flat(to_student)).max() > 0
     assert not flat(to_teacher).any()
-    assert (name in variables_of(name)["params"]) == (name not in LEARNS_NOTHING)
+    assert (name in variables_of(name)["params"]) == (name not in WITHOUT_PARAMETERS)
 
 
 @every_method
-def test_what_is_not_valid_changes_nothing(name, rng):
-    """Of adapters with batch normalisation with its running statistics: a batch's are over all of its positions."""
+def test_invalid_pixels_do_not_matter(name, rng):
+    """Adapters with batch normalisation use running statistics, since batch statistics include all positions."""
     train = name not in ("hfd", "cirkd")
     student, teacher, label, valid = make_pair()
 
@@ -156,7 +156,7 @@ def test_what_is_not_valid_changes_nothing(name, rng):
         for pair in ((student, teacher, label, valid), (noisy(student), noisy(teacher), other, valid))
     )
     for key in before:
-        # An exact 0 * x in one, a sum without it in the other.
+        # Masked terms may change the rounding of a sum.
         np.testing.assert_allclose(before[key], after[key], rtol=1e-6, atol=1e-7, err_msg=key)
 
 
@@ -182,19 +182,19 @@ def test_unlabelled_pairs_teach_or_contribute_nothing(name):
     student, teacher, label, valid = make_pair()
     terms, to_student, *_ = run(name, (student, teacher, np.full_like(label, IGNORE_LABEL), valid))
     assert np.isfinite(flat(to_student)).all()
-    assert (terms[name] > 0) == (name not in LABELS_NEEDED) == (np.abs(flat(to_student)).max() > 0)
+    assert (terms[name] > 0) == (name not in NEEDS_LABELS) == (np.abs(flat(to_student)).max() > 0)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("mgd", "cirkd")])
-def test_a_batch_of_copies_has_the_loss_of_one(name):
-    """Not of MGD and CIRKD, which draw something else for every sample; the latter's pairs are copied below."""
+def test_a_duplicated_batch_has_the_same_loss(name):
+    """Not for MGD and CIRKD, which draw random numbers per sample; the next test covers the pairs of CIRKD."""
     once = make_pair()
     twice = jax.tree.map(lambda x: np.concatenate([x, x]), once)
-    # Batch statistics are those of one; variances and Dice are of the whole batch.
+    # Duplication leaves batch statistics, variances and Dice unchanged.
     assert run(name, twice)[0][name] == pytest.approx(run(name, once)[0][name], rel=1e-4)
 
 
-def test_pairs_of_copies_have_the_divergence_of_one(rng):
+def test_duplicated_images_have_the_same_divergence(rng):
     a, b = (length_one(rng.normal(size=(2, 5, 4))).astype(np.float32) for _ in range(2))
     seen = rng.random((2, 5)) < 0.7
     twice = [np.concatenate([x, x]) for x in (a, b, seen)]
@@ -202,8 +202,8 @@ def test_pairs_of_copies_have_the_divergence_of_one(rng):
     assert float(one) == pytest.approx(float(other), rel=1e-5)
 
 
-def test_another_grid_is_brought_to_the_teachers(rng):
-    """A student with half or twice as many positions; what is not valid does not bleed."""
+def test_the_student_is_resized_to_the_grid_of_the_teacher(rng):
+    """Resizes a student's feature of half the resolution; invalid positions do not affect valid ones."""
     student, teacher, label, valid = make_pair()
     x = rng.normal(size=(2, 2, 2, 3)).astype(np.float32)
     coarse = with_feature(student, x)
@@ -218,7 +218,7 @@ def test_another_grid_is_brought_to_the_teachers(rng):
     assert np.abs(resized(x, everywhere, (4, 4))).max() < 10
 
 
-def test_nodes_cover_grids_that_do_not_divide(rng):
+def test_nodes_cover_grids_not_divisible_by_the_cell(rng):
     x, mask = rng.normal(size=(1, 3, 5, 2)).astype(np.float32), np.ones((1, 3, 5), bool)
     mask[0, 2, 4] = False
     found, seen = nodes(x, mask, 2)  # cells of 3 x 3

@@ -1,4 +1,4 @@
-"""Distillation methods against their formulas in plain NumPy (published, or ours where a file says so); a memory."""
+"""Compares distillation methods with their formulas in NumPy (published, or as each file states); tests the queues."""
 
 import functools
 
@@ -23,11 +23,11 @@ from tests.pairs import (
     variables_of,
 )
 
-# Formulas, for the student's feature of 4 x 4 x 3 and the teacher's of 4 x 4 x 4.
+# Formulas, for a student's feature of 4 x 4 x 3 and a teacher's of 4 x 4 x 4.
 
 
 def convolved(x, kernel):
-    """SAME 3x3 or 1x1 convolution of [B, h, w, C] with [k, k, C, D]."""
+    """Convolves [B, h, w, C] with a 3x3 or 1x1 kernel [k, k, C, D] and SAME padding."""
     pad = kernel.shape[0] // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     h, w = x.shape[1:3]
@@ -44,7 +44,7 @@ def expected_fitnet(student, teacher, label, valid, params):
 
 
 def expected_attention(student, teacher, label, valid, params):
-    """With the paper's maps of norm 1, whose squares are smaller by the number of positions."""
+    """Uses the paper's maps of norm 1, whose squares are smaller by a factor of the number of positions."""
     squares = []
     for s, t, mask in zip(student.features["A"], teacher.features["A"], cells(valid), strict=True):
         maps = [(x[mask] ** 2).sum(-1) for x in (s, t)]
@@ -63,7 +63,7 @@ def channel_divergence(student, teacher, mask):
 
 
 def expected_skd(student, teacher, label, valid, params):
-    """Four nodes, each the mean of the valid ones among 2 x 2 positions."""
+    """Uses four nodes, each the mean over the valid ones of 2 x 2 positions."""
     each = []
     for s, t, mask in zip(student.features["A"], teacher.features["A"], cells(valid), strict=True):
         squares = [(slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2)) for i, j in np.ndindex(2, 2)]
@@ -152,7 +152,7 @@ def test_the_loss_is_the_published_formula(name):
     pair = make_pair()
     terms = run(name, pair, train=False)[0]
     params = jax.device_get(variables_of(name)["params"].get(name, {}))
-    # float32 against float64, with an eps of 1e-6 on norms of about 1 and on a sum of some ten probabilities.
+    # float32 against float64, with an eps of 1e-6 on norms of about 1 and on a sum of about ten probabilities.
     assert float(terms[name]) == pytest.approx(globals()[f"expected_{name}"](*pair, params), rel=1e-4)
 
 
@@ -166,7 +166,7 @@ def test_cwd_compares_features_too():
     assert float(terms["cwd"]) == pytest.approx(float(terms["cwd_A"] + terms["cwd_logits"]) / 2, rel=1e-6)
 
 
-def test_mgd_is_its_formula_where_nothing_is_masked_and_generates_from_what_is_kept():
+def test_mgd_is_its_formula_without_masking_and_uses_only_unmasked_positions():
     student, teacher, label, valid = make_pair()
     mask, none_masked = cells(valid), module("mgd", masked=0.0)
     variables = none_masked.init({"params": KEY, "noise": KEY}, student, teacher, label, valid)
@@ -183,9 +183,9 @@ def test_mgd_is_its_formula_where_nothing_is_masked_and_generates_from_what_is_k
         return method.apply(variables, *pair, rngs={"noise": key})["mgd"]
 
     assert float(loss(none_masked, KEY)) == pytest.approx(expected, rel=1e-4)
-    most = module("mgd", masked=0.75)
-    assert loss(most, KEY) == loss(most, KEY) != loss(most, jax.random.key(6)), "the key decides what is masked"
-    gradient = jax.grad(lambda x: loss(most, KEY, x))(student.features["A"])
+    masking = module("mgd", masked=0.75)
+    assert loss(masking, KEY) == loss(masking, KEY) != loss(masking, jax.random.key(6)), "the key determines the mask"
+    gradient = jax.grad(lambda x: loss(masking, KEY, x))(student.features["A"])
     used = np.abs(gradient).max(-1) > 0
     assert 0 < used.sum() < 0.6 * mask.sum() and not used[~mask].any()
 
@@ -193,7 +193,7 @@ def test_mgd_is_its_formula_where_nothing_is_masked_and_generates_from_what_is_k
 def test_cirkd_compares_similarities_across_images_and_with_its_queues(rng):
     a, b = (length_one(rng.normal(size=(3, 5, count))).astype(np.float32) for count in (4, 6))
     seen = rng.random((3, 5)) < 0.7
-    seen[2] = False  # an image without anything valid is in no pair
+    seen[2] = False  # an image without valid nodes is left out
     expected = []
     for i, j in np.ndindex(2, 2):
         p, q = (softmax((x[i][seen[i]] @ x[j][seen[j]].T) / 0.1) for x in (b, a))
@@ -208,8 +208,8 @@ def test_cirkd_compares_similarities_across_images_and_with_its_queues(rng):
     assert float(cirkd.queue_divergence(a, other, seen, queue, filled & False, 0.1)) == 0
 
 
-def test_cirkd_weighs_its_parts_and_contrasts_with_the_queues_that_the_batch_has_entered():
-    """Everything in the queues is drawn, so that nothing is left to chance."""
+def test_cirkd_weights_its_parts_and_compares_with_queues_that_include_the_batch():
+    """Draws all entries of the queues, so that the result does not depend on the draw."""
     student, teacher, label, valid = make_pair()
     options = {"nodes": 4, "pixels": 64, "regions": 8, "contrasted_pixels": 10_000, "contrasted_regions": 10_000}
     method = module("cirkd", temperature=0.5, pixel_weight=0.25, region_weight=2.0, **options)
@@ -228,12 +228,12 @@ def test_cirkd_weighs_its_parts_and_contrasts_with_the_queues_that_the_batch_has
     hidden = (hidden - hidden.mean((0, 1, 2))) / np.sqrt(hidden.var((0, 1, 2)) + 1e-5)
     headed = np.maximum(hidden, 0) @ kernels["Conv_1"]["kernel"][0, 0]
     mask = cells(valid)
-    mine, theirs = (length_one(np.asarray(x)[mask]) for x in (headed, teacher.features["A"]))  # a node is a position
+    of_student, of_teacher = (length_one(np.asarray(x)[mask]) for x in (headed, teacher.features["A"]))  # one node each
     for name in ("pixels", "regions"):
         queue, count = changed["memory"][name], changed["memory"][f"{name}_count"]
         assert int(np.sum(count)) > 0 and np.all(count <= queue.shape[1])
         entries = np.concatenate([of_class[:n] for of_class, n in zip(queue, count, strict=True)])
-        p, q = (softmax(x @ entries.T / 0.5) for x in (theirs, mine))
+        p, q = (softmax(x @ entries.T / 0.5) for x in (of_teacher, of_student))
         assert parts[name] == pytest.approx(kl(p, q).mean(), rel=1e-3)
 
 
@@ -242,13 +242,13 @@ def test_a_queue_is_a_ring():
     for entries, flags, content, total in (
         ([1, 2, 3], [True, False, True], [1, 3, 0, 0], 2),
         ([4, 5, 6], [True, True, True], [6, 3, 4, 5], 5),
-        ([7, 8, 9, 10, 11, 12], [True] * 6, [10, 11, 12, 9], 7),  # 5 + 6 = 11, kept below 8 with the same remainder
+        ([7, 8, 9, 10, 11, 12], [True] * 6, [10, 11, 12, 9], 7),  # 5 + 6 = 11, reduced below 8 with the same remainder
     ):
         queue, count = cirkd.push(queue, count, np.array(entries, np.float32)[:, None], np.array(flags))
         assert np.asarray(queue)[:, 0].tolist() == content and int(count) == total
 
 
-def test_the_queues_hold_the_teacher_of_labelled_positions_alone():
+def test_the_queues_contain_the_teachers_embeddings_of_labelled_positions_only():
     student, teacher, label, valid = make_pair()
     label[1] = IGNORE_LABEL
     label[0, :, :] = np.where(label[0] == 2, 1, label[0])

@@ -1,4 +1,4 @@
-"""All distillation methods together in the student's step, on several devices, skipped and resumed."""
+"""All distillation methods together in the student's step: on several devices, with skipped steps, and resumed."""
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,14 @@ from hfd_jax.distill.registry import METHODS, Combined
 from hfd_jax.models.layers import BatchNorm, upsample
 from hfd_jax.train import steps
 from hfd_jax.train.state import init_fn
-from tests.pairs import LEARNS_NOTHING, SMALL
+from tests.pairs import SMALL, WITHOUT_PARAMETERS
 from tests.train.test_steps import CLASSES, INPUTS, make_batch
 
 # All methods in the student's step.
 
 
 class Tiny(nn.Module):
-    """A network in the shape of `Segmenter` that compiles in a second."""
+    """A network with the interface of `HFDNet` that compiles in a second."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -35,7 +35,7 @@ def make_setup():
     return steps.Setup(
         model=Tiny(),
         sensor="sar",
-        # Not Adam, whose steps hardly depend on the gradient's size.
+        # Not Adam, whose steps barely depend on the size of the gradient.
         tx=optax.sgd(1e-2),
         inputs=INPUTS,
         objective=steps.Objective(distil=tuple((name, 0.1) for name in METHODS)),
@@ -45,7 +45,7 @@ def make_setup():
 
 
 def prepared(kind, devices):
-    """(parallel, compiled step, state, teacher)."""
+    """Returns (parallel, compiled step, state, teacher)."""
     parallel = make_parallel(kind, jax.devices()[:devices])
     setup = make_setup()
     plain = setup.model
@@ -56,7 +56,7 @@ def prepared(kind, devices):
 
 
 def batch_of(number):
-    """Four images, of which the first and the last are valid in part: unequal shares on two devices."""
+    """Returns four images; the first and the last are partly invalid, with unequal shares on two devices."""
     batch = make_batch(number, size=4, edge=32)
     batch["sar_valid"][:], batch["eo_valid"][:] = True, True
     batch["sar_valid"][0, :24] = batch["eo_valid"][3, :, :12] = False
@@ -65,7 +65,7 @@ def batch_of(number):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Two jitted steps on one device: (what `prepared` returns, state after each, metrics of each)."""
+    """Takes two jitted steps on one device: ((parallel, step, teacher), states, metrics)."""
     parallel, step, state, teacher = prepared("jit", 1)
     states, rows = [], []
     for number in range(2):
@@ -79,14 +79,14 @@ def test_methods_train_together_and_are_logged(trained):
     _, states, rows = trained
     names = {*METHODS, "hfd_A", "cirkd_pixels", "cirkd_regions", "cirkd_batch", "disoptnet_fused", "share_cirkd"}
     assert names <= set(rows[0]) and all(np.isfinite(list(row.values())).all() for row in rows)
-    learning = set(METHODS) - set(LEARNS_NOTHING) - {"nfd"}  # whose channels are equal here
+    learning = set(METHODS) - set(WITHOUT_PARAMETERS) - {"nfd"}  # nfd: no projection, as the channels are equal here
     assert set(states[0].params["distiller"]) == learning and set(states[0].memory) == {"cirkd"}
     counts = [state.memory["cirkd"]["regions_count"].tolist() for state in states]
-    assert counts == [[4] * CLASSES, [8] * CLASSES], "a class mean of every image"
+    assert counts == [[4] * CLASSES, [8] * CLASSES], "one class mean per image"
 
 
 def test_two_devices_train_like_one_under_pmap(trained):
-    """Draws and memory are the same; numbers up to the order of float32 sums, of which AICSD squares a difference."""
+    """Draws and memory are the same; values agree up to the order of float32 sums, which AICSD amplifies by squaring."""
     parallel, step, state, teacher = prepared("pmap", 2)
     for number, row in enumerate(trained[2]):
         state, metrics = step(state, teacher, parallel.shard(batch_of(number)))
@@ -101,7 +101,7 @@ def test_two_devices_train_like_one_under_pmap(trained):
         np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
-def test_a_skipped_step_leaves_the_memory(trained):
+def test_a_skipped_step_leaves_the_memory_unchanged(trained):
     (parallel, step, teacher), states, _ = trained
     bad = batch_of(3)
     bad["sar"][1, 20, 20, 0] = np.nan

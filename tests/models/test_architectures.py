@@ -1,4 +1,4 @@
-"""Architectures beside HFD-Net: published sizes, one interface, use as student, teacher and baseline."""
+"""The architectures: published sizes, a common interface, and use as student, teacher and baseline."""
 
 import json
 
@@ -16,7 +16,7 @@ from hfd_jax.core.workdir import Workdir, check_claim, claim, jsonable
 from hfd_jax.inference.restore import network_from_record
 from hfd_jax.models import hrnet, registry, resnet, segformer
 from hfd_jax.models.folding import fold
-from hfd_jax.models.hfdnet import Segmenter
+from hfd_jax.models.hfdnet import HFDNet
 from hfd_jax.models.hrsarnet import HRSARNet
 from hfd_jax.models.layers import DepthwiseConvolution, TransposedConvolution, max_pool_2x2
 from hfd_jax.models.registry import ARCHITECTURES, DEFAULT
@@ -30,7 +30,7 @@ from tools.bench import cases
 
 OTHERS = [name for name in ARCHITECTURES if name != DEFAULT]
 BANDS, CLASSES, SHAPE = 2, 3, (64, 96)
-# A student that is distilled at the taps which both have at the same stride.
+# A student distilled at the taps that it shares with the teacher.
 OF_HR_SAR_NET = {"model.width": 4, "student.architecture": "hrsarnet", "distill.hfd.taps": ("C2", "C3")}
 
 
@@ -52,7 +52,7 @@ def count(tree):
 
 
 def made_up(tree, seed=0):
-    """Values for shapes: kernels that keep the size of activations, norms that do something."""
+    """Random values for shapes: kernels that preserve the size of activations, norms that are not the identity."""
     rng = np.random.default_rng(seed)
 
     def value(path, leaf):
@@ -66,11 +66,11 @@ def made_up(tree, seed=0):
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """Less of the same kind, one block instead of several: half the time to compile."""
+    """Reduces the architectures to one block per stage, which halves the compilation time."""
     monkeypatch.setitem(resnet.DEPTHS, 18, (1, 1, 1, 1))
     monkeypatch.setattr(hrnet, "MODULES", (1, 1, 0))
     monkeypatch.setattr(hrnet, "BLOCKS", 1)
-    # Of the transformer a stage whose keys come from a reduced map, and one where they do not.
+    # For the transformer, one stage with keys from a downsampled map and one without.
     for field, value in {"BLOCKS": 1, "TAPS": ("C2", "C3"), "HEADS": (1, 2), "REDUCTIONS": (8, 1)}.items():
         monkeypatch.setattr(segformer, field, value)
 
@@ -89,17 +89,17 @@ def shallow(monkeypatch):
     ],
 )
 def test_number_of_parameters(name, depth, bands, classes, parameters):
-    """At width 64, with the number of classes of the published figure:
+    """Compares with published numbers, at width 64 and with the published number of classes:
 
     fcn: torchvision's fcn_resnet50 without its auxiliary classifier (35,322,218 with it).
-    unet: 31,030,658 of the paper's (1 band, no batch normalisation), 2 bands more (1,152) and 5,888 scales of norms.
+    unet: 31,030,658 in the paper (1 band, no batch normalisation), plus 1,152 for 2 more bands and 5,888 norm scales.
     deeplabv3plus: the number of segmentation_models_pytorch's with ResNet-50, whose two decoder convolutions lie elsewhere (the paper has ResNet-101 and Xception only).
-    pspnet: 23,508,032 of ResNet-50, 4,198,400 of the bins, 18,886,165 of the head. With the paper's stem of three 3x3
+    pspnet: 23,508,032 in ResNet-50, 4,198,400 in the bins, 18,886,165 in the head. With the paper's stem of three 3x3
       convolutions 46.7 M, as reimplementations report.
-    hrnet: 3.9 M in the authors' table of HRNetV2-W18-Small-v2 on Cityscapes; less 270 biases before a norm.
-    hrsarnet: "63 k", taken to be of one band and three classes; less 288 biases before norms.
-    mpresnet: the authors' code, less its auxiliary classifier (66,695) and 1,536 biases before norms.
-    segformer_b0: 3.8 M in the paper for ADE20K; 3,752,694 in the weights that its authors published.
+    hrnet: 3.9 M in the authors' table for HRNetV2-W18-Small-v2 on Cityscapes, without 270 biases before a norm.
+    hrsarnet: "63 k", assumed for one band and three classes, without 288 biases before norms.
+    mpresnet: the authors' code, without its auxiliary classifier (66,695) and 1,536 biases before norms.
+    segformer_b0: 3.8 M in the paper for ADE20K; 3,752,694 in the weights published by the authors.
     """
     model = make(name, classes, **({"depth": depth} if depth else {}))
     assert count(shapes(model, bands)[1]["params"]) == parameters
@@ -107,7 +107,7 @@ def test_number_of_parameters(name, depth, bands, classes, parameters):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_interface(name):
-    """Logits and taps of an image that is not square; parameters and logits are float32 in bfloat16 as well."""
+    """Logits and taps have the right shapes for a non-square image; parameters and logits stay float32 in bfloat16."""
     model = make(name, width=8, dtype=jnp.bfloat16)
     (logits, features), variables = shapes(model)
     assert logits.shape == (2, *SHAPE, CLASSES) and logits.dtype == jnp.float32
@@ -119,7 +119,7 @@ def test_interface(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_norm_is_averaged_over_devices_and_remat_changes_no_parameter(name, shallow):
+def test_every_norm_is_averaged_over_devices_and_remat_keeps_the_parameters(name, shallow):
     model = make(name, width=4, remat=True)
     variables = shapes(make(name, width=4))[1]
     train = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), axis_env=[(AXIS, 2)])
@@ -139,7 +139,7 @@ def test_teacher_weights_fit_the_same_architecture_with_other_bands(name, shallo
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
-    # With fewer channels a layer norm of the transformer says nothing.
+    # With fewer channels a layer norm of the transformer would carry no information.
     model, x = make(name, width=8, rates=(1, 3)), rng.normal(size=(2, *SHAPE, BANDS)).astype(np.float32)
     variables = made_up(shapes(model)[1])
 
@@ -150,9 +150,9 @@ def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
     (_, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     for path, leaf in jax.tree.leaves_with_path(gradient):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        # What is added to all keys alike leaves attention as it is.
+        # A bias of the keys does not change the attention.
         assert np.all(np.isfinite(leaf)) and (np.any(leaf) or name.endswith("key/bias")), name
-        assert leaf.ndim < 4 or np.any(leaf, (2, 3)).all(), f"{name}: every position of the kernel sees something"
+        assert leaf.ndim < 4 or np.any(leaf, (2, 3)).all(), f"{name}: every position of the kernel has a gradient"
     for (path, new), old in zip(
         jax.tree.leaves_with_path(statistics), jax.tree.leaves(variables["batch_stats"]), strict=True
     ):
@@ -160,7 +160,7 @@ def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_frozen_teacher_computes_the_same_also_in_bfloat16(name, rng, shallow):
+def test_a_folded_teacher_computes_the_same_and_nearly_so_in_bfloat16(name, rng, shallow):
     model, x = make(name, width=8), rng.normal(size=(1, *SHAPE, BANDS)).astype(np.float32)
     variables = made_up(shapes(model)[1])
 
@@ -174,13 +174,13 @@ def test_a_frozen_teacher_computes_the_same_also_in_bfloat16(name, rng, shallow)
     for one, two, three in zip(*map(jax.tree.leaves, (as_trained, folded, half)), strict=True):
         largest = float(jnp.abs(one).max())
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5 * largest)
-        # 8 bits of mantissa through some 20 layers.
+        # 8 bits of mantissa through about 20 layers.
         assert float(jnp.abs(one - three).max()) < 0.1 * largest
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-def test_dilation_keeps_what_strides_leave(rng, output_stride):
-    """With the same weights a dilated encoder gives, where the strided one has positions, what that one gives."""
+def test_a_dilated_encoder_equals_the_strided_one_at_its_positions(rng, output_stride):
+    """With the same weights, both encoders give the same features at the positions of the strided one."""
     x, strided, dilated = rng.normal(size=(1, 64, 64, 2)), ResNet(18, 4), ResNet(18, 4, output_stride=output_stride)
     variables = made_up(jax.eval_shape(lambda: strided.init(jax.random.key(0), x, False)))
     one, other = (jax.jit(lambda v, m=m: m.apply(v, x, False))(variables) for m in (strided, dilated))
@@ -191,7 +191,7 @@ def test_dilation_keeps_what_strides_leave(rng, output_stride):
 
 
 @pytest.mark.parametrize("dilation", [1, 3])
-def test_depthwise_convolution_is_the_library_s(rng, dilation):
+def test_depthwise_convolution_equals_the_library(rng, dilation):
     import flax.linen as nn
 
     x = rng.normal(size=(2, 5, 7, 4)).astype(np.float32)
@@ -202,8 +202,8 @@ def test_depthwise_convolution_is_the_library_s(rng, dilation):
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4])
-def test_transposed_convolution_is_the_library_s(rng, kernel):
-    """The library's padding is of the map with zeros between: PyTorch's (k - 1) // 2 is k - 1 - (k - 1) // 2 there."""
+def test_transposed_convolution_equals_the_library(rng, kernel):
+    """The library pads the map after inserting zeros: PyTorch's padding (k - 1) // 2 is k - 1 - (k - 1) // 2 there."""
     x, weight = rng.normal(size=(2, 5, 7, 4)), rng.normal(size=(kernel, kernel, 4, 3))
     before = kernel - 1 - (kernel - 1) // 2
     padding, layout = ((before, kernel - before),) * 2, ("NHWC", "HWIO", "NHWC")
@@ -213,7 +213,7 @@ def test_transposed_convolution_is_the_library_s(rng, kernel):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_pairs_of_maxima(rng):
+def test_max_pool_2x2(rng):
     x = rng.normal(size=(2, 4, 6, 3))
     expected = x.reshape(2, 2, 2, 3, 2, 3).max((2, 4))
     np.testing.assert_array_equal(max_pool_2x2(x.astype(np.float32)), expected.astype(np.float32))
@@ -226,8 +226,8 @@ def test_every_architecture_has_a_config(name):
     assert {architecture_name(config, run) for run in networks_to_train(config)} == {name}
 
 
-def test_the_config_s_default_is_hfdnet_s():
-    """What the check of unused fields takes for "away from the default"."""
+def test_the_defaults_of_config_model_are_those_of_hfdnet():
+    """The check of unused fields compares with these defaults."""
     model = default.get_config().model.to_dict()
     assert model.pop("architecture") == DEFAULT
     assert model.pop("rates") == options.defaults(ARCHITECTURES["deeplabv3plus"])["rates"]
@@ -264,7 +264,7 @@ def test_the_config_s_default_is_hfdnet_s():
         ),
     ],
 )
-def test_impossible_choices_are_named(fields, message):
+def test_invalid_choices_are_named(fields, message):
     config = default.get_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError, match=message):
@@ -274,25 +274,25 @@ def test_impossible_choices_are_named(fields, message):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model.context": True, "student.architecture": "segformer_b0"},  # of use to the teacher
+        {"model.context": True, "student.architecture": "segformer_b0"},  # the teacher uses it
         {"model.context": True, "baselines": ("unet",)},
         {"student.architecture": "unet", "distill.method": ()},
         {"model.architecture": "unet", "stage": "teacher"},
-        {"model.architecture": "deeplabv3plus", "data.crop": 32},  # C5 has two positions there
+        {"model.architecture": "deeplabv3plus", "data.crop": 32},  # C5 has 2 x 2 positions
     ],
 )
-def test_possible_choices_are_not_refused(fields):
+def test_valid_choices_are_accepted(fields):
     config = default.get_config()
     config.update_from_flattened_dict(fields)
     check_fields(config)
 
 
-def test_records_and_workdirs_from_before_the_choice(tmp_path, facts):
+def test_records_and_workdirs_without_an_architecture_still_open(tmp_path, facts):
     old = {"depth": 18, "width": 8, "align": "flow", "align_channels": 0, "context": False}
     record = {"title": "student", "model": old, "facts": facts.to_dict(), "dtype": "float32"}
     record["config"] = {"data": {"crop": 64}}
     model = network_from_record(record)
-    assert isinstance(model, Segmenter) and model.width == 8
+    assert isinstance(model, HFDNet) and model.width == 8
     with pytest.raises(CheckpointError, match="student is of architecture 'vit'; expected one of: hfdnet, fcn, "):
         network_from_record(record | {"model": {"architecture": "vit"}})
 
@@ -304,7 +304,7 @@ def test_records_and_workdirs_from_before_the_choice(tmp_path, facts):
     check_claim(workdir, config)
 
 
-def test_a_config_file_takes_a_name_after_a_colon(tmp_path):
+def test_a_config_file_takes_an_architecture_after_a_colon(tmp_path):
     flags = ("--config=configs/baselines.py:unett", f"--workdir={tmp_path / 'run'}")
     done = run_python("main.py", *flags, check=False)
     assert done.returncode == 1 and "error: config.model.architecture is 'unett': did you mean 'unet'" in done.stderr
@@ -312,7 +312,7 @@ def test_a_config_file_takes_a_name_after_a_colon(tmp_path):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_record_describes_its_network(name, scenes):
-    """Of a baseline, and of a student beside a teacher of another architecture."""
+    """For a baseline, and for a student whose teacher has another architecture."""
     config = quickstart.get_config()
     config.baselines, config.student.architecture = (name,), name
     by_name = {run.name: run for run in networks_to_train(config)}
@@ -332,7 +332,7 @@ def test_hfdnet_teaches_another_architecture(shallow):
     config.update_from_flattened_dict(OF_HR_SAR_NET | {"model.align": "none"})
     made = cases.Shapes(batch=4, size=64, sar_bands=2, eo_bands=3, classes=CLASSES)
     setup = cases.make_setup(config, made, student_spec(config))
-    assert isinstance(setup.teacher, Segmenter) and isinstance(setup.model, HRSARNet)
+    assert isinstance(setup.teacher, HFDNet) and isinstance(setup.model, HRSARNet)
     init = init_fn(setup.model, setup.tx, made.sar_bands, setup.distiller, (setup.teacher, made.eo_bands))
     state = jax.eval_shape(init, jax.random.key(0))
     before, batch_stats = made_up(state.params), made_up(state.batch_stats)
@@ -349,7 +349,7 @@ def test_hfdnet_teaches_another_architecture(shallow):
 
 @pytest.mark.slow
 def test_a_run_with_a_student_and_a_baseline_of_another_architecture(tmp_path, scenes_dir):
-    """Trained, evaluated, restored from what the records say."""
+    """Trains and evaluates; the records name the architectures."""
     config = quickstart.get_config()
     small = {
         "data.dir": scenes_dir,

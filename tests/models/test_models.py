@@ -1,4 +1,4 @@
-"""The architecture: shapes, parameter counts, and the alignment module's contracts."""
+"""HFD-Net and its layers: shapes, parameter counts, alignment, folding, and agreement with the library's layers."""
 
 import functools
 from typing import ClassVar
@@ -12,7 +12,7 @@ import pytest
 from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.folding import fold
-from hfd_jax.models.hfdnet import TAP_STRIDES, Segmenter
+from hfd_jax.models.hfdnet import TAP_STRIDES, HFDNet
 from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
 from hfd_jax.models.resnet import ResNet
 
@@ -29,8 +29,8 @@ def test_zero_flow_is_bilinear_upsampling(rng, scale):
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (-1, 0), (0, -2), (3, 2)])
-def test_flow_of_whole_pixels_shifts_by_exactly_so_many(rng, dy, dx):
-    """In pixels of the OUTPUT grid, on maps that are neither square nor of the same size as the output."""
+def test_flow_of_whole_pixels_shifts_by_that_many_pixels(rng, dy, dx):
+    """The flow is in pixels of the OUTPUT grid; the map is not square and smaller than the output."""
     x = rng.normal(size=(1, 6, 4, 2)).astype(np.float32)
     height, width = 24, 16
     flow = np.broadcast_to(np.array([dy, dx], np.float32), (1, height, width, 2))
@@ -41,7 +41,7 @@ def test_flow_of_whole_pixels_shifts_by_exactly_so_many(rng, dy, dx):
     np.testing.assert_allclose(np.asarray(warp(x, flow))[inside], expected[inside], atol=1e-5)
 
 
-def test_outside_the_map_the_border_value_is_taken(rng):
+def test_border_values_extend_outside_the_map(rng):
     x = rng.normal(size=(1, 3, 3, 1)).astype(np.float32)
     far = np.full((1, 6, 6, 2), 100.0, np.float32)
     np.testing.assert_allclose(warp(x, far), np.full((1, 6, 6, 1), x[0, 2, 2, 0]), atol=1e-6)
@@ -67,7 +67,7 @@ def test_warp_gradients_match_finite_differences(rng):
                 for sign in (1, -1)
             ]
             numeric = (total(*moved[0]) - total(*moved[1])) / (2 * step)
-            # float32 sums of 128 terms, and a kink where a sample crosses a pixel centre.
+            # float32 sums of 128 terms, and a kink when a sample crosses a pixel centre.
             assert float(jnp.sum(gradient * direction)) == pytest.approx(numeric, rel=0.03, abs=0.03)
 
 
@@ -81,7 +81,7 @@ def test_alignment_shapes_do_not_depend_on_its_options(align, context):
 
 
 def test_untrained_flow_is_a_plain_pyramid(rng):
-    """The flow starts at zero: with the same weights both variants compute the same."""
+    """The flow is initialised with zeros, so that both variants compute the same with the same weights."""
     features = {f"C{k}": rng.normal(size=(1, 64 // 2**k, 64 // 2**k, 4)).astype(np.float32) for k in (2, 3, 4, 5)}
     variables = FeatureAlignment(8).init(jax.random.key(0), features, False)
     plain = FeatureAlignment(8, align="none")
@@ -112,8 +112,8 @@ def test_box_mean_averages_the_whole_box_around_each_position(rng, shape, box):
     np.testing.assert_allclose(box_mean(x, box), expected, atol=1e-6)
 
 
-def test_maps_that_the_box_holds_are_gated_as_ever():
-    """By the same program, so bit for bit the same numbers: training does not change. Larger maps have another one."""
+def test_maps_within_the_box_are_averaged_as_a_whole():
+    """Both compile to the same program, so training is bit-identical; larger maps use a different program."""
     x, plain = jnp.ones((1, 4, 6, 3)), Selection(4)
     variables = jax.eval_shape(lambda: plain.init(jax.random.key(0), x, False))
 
@@ -123,7 +123,7 @@ def test_maps_that_the_box_holds_are_gated_as_ever():
     assert program(6) == program(0) != program(5)
 
 
-# Of the published networks without their classifier: stem, blocks, BatchNorm scale and bias.
+# The published networks without their classifier: stem, blocks, BatchNorm scale and bias.
 @pytest.mark.parametrize(
     ("depth", "parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
 )
@@ -133,8 +133,8 @@ def test_encoder_has_the_standard_number_of_parameters(depth, parameters):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_segmenter_shapes_and_strides(depth):
-    model = Segmenter(classes=7, depth=depth, width=8)
+def test_hfdnet_shapes_and_strides(depth):
+    model = HFDNet(classes=7, depth=depth, width=8)
     (logits, features), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.ones((2, 64, 128, 4))))
     assert logits.shape == (2, 64, 128, 7) and logits.dtype == jnp.float32
     for tap, stride in TAP_STRIDES.items():
@@ -145,15 +145,15 @@ def test_segmenter_shapes_and_strides(depth):
 
 def test_bfloat16_keeps_float32_parameters_statistics_and_logits(rng):
     x = rng.normal(size=(2, 64, 64, 2)).astype(np.float32)
-    model = Segmenter(classes=3, width=8, dtype=jnp.bfloat16)
+    model = HFDNet(classes=3, width=8, dtype=jnp.bfloat16)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     forward = jax.jit(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"]))
     (logits, features), _ = forward(variables)
     assert logits.dtype == jnp.float32 and features["A"].dtype == jnp.bfloat16
-    exact, _ = jax.jit(Segmenter(classes=3, width=8).apply)(variables, x)
+    exact, _ = jax.jit(HFDNet(classes=3, width=8).apply)(variables, x)
     rough, _ = jax.jit(model.apply)(variables, x)
-    # 8 bits of mantissa through some 25 layers.
+    # 8 bits of mantissa through about 25 layers.
     assert float(jnp.abs(exact - rough).max()) < 0.1 * float(jnp.abs(exact).max())
 
 
@@ -163,8 +163,8 @@ def direct(x, kernel):
 
 
 @pytest.mark.parametrize("scale", [(1, 2), (2, 2), (8, 4)])
-def test_convolving_before_upsampling_is_convolving_after(rng, scale):
-    """Both are linear; the borders, where the kernel meets zeros, are alike too."""
+def test_convolving_before_upsampling_equals_convolving_after(rng, scale):
+    """Holds at the borders too, where the kernel reaches the zero padding."""
     x, kernel = rng.normal(size=(2, 3, 5, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
     shape = (3 * scale[0], 5 * scale[1])
     np.testing.assert_allclose(convolve_upsampled(x, kernel, shape), direct(upsample(x, shape), kernel), atol=1e-5)
@@ -180,7 +180,7 @@ def test_joined_convolution_is_a_convolution_of_the_concatenated_maps(rng):
     np.testing.assert_allclose(module.apply(variables, maps), expected, atol=1e-5)
 
 
-def test_max_pool_is_the_library_s_in_value_and_gradient(rng):
+def test_max_pool_equals_the_library_in_value_and_gradient(rng):
     x = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
     weight = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
 
@@ -193,7 +193,7 @@ def test_max_pool_is_the_library_s_in_value_and_gradient(rng):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_is_the_library_s_in_value_gradient_and_statistics(rng, train):
+def test_batch_norm_equals_the_library_in_value_gradient_and_statistics(rng, train):
     x = (3 + 2 * rng.normal(size=(4, 5, 6, 7))).astype(np.float32)
     ours, library = BatchNorm(train), nn.BatchNorm(not train, momentum=0.9)
     variables = library.init(jax.random.key(0), x)
@@ -207,14 +207,14 @@ def test_batch_norm_is_the_library_s_in_value_gradient_and_statistics(rng, train
         jax.value_and_grad(lambda p, x, m=m: outcome(m, p, x), argnums=(0, 1), has_aux=True)(variables["params"], x)
         for m in (ours, library)
     ]
-    # Sums of 840 cubes in float32, in another order.
+    # Sums of 840 cubes in float32, in a different order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *found)
 
 
 @pytest.mark.parametrize("options", [{"depth": 18}, {"depth": 50, "context": True, "align": "none"}])
 def test_folded_variables_compute_the_same(rng, options):
     x = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
-    model = Segmenter(classes=4, width=4, **options)
+    model = HFDNet(classes=4, width=4, **options)
     variables = jax.tree.map(
         lambda v: v + 0.1 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
     )
@@ -226,7 +226,7 @@ def test_folded_variables_compute_the_same(rng, options):
 
 
 class Unusual(SegmentationNetwork):
-    """A convolution with a bias before one norm, and a norm that no convolution precedes."""
+    """A network with a convolution with a bias before one norm, and a norm that does not follow a convolution."""
 
     title, stem = "unusual", ("first",)
     tap_strides: ClassVar[dict[str, int]] = {"A": 1}
@@ -238,8 +238,8 @@ class Unusual(SegmentationNetwork):
         return nn.Conv(self.classes, (1, 1), name="classifier")(x), {"A": x}
 
 
-def test_folding_follows_the_network_and_not_its_names(rng):
-    """Any layer names will do, a bias is scaled too, and a norm without a convolution before it stays as it is."""
+def test_folding_does_not_depend_on_layer_names(rng):
+    """Scales a bias too, and leaves a norm unchanged that does not follow a convolution."""
     x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
     model = Unusual(classes=2)
     variables = jax.tree.map(
@@ -250,7 +250,7 @@ def test_folding_follows_the_network_and_not_its_names(rng):
     np.testing.assert_allclose(model.apply(folded, x)[0], model.apply(variables, x)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_remat_keeps_less_for_the_backward_pass_and_changes_nothing_else(rng):
+def test_remat_stores_less_for_the_backward_pass_and_gives_the_same_gradients(rng):
     x = rng.normal(size=(8, 64, 64, 2)).astype(np.float32)
     plain = ResNet(18, 8)
     variables = plain.init(jax.random.key(0), x, False)
@@ -259,12 +259,12 @@ def test_remat_keeps_less_for_the_backward_pass_and_changes_nothing_else(rng):
         features, _ = model.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
         return sum(jnp.mean(f**2) for f in features.values())
 
-    kept, gradients = [], []
+    stored, gradients = [], []
     for model in (plain, ResNet(18, 8, remat=True)):
         of_model = functools.partial(loss, model)
         everything = count(jax.eval_shape(lambda p, f=of_model: jax.vjp(f, p)[1], variables["params"]))
-        kept.append(everything - count(variables["params"]))
+        stored.append(everything - count(variables["params"]))
         gradients.append(jax.jit(jax.grad(of_model))(variables["params"]))
-    assert kept[1] < 0.6 * kept[0]
+    assert stored[1] < 0.6 * stored[0]
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), *gradients)

@@ -1,4 +1,4 @@
-"""Pretrained encoders: the same activations as in PyTorch, what is refused, the stem, and training that starts there."""
+"""Pretrained encoders: agreement with PyTorch, rejected files, the stem, and training that starts from them."""
 
 import functools
 import sys
@@ -32,7 +32,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 def convolutions(depth):
-    """(name, name of its BatchNorm, shape) of torchvision's ResNets, but narrow ones."""
+    """Yields (name, name of its BatchNorm, shape) for each convolution of a narrow ResNet with torchvision's names."""
     yield "conv1", "bn1", (WIDTH, 3, 7, 7)
     inputs = WIDTH
     for stage, count in enumerate(BLOCKS[depth]):
@@ -54,7 +54,7 @@ def convolutions(depth):
 def drawn(depth):
     rng, arrays = np.random.default_rng(depth), {}
     for conv, norm, shape in convolutions(depth):
-        # Of a size that keeps activations near 1 through all blocks.
+        # This scale keeps activations near 1 through all blocks.
         scale = np.sqrt(24 / np.prod(shape[1:]))
         arrays[f"{conv}.weight"] = (scale * (rng.random(shape) - 0.5)).astype(np.float32)
         for part, low in (("weight", 0.1), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
@@ -64,7 +64,7 @@ def drawn(depth):
 
 
 def published(depth=18, prefix=""):
-    """A checkpoint as torchvision and timm name it, of numbers that NumPy draws."""
+    """Returns a random checkpoint with the names of torchvision and timm."""
     return {prefix + name: array for name, array in drawn(depth).items()}
 
 
@@ -73,18 +73,18 @@ def image():
 
 
 @functools.cache
-def our_features(depth):
+def jax_features(depth):
     variables = take_resnet(published(depth)).variables
     return jax.device_get(jax.jit(lambda v, x: ResNet(depth, WIDTH).apply(v, x, False))(variables, image()))
 
 
 def numbers(feature):
-    """Of [1, H, W, C]: mean, means weighted along rows, columns and channels (a shift moves them), maximum."""
+    """Summarises [1, H, W, C]: mean; means weighted along rows, columns and channels, to detect shifts; maximum."""
     ramps = np.meshgrid(*(np.linspace(-1, 1, size) for size in feature.shape[1:]), indexing="ij")
     return [round(float(x), 5) for x in (feature.mean(), *((feature * ramp).mean() for ramp in ramps), feature.max())]
 
 
-# Computed by PyTorch: test_every_stage_equals_pytorch does so again and shows the new numbers where they differ.
+# Computed with PyTorch; test_every_stage_equals_pytorch recomputes them and shows the new numbers if they differ.
 GOLDEN = {
     18: {
         "C2": [0.38891, -0.00675, 0.00172, -0.18626, 1.67048],
@@ -102,10 +102,10 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_every_stage_has_the_numbers_that_pytorch_gave(depth):
+def test_every_stage_equals_the_stored_numbers_of_pytorch(depth):
     for stage in STAGES:
-        feature = our_features(depth)[stage]
-        # As below; five decimals are stored.
+        feature = jax_features(depth)[stage]
+        # Tolerance as below, and five stored decimals.
         np.testing.assert_allclose(numbers(feature), GOLDEN[depth][stage], rtol=0, atol=1e-5 + 1e-5 * feature.max())
 
 
@@ -115,16 +115,16 @@ def test_every_stage_equals_pytorch(depth):
     from tools.bench import peer_torch
 
     network = peer_torch.ResNet(3, depth, WIDTH).eval()
-    # Strict: every name is there and none is left over.
+    # Strict by default: names must be neither missing nor unexpected.
     network.load_state_dict({k: torch.tensor(v) for k, v in published(depth).items() if not k.startswith("fc.")})
     with torch.no_grad():
-        theirs = network(peer_torch.images(image(), "cpu", channels_last=False))
-    theirs = {stage: theirs[stage].permute(0, 2, 3, 1).numpy() for stage in STAGES}
+        features = network(peer_torch.images(image(), "cpu", channels_last=False))
+    features = {stage: features[stage].permute(0, 2, 3, 1).numpy() for stage in STAGES}
     for stage in STAGES:
-        # Sums of float32 in another order: some 1e-6 of the largest value, which is about 10.
-        np.testing.assert_allclose(our_features(depth)[stage], theirs[stage], rtol=0, atol=1e-4)
+        # float32 sums in a different order: about 1e-6 of the largest value, which is about 10.
+        np.testing.assert_allclose(jax_features(depth)[stage], features[stage], rtol=0, atol=1e-4)
     golden = {stage: pytest.approx(values, abs=2e-5) for stage, values in GOLDEN[depth].items()}
-    assert {stage: numbers(theirs[stage]) for stage in STAGES} == golden
+    assert {stage: numbers(features[stage]) for stage in STAGES} == golden
 
 
 def equal(one, other):
@@ -143,7 +143,7 @@ MOCO = published(prefix="state_dict.module.encoder_k.") | {"state_dict.module.qu
         ("state_dict.module.encoder_q.", MOCO),
     ],
 )
-def test_prefixes_and_what_lies_beside(prefix, beside):
+def test_a_resnet_is_found_under_a_prefix_and_other_arrays_are_left_out(prefix, beside):
     found = take_resnet(published(prefix=prefix) | beside)
     assert (found.depth, found.width, found.bands, found.prefix) == (18, WIDTH, 3, prefix)
     assert equal(found.variables, take_resnet(published()).variables)
@@ -151,10 +151,10 @@ def test_prefixes_and_what_lies_beside(prefix, beside):
     assert found.left_out == sorted([*beside, f"{prefix}fc.weight", f"{prefix}fc.bias"])
 
 
-def test_one_of_several_is_chosen_by_its_prefix():
+def test_one_of_several_resnets_is_chosen_by_its_prefix():
     average = {f"model_ema.{name}": 2 * array for name, array in published().items()}
     both = published(prefix="model.") | average
-    with pytest.raises(ValueError, match=r"choose one of the ResNets in it with --prefix: 'model.', 'model_ema.'"):
+    with pytest.raises(ValueError, match=r"choose one of its ResNets with --prefix: 'model.', 'model_ema.'"):
         take_resnet(both)
     found = take_resnet(both, prefix="model_ema")
     expected = jax.tree.map(lambda x: 2 * x, take_resnet(published()).variables)
@@ -177,24 +177,27 @@ def changed(changes):
         ),
         ({"conv1.weight": np.ones((4, 3, 3, 3))}, r"conv1.weight: expected \(4, 3, 7, 7\), found \(4, 3, 3, 3\)"),
         ({"conv1.weight": None}, r"conv1.weight: expected \(4, 3, 7, 7\), found nothing"),
-        ({"conv1.weight": None, "conv1.0.weight": np.ones((2, 3, 3, 3))}, "its stem is a deep one .*resnet18d"),
+        (
+            {"conv1.weight": None, "conv1.0.weight": np.ones((2, 3, 3, 3))},
+            "its stem has three 3x3 convolutions .*resnet18d",
+        ),
         ({"layer2.0.downsample.1.weight": np.ones((8, 4, 1, 1))}, "its shortcuts pool before their convolution"),
         ({"layer4.2.conv1.weight": np.ones(1)}, "its stages have 2, 2, 2, 3 blocks of two convolutions; expected Res"),
-        ({"layer1.0.conv1.weight": None}, "no ResNet in it: .*found bn1.bias, "),
-        ({"bn1.running_var": np.full(4, np.nan, np.float32)}, "bn1.running_var holds values that are not finite"),
+        ({"layer1.0.conv1.weight": None}, "contains no ResNet: .*found bn1.bias, "),
+        ({"bn1.running_var": np.full(4, np.nan, np.float32)}, "bn1.running_var contains values that are not finite"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, message):
+def test_parameters_that_do_not_match_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         take_resnet(changed(changes))
 
 
-def test_a_given_depth_lists_what_is_missing():
+def test_with_a_given_depth_missing_parameters_are_listed():
     with pytest.raises(ValueError, match=r"not a ResNet-34.*: layer1.2.bn1.bias: .*found nothing.* \(and \d+ more\)"):
         take_resnet(published(), depth=34)
 
 
-def test_a_band_of_the_same_name_takes_its_kernel_and_the_sum_stays(rng):
+def test_bands_of_the_same_name_take_their_kernel_and_the_sum_is_preserved(rng):
     kernel = rng.normal(size=(7, 7, 3, 5)).astype(np.float32)
     rgb, total = ("R", "G", "B"), kernel.sum(2)
     np.testing.assert_array_equal(fit_stem(kernel, band_sources(rgb, rgb)), kernel)
@@ -204,7 +207,7 @@ def test_a_band_of_the_same_name_takes_its_kernel_and_the_sum_stays(rng):
     np.testing.assert_allclose(four, expected, rtol=1e-5, atol=1e-6)
     two = fit_stem(kernel, band_sources(rgb, ("VV", "VH")))
     np.testing.assert_allclose(two, np.repeat(total[:, :, None] / 2, 2, 2), rtol=1e-5, atol=1e-6)
-    # Sentinel-2 without blue: the sum stays all the same, and red and green keep their difference.
+    # Sentinel-2 without blue: the sum is preserved, and so is the difference between red and green.
     some = fit_stem(kernel, band_sources(rgb, ("B3", "B4", "B8")))
     np.testing.assert_allclose(some.sum(2), total, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(some[:, :, 1] - some[:, :, 0], kernel[:, :, 0] - kernel[:, :, 1], atol=1e-5)
@@ -216,7 +219,7 @@ def test_a_band_of_the_same_name_takes_its_kernel_and_the_sum_stays(rng):
 
 @pytest.fixture
 def encoder_file(tmp_path):
-    """A file of tools.import_weights: a narrow ResNet-18 of R, G, B."""
+    """A file written by tools.import_weights: a narrow ResNet-18 with bands R, G, B."""
     path, source = tmp_path / "weights" / "resnet18.safetensors", tmp_path / "timm.safetensors"
     safetensors.numpy.save_file(published(), source)
     run_tool(source, path)
@@ -227,7 +230,7 @@ def run_tool(source, output, *flags):
     import_weights.main(import_weights.make_parser().parse_args([f"--input={source}", f"--output={output}", *flags]))
 
 
-def test_the_file_is_safetensors_with_our_names_and_knows_its_origin(encoder_file, capsys):
+def test_the_file_has_the_names_of_this_project_and_records_its_origin(encoder_file, capsys):
     arrays, metadata = pretrained.read_safetensors(str(encoder_file))
     kernel = arrays["params/encoder/layer2_0/downsample_conv/kernel"]
     np.testing.assert_array_equal(kernel, published()["layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0))
@@ -243,7 +246,7 @@ def test_the_file_is_safetensors_with_our_names_and_knows_its_origin(encoder_fil
     run_tool(source.with_name("half.safetensors"), source.with_name("out.safetensors"))
     rounded = read_encoder(str(source.with_name("out.safetensors"))).variables["params"]["bn1"]["bias"]
     np.testing.assert_array_equal(rounded, half["bn1.bias"].astype(np.float32))
-    with pytest.raises(ConfigError, match="is the input; it would be replaced"):
+    with pytest.raises(ConfigError, match="is the input file; expected another path"):
         run_tool(source, source)
     with pytest.raises(ConfigError, match="--bands=VV,VH: expected 3 different names"):
         run_tool(source, encoder_file, "--bands=VV,VH")
@@ -254,25 +257,25 @@ def test_the_file_is_safetensors_with_our_names_and_knows_its_origin(encoder_fil
     assert "python -m tools.import_weights --input=" in text and "sum over bands" in text
 
 
-def test_files_that_cannot_be_used_are_named(encoder_file, tmp_path):
+def test_damaged_and_foreign_files_are_named(encoder_file, tmp_path):
     content, path = encoder_file.read_bytes(), tmp_path / "other.safetensors"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="other.safetensors: cannot be read as safetensors, or is damaged"):
+    with pytest.raises(CheckpointError, match="other.safetensors: damaged or not a safetensors file"):
         run_tool(path, tmp_path / "out.safetensors")
-    with pytest.raises(CheckpointError, match="other.safetensors: cannot be read as safetensors, or is damaged"):
+    with pytest.raises(CheckpointError, match="other.safetensors: damaged or not a safetensors file"):
         read_encoder(str(path))
     for place in (content.index(b"R,G,B"), len(content) - 100):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(CheckpointError, match="damaged, it does not match its digest"):
+        with pytest.raises(CheckpointError, match="damaged, the content does not match its digest"):
             read_encoder(str(path))
-    with pytest.raises(CheckpointError, match="timm.safetensors: not a file of tools.import_weights"):
+    with pytest.raises(CheckpointError, match="timm.safetensors: expected a file written by tools.import_weights"):
         read_encoder(str(tmp_path / "timm.safetensors"))
     with pytest.raises(CheckpointError, match="nowhere.pth: cannot be read"):
         run_tool(tmp_path / "nowhere.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_checkpoint_of_pytorch_gives_tensors_and_runs_no_code(encoder_file, tmp_path):
+def test_a_pytorch_checkpoint_is_read_without_running_code(encoder_file, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch, which is optional, is not installed")
     tensors = {name: torch.tensor(array) for name, array in published(prefix="module.").items()}
     path, output, ran = tmp_path / "moco.pth", tmp_path / "moco.safetensors", tmp_path / "ran"
@@ -285,24 +288,26 @@ def test_a_checkpoint_of_pytorch_gives_tensors_and_runs_no_code(encoder_file, tm
             return ran.touch, ()
 
     torch.save({"state_dict": tensors, "args": Code()}, path)
-    with pytest.raises(CheckpointError, match=r"moco.pth: holds a pickled .*, which is not loaded.*can run code"):
+    with pytest.raises(CheckpointError, match=r"moco.pth: contains a pickled .*, which is not loaded.*can run code"):
         run_tool(path, output)
     assert not ran.exists()
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="moco.pth: cannot be read as a checkpoint of PyTorch, or is damaged"):
+    with pytest.raises(CheckpointError, match="moco.pth: damaged or not a PyTorch checkpoint"):
         run_tool(path, output)
 
 
 def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").touch()
-    with pytest.raises(UserError, match=r"a.pth: reading it needs PyTorch, which is not installed: pip install torch"):
+    with pytest.raises(
+        UserError, match=r"a.pth: reading this file needs PyTorch, which is not installed: pip install torch"
+    ):
         run_tool(tmp_path / "a.pth", tmp_path / "b.safetensors")
 
 
 @pytest.fixture
 def shared(scenes, tmp_path):
-    """What train_network needs, on one device."""
+    """The argument of train_network, with one device."""
     config = default.get_config()
     config.model.width, config.model.align = WIDTH, "none"  # compiles sooner
     config.data.batch_size = 8
@@ -311,11 +316,11 @@ def shared(scenes, tmp_path):
     return Run(config, Workdir(str(tmp_path / "run")), scenes, parallel, MetricsLog(str(tmp_path / "log.jsonl")))
 
 
-def test_training_starts_from_it_and_needs_it_once(shared, encoder_file, monkeypatch, capsys):
+def test_training_starts_from_the_encoder_and_reads_it_once(shared, encoder_file, monkeypatch, capsys):
     states = []
 
     def no_steps(shared, training, interruption, state, *_):
-        """Takes no step, which would have to be compiled: saves what training begins with."""
+        """Saves the initial state instead of training, which would need compilation."""
         states.append(jax.device_get(state.model_variables))
         record = training.record | {"unlogged": []}
         training.checkpoints.save(len(states), shared.parallel.single(state), record)
@@ -324,9 +329,9 @@ def test_training_starts_from_it_and_needs_it_once(shared, encoder_file, monkeyp
     monkeypatch.setattr(loop, "loop", no_steps)
     shared.config.teacher.pretrained, encoder = str(encoder_file), read_encoder(str(encoder_file))
     loop.train_network(shared, teacher_spec(), Interruption())
-    stem, mine = encoder.variables["params"]["conv1"]["kernel"], states[0]["params"]["encoder"]
-    np.testing.assert_array_equal(mine["conv1"]["kernel"], fit_stem(stem, [0, 1, 2, None]))
-    assert equal(mine["layer4_1"], encoder.variables["params"]["layer4_1"])
+    stem, started = encoder.variables["params"]["conv1"]["kernel"], states[0]["params"]["encoder"]
+    np.testing.assert_array_equal(started["conv1"]["kernel"], fit_stem(stem, [0, 1, 2, None]))
+    assert equal(started["layer4_1"], encoder.variables["params"]["layer4_1"])
     assert equal(states[0]["batch_stats"]["encoder"], encoder.variables["batch_stats"])
     assert "R from R, G from G, B from B, NIR from the mean" in capsys.readouterr().out
 
@@ -363,7 +368,7 @@ def test_which_networks_start_from_which_file(shared, encoder_file):
         with pytest.raises(ConfigError, match=message):
             check_pretrained(config, shared.workdir, networks_to_train(config))
         config.model[field] = before
-    for name in ("unet", "mpresnet"):  # the latter has two stages of it several times over
+    for name in ("unet", "mpresnet"):  # mpresnet has several copies of two stages
         config.baselines = (name,)
         with pytest.raises(ConfigError, match=f"config.student.pretrained is .*: {name} has no plain ResNet encoder"):
             check_pretrained(config, shared.workdir, networks_to_train(config))
@@ -376,7 +381,7 @@ def test_which_networks_start_from_which_file(shared, encoder_file):
         check_fields(config)
 
 
-def test_a_file_that_fits_not_or_differs_between_processes_is_refused(encoder_file, monkeypatch):
+def test_a_file_that_does_not_fit_or_differs_between_processes_is_refused(encoder_file, monkeypatch):
     encoder = read_encoder(str(encoder_file))
     network = {key: {"encoder": part} for key, part in encoder.variables.items()}
     fitted, _ = begin(network, str(encoder_file), ("R", "G", "B"))
@@ -386,5 +391,5 @@ def test_a_file_that_fits_not_or_differs_between_processes_is_refused(encoder_fi
     ):
         begin(network, str(encoder_file), ("VV", "VH"))
     monkeypatch.setattr(pretrained, "same_everywhere", lambda number: False)
-    with pytest.raises(CheckpointError, match="not all processes find the same file there"):
+    with pytest.raises(CheckpointError, match="the file differs between processes"):
         begin(network, str(encoder_file), ("R", "G", "B"))

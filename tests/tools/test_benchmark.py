@@ -1,4 +1,4 @@
-"""The benchmark works; how fast anything is, no test says."""
+"""The benchmark runs and its numbers are consistent; no test checks speed."""
 
 import json
 
@@ -38,19 +38,19 @@ def test_steps_are_timed_and_written(tmp_path):
     [
         (
             ["--what=student"],
-            "--what=student is unknown; expected some of teacher_step, sar_step, student_step",
+            "--what=student is unknown; expected one or more of teacher_step, sar_step, student_step",
         ),
-        (["--what=data,sar_step"], "startup, data, prepare, scene are measured alone"),
+        (["--what=data,sar_step"], "startup, data, prepare, scene cannot be combined with anything else"),
         (["--what=sar_step", "--size=100"], "--size=100: expected a multiple of 32"),
-        (["--what=sar_step", "--devices=4"], "--devices=4: this process has 1"),
+        (["--what=sar_step", "--devices=4"], "--devices=4: expected at most 1"),
     ],
 )
-def test_what_is_wrong_is_named(flags, message):
+def test_invalid_flags_are_named(flags, message):
     done = run_python("-m", "tools.benchmark", *flags, check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_scene_is_mapped_timed_and_judged(tmp_path, monkeypatch):
+def test_a_scene_is_mapped_timed_and_evaluated(tmp_path, monkeypatch):
     from configs import quickstart
     from hfd_jax.inference.mapping.predict import Options
     from tools.bench import scene
@@ -63,18 +63,18 @@ def test_a_scene_is_mapped_timed_and_judged(tmp_path, monkeypatch):
     case = scene.Case(str(tmp_path), Options(window=64, overlap=32, batch_size=1), None, config)
     pixels, seconds, memory = scene.run(case)
     assert pixels == 150 * 150 and seconds > 0 and memory >= 0
-    mean_iou, near, elsewhere, equal = scene.judged(case, case.map)
+    mean_iou, near, elsewhere, equal = scene.evaluate(case, case.map)
     assert 0 <= float(mean_iou) < 0.5 < float(near) < 1 and 0 < float(elsewhere) < 1, "random weights"
-    assert equal == "100.0000%", "as itself"
-    # Windows begin at 32, 64 and 96 and end at 64, 96 and 128: 16 pixels around four places.
+    assert equal == "100.0000%", "agrees with itself"
+    # Windows start at 32, 64 and 96 and end at 64, 96 and 128: 16 pixels around each of four positions.
     assert scene.near_borders(150, case.options).sum() == 4 * 16
 
 
-def test_table_says_what_the_teacher_costs_and_how_a_peer_compares():
-    ours = {"compile_seconds": (2.0, 1.0), "flops": 4e9, "bytes_accessed": 1e9, "memory": 2**20}
+def test_table_shows_the_cost_of_the_teacher_and_the_ratio_to_a_peer():
+    costs = {"compile_seconds": (2.0, 1.0), "flops": 4e9, "bytes_accessed": 1e9, "memory": 2**20}
     rows = [
-        Row("sar_step", 8, 128, 0.2, (0.19, 0.21), **ours),
-        Row("student_step", 8, 128, 0.3, (0.29, 0.31), **ours),
+        Row("sar_step", 8, 128, 0.2, (0.19, 0.21), **costs),
+        Row("student_step", 8, 128, 0.3, (0.29, 0.31), **costs),
         Row("student_step torch eager float32", 8, 128, 0.45, (0.4, 0.5), ratio=1.5),
     ]
     about = {"device": "cpu", "backend": "cpu", "devices": 1, "jax": "0", "network": "ResNet-18"}
@@ -86,7 +86,7 @@ def test_table_says_what_the_teacher_costs_and_how_a_peer_compares():
     assert lines["student_step torch eager float32"][-1] == "1.50"
 
 
-def test_things_are_timed_in_turn_and_warmed_up():
+def test_functions_are_timed_in_turn_after_a_warm_up():
     order = []
     found = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, rounds=3, warm_up=1)
     assert order == list("abc" + "abc" + "bca" + "cab")
@@ -94,8 +94,8 @@ def test_things_are_timed_in_turn_and_warmed_up():
     assert Timing([3.0, 1.0, 2.0]).median == 2.0 and Timing([3.0, 1.0, 2.0]).spread == (1.5, 2.5)
 
 
-def test_the_peer_in_pytorch_computes_the_same():
-    """Outputs, taps and training loss from the same weights; float32 sums in another order differ by some 1e-6."""
+def test_the_pytorch_peer_computes_the_same():
+    """Compares outputs, taps and training loss with the same weights; the order of float32 sums makes about 1e-6."""
     pytest.importorskip("torch", reason="PyTorch, which is optional, is not installed")
     from configs import default
     from tools.bench.cases import Shapes

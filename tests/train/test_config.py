@@ -70,7 +70,7 @@ def set_field(config, field, value):
         ("distill.hfd.weight", 0.0, "config.distill.hfd.weight is 0.0: expected more than 0"),
         ("distill.kd.weight", 0.0, None),
         ("distill.kd.temperature", 0.0, "config.distill.kd.temperature is 0.0: expected more than 0"),
-        ("distill.mgd.masked", 1.0, "config.distill.mgd.masked is 1.0: nothing of the student's feature"),
+        ("distill.mgd.masked", 1.0, "config.distill.mgd.masked is 1.0: expected a share below 1"),
         (
             "data.crop",
             100,

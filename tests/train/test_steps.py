@@ -20,7 +20,7 @@ from hfd_jax.distill.kd import KD
 from hfd_jax.distill.registry import Combined
 from hfd_jax.evaluation import steps as evaluation_steps
 from hfd_jax.evaluation.evaluator import Evaluator
-from hfd_jax.models.hfdnet import Segmenter
+from hfd_jax.models.hfdnet import HFDNet
 from hfd_jax.train import steps
 from hfd_jax.train.state import init_fn, student_from_teacher
 from hfd_jax.train.steps import Objective, Setup
@@ -58,14 +58,14 @@ def make_setup(sensor="sar", hfd=2.0, kd=0.5, **objective):
     weights = {name: weight for name, weight in (("hfd", hfd), ("kd", kd)) if weight}
     objective = Objective(**{"distil": tuple(weights.items()), "warmup_steps": 4, **objective})
     modules = {"hfd": HFD(taps=("C3", "C4", "A")), "kd": KD()}
-    model = Segmenter(CLASSES, width=4)
+    model = HFDNet(CLASSES, width=4)
     return Setup(
         model=model,
         sensor=sensor,
         tx=optax.adamw(1e-3),
         inputs=INPUTS,
         objective=objective,
-        teacher=Segmenter(CLASSES, width=4),
+        teacher=HFDNet(CLASSES, width=4),
         distiller=Combined(tuple(modules[name] for name in weights)) if weights else None,
     )
 
@@ -78,7 +78,7 @@ def make_state(setup):
 
 
 def make_teacher():
-    teacher = Segmenter(CLASSES, width=4)
+    teacher = HFDNet(CLASSES, width=4)
     return teacher.init(jax.random.key(9), jnp.zeros((1, 32, 32, 3)))
 
 
@@ -212,13 +212,13 @@ def test_teacher_step_reads_eo_and_its_own_mask():
 
 def test_teacher_weights_fit_a_student_with_other_bands():
     teacher = jax.device_get(make_teacher())
-    student = jax.device_get(Segmenter(CLASSES, width=4).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
+    student = jax.device_get(HFDNet(CLASSES, width=4).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
     fitted = student_from_teacher(student, teacher)
     kernel, old = fitted["params"]["encoder"]["conv1"]["kernel"], teacher["params"]["encoder"]["conv1"]["kernel"]
     assert kernel.shape[2] == 2
     np.testing.assert_allclose(kernel.sum(2), old.sum(2), rtol=1e-5)
     np.testing.assert_array_equal(fitted["params"]["classifier"]["kernel"], teacher["params"]["classifier"]["kernel"])
-    wide = jax.device_get(Segmenter(CLASSES, width=8).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
+    wide = jax.device_get(HFDNet(CLASSES, width=8).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
     with pytest.raises(ValueError, match=r"batch_stats/.*: expected \(.*\), found \("):
         student_from_teacher(wide, teacher)
 
@@ -255,7 +255,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_every_device_and_counted(kind, 
 
 def test_every_tile_is_evaluated_once_on_any_number_of_devices(scenes):
     """Ten tiles, eight a batch: six places of the second batch are padding."""
-    model = Segmenter(5, width=4)
+    model = HFDNet(5, width=4)
     variables = jax.device_get(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 2))))
     found = []
     for devices in (1, 8):

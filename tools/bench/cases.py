@@ -1,4 +1,4 @@
-"""The steps of this project, compiled for arrays that are made up: no data set is needed to time them."""
+"""The training and inference steps, compiled for random arrays, so that timing them needs no data set."""
 
 import dataclasses
 import time
@@ -21,12 +21,12 @@ from hfd_jax.train import build, steps
 from hfd_jax.train.networks import NetworkSpec, baseline_spec, student_spec, teacher_spec
 from hfd_jax.train.state import init_fn
 
-STEPS = 1000  # of the schedule; does not matter here
+STEPS = 1000  # length of the learning rate schedule; does not affect the timing
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Of a batch: `batch` pairs of size x size pixels."""
+    """Shapes of a batch of `batch` pairs of size x size pixels."""
 
     batch: int
     size: int
@@ -37,13 +37,13 @@ class Shapes:
 
 @dataclasses.dataclass
 class Case:
-    """Something to time.
+    """A compiled step to time.
 
     Attributes:
-      call: does it once, and waits.
-      compile_seconds: tracing and compilation, first with an empty, then with a filled compilation cache.
-      flops, bytes_accessed: as the compiler counts them, of all devices; 0 where it does not.
-      memory: of the compiled program on one device: arguments, results and temporaries, bytes.
+      call: runs the step once and waits for the result.
+      compile_seconds: time of tracing and compilation, with an empty and with a filled compilation cache.
+      flops, bytes_accessed: the compiler's estimates over all devices; 0 if not available.
+      memory: bytes of the arguments, results and temporaries of the compiled program on one device.
     """
 
     call: Callable[[], Any]
@@ -54,7 +54,7 @@ class Case:
 
 
 def make_batch(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch as `training_batches` yields it."""
+    """Returns a random batch in the form that `training_batches` yields."""
     rng = np.random.default_rng(seed)
     place = (shapes.batch, shapes.size, shapes.size)
     return {
@@ -82,7 +82,7 @@ def make_inputs(config: ConfigDict, shapes: Shapes) -> InputSpec:
 
 
 def make_setup(config: ConfigDict, shapes: Shapes, network: NetworkSpec) -> steps.Setup:
-    """The fixed part of a network's training step, as `training.make_setup` builds it from a data set."""
+    """Returns the fixed part of a network's training step, which `training.make_setup` builds from a data set."""
     return steps.Setup(
         model=build.make_model(config, network, shapes.classes),
         sensor=network.sensor,
@@ -107,7 +107,7 @@ NETWORKS = {
 
 
 def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequence[jax.Device]) -> Case:
-    """One of NETWORKS: input, forward, backward, update; the student's with its frozen teacher."""
+    """The training step of one of NETWORKS: input, forward, backward, update; for the student also the teacher."""
     network = NETWORKS[what](config)
     setup, parallel = make_setup(config, shapes, network), Jit(devices)
     bands = shapes.eo_bands if network.sensor == "eo" else shapes.sar_bands
@@ -133,7 +133,7 @@ def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequen
 
 
 def inference_case(config: ConfigDict, shapes: Shapes, devices: Sequence[jax.Device]) -> Case:
-    """SAR -> class map, as `tools.evaluate` computes it."""
+    """The inference step from SAR images to class maps, as in `tools.evaluate`."""
     setup, parallel = make_setup(config, shapes, baseline_spec("sar_only")), Jit(devices)
     image = np.zeros((1, 64, 64, shapes.sar_bands), np.float32)
     variables = parallel.init(setup.model.init, jax.random.key(0), image)
@@ -144,7 +144,7 @@ def inference_case(config: ConfigDict, shapes: Shapes, devices: Sequence[jax.Dev
 
 
 def compile_twice(function, arguments) -> tuple[Any, tuple[float, float]]:
-    """(compiled function, (seconds to trace and compile it, seconds with the compilation cache that it filled))."""
+    """Returns the compiled function and its (first, second) compilation time; the second uses the filled cache."""
     seconds = []
     for _ in range(2):
         jax.clear_caches()
@@ -155,7 +155,7 @@ def compile_twice(function, arguments) -> tuple[Any, tuple[float, float]]:
 
 
 def costs(compiled, devices: int) -> tuple[float, float, int]:
-    """(operations, bytes accessed, bytes of memory on one device) of a compiled function; 0 for what it cannot tell."""
+    """Returns (operations, bytes accessed, bytes of memory on one device) of a compiled function; 0 if unknown."""
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     held = 0
     if memory is not None:

@@ -1,4 +1,4 @@
-"""How fast data is prepared and read: `tools.benchmark --what=prepare` and `--what=data`."""
+"""Benchmarks of data preparation and reading: `tools.benchmark --what=prepare` and `--what=data`."""
 
 import argparse
 import contextlib
@@ -23,8 +23,8 @@ ROUNDS = 3
 
 
 def reading(workdir: str) -> str:
-    """Crops per second of the data path, of the training step, and of both together."""
-    # Imported here: the processes that prepare data import this file too, and need none of it.
+    """Measures crops per second of the reader, of the training step, and of both together."""
+    # Imported here, because the worker processes of the preparation import this file and need none of it.
     from configs import default
     from hfd_jax.train import config_flags, run
 
@@ -36,7 +36,7 @@ def reading(workdir: str) -> str:
 
 
 def race(shared: Any) -> str:
-    """Reads, trains on one batch, and trains on what is read, in turn."""
+    """Times reading, training on one batch, and training on the batches read, in turn."""
     import jax
 
     from hfd_jax.core.parallel import prefetch
@@ -57,11 +57,11 @@ def race(shared: Any) -> str:
         batch_size=config.data.batch_size,
         seed=config.seed,
     )
-    nothing, size = shared.parallel.replicate({}), config.data.batch_size
+    no_teacher, size = shared.parallel.replicate({}), config.data.batch_size
     held, same = [state], shared.parallel.shard(next(batches))
 
     def train_on(batch):
-        held[0], _ = step(held[0], nothing, batch)
+        held[0], _ = step(held[0], no_teacher, batch)
         jax.block_until_ready(held[0])
 
     train_on(same)  # compiles
@@ -78,26 +78,26 @@ def race(shared: Any) -> str:
         turns = {"read": lambda: next(batches), "train": lambda: train_on(same), "both": train_on_next}
         rates: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(ROUNDS):
-            for _ in range(4):  # what was read ahead while the step ran would flatter the reader
+            for _ in range(4):  # discards batches read ahead during the last step, which would overstate the reader
                 next(batches)
             for name, turn in turns.items():
                 rates[name].append(size * per_second(turn))
     read, trained, both = (statistics.median(rates[name]) for name in turns)
-    idle = statistics.mean(waits) * both / size  # each step waits for its result: what remains is waiting for data
+    idle = statistics.mean(waits) * both / size  # each step waits for its result, so all other waiting is for data
     edge = f"{config.data.crop} x {config.data.crop}"
     return (
         f"reading {edge}, {config.data.workers} worker processes: {read:.1f} crops/s\n"
         f"training step on one batch, ResNet-{config.model.depth} width {config.model.width}, {config.dtype}, "
         f"{jax.default_backend()}: {trained:.2f} crops/s\n"
-        f"training on what is read: {both:.2f} crops/s\n"
-        f"reading / training: {read / trained:.1f}; device idle for want of data: {idle:.1%}"
+        f"training on the batches read: {both:.2f} crops/s\n"
+        f"reading / training: {read / trained:.1f}; share of time waiting for data: {idle:.1%}"
     )
 
 
-def per_second(call: Callable[[], object], seconds: float = 5.0, least: int = 3) -> float:
-    """Calls per second, over some seconds and so many calls at least."""
+def per_second(call: Callable[[], object], seconds: float = 5.0, min_calls: int = 3) -> float:
+    """Returns calls per second, measured over at least `seconds` and at least `min_calls` calls."""
     start, count = time.perf_counter(), 0
-    while count < least or time.perf_counter() - start < seconds:
+    while count < min_calls or time.perf_counter() - start < seconds:
         call()
         count += 1
     return count / (time.perf_counter() - start)
@@ -134,7 +134,7 @@ class _Part:
 
 
 def preparing(arguments: argparse.Namespace) -> str:
-    """Tiles per second for the plain loop and for every number of processes."""
+    """Measures tiles per second of the plain loop and of each number of processes."""
     builder, whole = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
     source = _Part(whole, arguments.limit)
     tiles = sum(len(keys) for keys in source.keys().values())
@@ -147,7 +147,7 @@ def preparing(arguments: argparse.Namespace) -> str:
                     prepare(builder, source, folder, workers=workers)
                 else:
                     plain_loop(source, os.path.join(folder, "plain"))
-                if number:  # the first round fills the file cache for all of them
+                if number:  # skips the first round, which fills the file cache
                     found.append(tiles / (time.perf_counter() - start))
     plain = statistics.median(rates[0])
     names = ["plain loop", *(f"{workers} process(es)" for workers in list(rates)[1:])]
@@ -158,7 +158,7 @@ def preparing(arguments: argparse.Namespace) -> str:
 
 
 def plain_loop(source: TileSource, path: str) -> None:
-    """What a script without this project's care would do."""
+    """Writes the tiles in a simple loop, without parallel processes or safeguards, for comparison."""
     features = features_of(source.facts)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured: the yardsticks for a step."""
+"""Measures the machine's peak performance, the reference for the steps."""
 
 import platform
 
@@ -9,7 +9,7 @@ from tools.bench.timing import interleaved
 
 
 def describe(devices: int) -> dict[str, str | int]:
-    """Device, number of devices, versions."""
+    """Returns device, number of devices and versions."""
     return {
         "device": jax.devices()[0].device_kind or platform.machine(),
         "backend": jax.default_backend(),
@@ -20,10 +20,10 @@ def describe(devices: int) -> dict[str, str | int]:
 
 
 def peaks(dtype: str, seconds: float = 3.0) -> dict[str, float]:
-    """What one device reaches at its best: a square matrix multiplication and a copy that no cache holds.
+    """Measures the peak of one device with a square matrix multiplication and a copy larger than any cache.
 
     Returns:
-      {"flops": operations per second in `dtype`, "bandwidth": bytes per second, read and written}.
+      {"flops": operations per second in `dtype`, "bandwidth": bytes read and written per second}.
     """
     edge, count = (2048, 1 << 26) if jax.default_backend() == "cpu" else (8192, 1 << 29)
     matrix = jax.random.normal(jax.random.key(0), (edge, edge), jnp.dtype(dtype))

@@ -1,4 +1,4 @@
-"""The steps of `peer_torch.py` on the arrays and weights of ours, and a check that both compute the same."""
+"""Runs the PyTorch steps of `peer_torch.py` on the same arrays and weights, and compares their results with JAX."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tools.bench.cases import Shapes
 
 @dataclasses.dataclass(frozen=True)
 class Flavour:
-    """How PyTorch runs: eager or compiled, in which precision."""
+    """Execution mode and precision of PyTorch."""
 
     compiled: bool
     bf16: bool
@@ -30,7 +30,7 @@ class Flavour:
 
 
 def check_config(config: ConfigDict) -> None:
-    """UserError where the peer does not have what the config asks for."""
+    """Raises UserError if the config uses something that the peer does not implement."""
     plain = {"model.architecture": "hfdnet", "student.architecture": "", "model.context": False}
     plain |= {"loss.ce": 1.0, "loss.dice": 1.0, "loss.class_weights": "none"}
     plain |= {"distill.method": ("hfd",), "optim.weight_decay": 1e-2}
@@ -41,14 +41,14 @@ def check_config(config: ConfigDict) -> None:
         for part in field.split("."):
             found = found[part]
         if found != value:
-            raise UserError(f"config.{field} is {found!r}: the PyTorch peer has only {value!r}")
+            raise UserError(f"config.{field} is {found!r}: the PyTorch peer supports only {value!r}")
 
 
 class Peer:
-    """Networks, weights and a batch, on PyTorch's device.
+    """Networks, weights and a batch on PyTorch's device.
 
     Args:
-      config, shapes: as ours.
+      config, shapes: those of the JAX steps.
     """
 
     def __init__(self, config: ConfigDict, shapes: Shapes):
@@ -58,30 +58,30 @@ class Peer:
         self._student_setup = cases.make_setup(config, shapes, cases.NETWORKS["student_step"](config))
         self._batch = jax.device_get(network_input(cases.make_batch(shapes), self._student_setup.inputs))
         key, model = jax.random.key(3), self._student_setup.model
-        self._ours = {
+        self._variables = {
             sensor: _with_flow(jax.device_get(jax.jit(model.init)(key, self._batch[sensor][:1])))
             for sensor in ("sar", "eo")
         }
 
-    def network(self, sensor: str) -> peer_torch.Segmenter:
-        """With the weights of ours."""
+    def network(self, sensor: str) -> peer_torch.HFDNet:
+        """Returns the network of a sensor with the weights of the JAX network."""
         model = self._config.model
         bands = self._shapes.sar_bands if sensor == "sar" else self._shapes.eo_bands
-        network = peer_torch.Segmenter(
+        network = peer_torch.HFDNet(
             bands, self._shapes.classes, model.depth, model.width, model.align, model.align_channels
         )
-        peer_torch.copy_weights(network, self._ours[sensor])
+        peer_torch.copy_weights(network, self._variables[sensor])
         return network.to(self._device)
 
     def batch(self, channels_last: bool = True) -> tuple[torch.Tensor, ...]:
-        """(sar, eo, label, valid) as the steps take them."""
+        """Returns (sar, eo, label, valid), the input of a step."""
         sar, eo = (peer_torch.images(self._batch[sensor], self._device, channels_last) for sensor in ("sar", "eo"))
         label = torch.tensor(self._batch["label"].astype(np.int64)).to(self._device)
         valid = torch.tensor(self._batch["sar_valid"] & self._batch["eo_valid"]).to(self._device)
         return sar, eo, label, valid
 
     def training_call(self, what: str, flavour: Flavour) -> Callable[[], Any]:
-        """Of one of cases.NETWORKS."""
+        """Returns a function that runs one training step of one of cases.NETWORKS."""
         sar, eo, label, valid = self.batch()
         objective, clip_norm = self._student_setup.objective, self._config.optim.clip_norm
         student = self.network("eo" if what == "teacher_step" else "sar").to(memory_format=torch.channels_last)
@@ -104,6 +104,7 @@ class Peer:
         return lambda: trainer.step(image, eo, label, valid).item()
 
     def inference_call(self, flavour: Flavour) -> Callable[[], Any]:
+        """Returns a function that computes class maps."""
         network = self.network("sar").to(memory_format=torch.channels_last).eval()
         forward, sar = torch.compile(network) if flavour.compiled else network, self.batch()[0]
 
@@ -114,30 +115,30 @@ class Peer:
         return call
 
     def largest_difference(self) -> dict[str, float]:
-        """Between ours and theirs in float32, relative to the largest value: logits, the taps, the loss in training."""
+        """Compares JAX with PyTorch in float32: logits, taps and training loss, relative to the largest value."""
         model, image = self._student_setup.model, self._batch["sar"]
-        logits, features = jax.device_get(jax.jit(model.apply)(self._ours["sar"], image))
+        logits, features = jax.device_get(jax.jit(model.apply)(self._variables["sar"], image))
         sar, _, label, _ = self.batch(channels_last=False)
         network = self.network("sar").eval()
         with torch.no_grad():
-            their_logits, their_features = network(sar)
-            loss = float(peer_torch.segmentation_loss(network.train()(sar)[0], label))
-        pairs = {"logits": (logits, their_logits)} | {name: (features[name], their_features[name]) for name in features}
+            peer_logits, peer_features = network(sar)
+            peer_loss = float(peer_torch.segmentation_loss(network.train()(sar)[0], label))
+        pairs = {"logits": (logits, peer_logits)} | {name: (features[name], peer_features[name]) for name in features}
         found = {
-            name: float(np.abs(mine - theirs.permute(0, 2, 3, 1).cpu().numpy()).max() / np.abs(mine).max())
-            for name, (mine, theirs) in pairs.items()
+            name: float(np.abs(own - peer.permute(0, 2, 3, 1).cpu().numpy()).max() / np.abs(own).max())
+            for name, (own, peer) in pairs.items()
         }
         (trained, _), _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
-            self._ours["sar"], image
+            self._variables["sar"], image
         )
-        ours = float(
+        loss = float(
             losses.cross_entropy(trained, self._batch["label"]) + losses.soft_dice(trained, self._batch["label"])
         )
-        return found | {"loss": abs(ours - loss) / abs(ours)}
+        return found | {"loss": abs(loss - peer_loss) / abs(loss)}
 
 
 def _with_flow(variables: Any) -> Any:
-    """Flow kernels begin at zero; here they get values, so that the warp is compared and timed with a real flow."""
+    """Fills the flow kernels, which are initialised with zeros, so that the warp is tested with a non-zero flow."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):

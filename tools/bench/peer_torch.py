@@ -1,7 +1,7 @@
-"""The same work in PyTorch: networks, loss, optimiser and step as someone from PyTorch would write them.
+"""Networks, loss, optimiser and training step in idiomatic PyTorch, to compare the speed with.
 
-Only `tools.benchmark --peer=torch` imports this. Modules carry the names of ours, those of the encoder torchvision's:
-`copy_weights` proves that both compute the same.
+Only `tools.benchmark --peer=torch` imports this file. Modules have the same names as in JAX, and in the encoder those
+of torchvision, so that `copy_weights` can transfer the weights and the results can be compared.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - as everybody calls it
+from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.losses import EPS
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Its parameters have torchvision's names."""
+    """ResNet encoder with the parameter names of torchvision."""
 
     def __init__(self, bands: int, depth: int, width: int):
         super().__init__()
@@ -90,7 +90,7 @@ def upsample(x, shape):
 
 
 def warp(x, flow):
-    """x [B, C, h, w] sampled at output position + flow [B, 2, H, W] (dy, dx in output pixels)."""
+    """Samples x [B, C, h, w] at output position + flow [B, 2, H, W] (dy, dx in output pixels)."""
     height, width = flow.shape[2:]
     flow = flow.float()
     rows = torch.arange(height, device=x.device)[:, None] + 0.5 + flow[:, 0]
@@ -129,7 +129,7 @@ class Alignment(nn.Module):
         return F.relu(self.bn_aggregate(self.aggregate(aggregated)), inplace=True)
 
 
-class Segmenter(nn.Module):
+class HFDNet(nn.Module):
     """x [B, bands, H, W] -> (logits [B, classes, H, W] float32, features)."""
 
     def __init__(self, bands: int, classes: int, depth: int, width: int, align: str, align_channels: int = 0):
@@ -159,7 +159,7 @@ class Adapter(nn.Module):
 class Distiller(nn.Module):
     def __init__(self, channels: Mapping[str, int], taps: tuple[str, ...], weights: tuple[float, ...]):
         super().__init__()
-        self.taps, self.weights = taps, weights  # which add up to 1
+        self.taps, self.weights = taps, weights  # the weights have sum 1
         for tap in taps:
             self.add_module(f"adapter_{tap}", Adapter(channels[tap], channels[tap]))
 
@@ -184,7 +184,7 @@ def standardise(x, mask):
 
 
 def segmentation_loss(logits, label):
-    """Cross-entropy + soft Dice over the classes that occur."""
+    """Cross-entropy plus soft Dice over the classes that occur."""
     entropy = F.cross_entropy(logits, label, ignore_index=IGNORE_LABEL)
     valid = (label != IGNORE_LABEL)[:, None]
     probability = torch.softmax(logits, 1) * valid
@@ -197,20 +197,20 @@ def segmentation_loss(logits, label):
 
 
 class Trainer:
-    """One step after another on the same batch.
+    """Runs training steps.
 
     Args:
-      student, teacher, distiller: networks; without teacher the student alone learns, from labels.
-      weight: of the feature distillation.
-      clip_norm: of the gradient.
-      bf16: autocast; else float32.
-      compiled: through torch.compile.
+      student, teacher, distiller: the networks; without a teacher the student learns from labels only.
+      weight: weight of the feature distillation.
+      clip_norm: maximum norm of the gradient.
+      bf16: whether to use autocast to bfloat16; otherwise float32.
+      compiled: whether to use torch.compile.
     """
 
     def __init__(
         self,
-        student: Segmenter,
-        teacher: Segmenter | None = None,
+        student: HFDNet,
+        teacher: HFDNet | None = None,
         distiller: Distiller | None = None,
         *,
         weight: float,
@@ -244,7 +244,7 @@ class Trainer:
         return loss
 
     def step(self, *batch):
-        """Returns the loss before the update."""
+        """Updates the parameters; returns the loss before the update."""
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._loss(*batch)
         loss.backward()
@@ -254,7 +254,11 @@ class Trainer:
 
 
 def copy_weights(module: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Fills a module from our variables; ValueError where a name is left over or missing."""
+    """Copies the variables of a JAX network into a module.
+
+    Raises:
+      ValueError: If names are missing or unexpected.
+    """
     arrays = {}
     for collection in ("params", "batch_stats"):
         for path, leaf in flatten_dict(variables[collection]).items():
@@ -264,7 +268,7 @@ def copy_weights(module: nn.Module, variables: Mapping[str, Any]) -> None:
     found = module.load_state_dict(arrays, strict=False)
     missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or found.unexpected_keys:
-        raise ValueError(f"weights do not fit: missing {missing[:3]}, left over {found.unexpected_keys[:3]}")
+        raise ValueError(f"weights do not match: missing {missing[:3]}, unexpected {found.unexpected_keys[:3]}")
 
 
 def images(array: np.ndarray, device: str, channels_last: bool) -> torch.Tensor:

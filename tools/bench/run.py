@@ -1,4 +1,4 @@
-"""Times the steps for every batch and size asked for; prints a table, writes JSON, draws the sweep."""
+"""Times the steps for each batch size and image size; prints a table, writes JSON and draws a plot."""
 
 import argparse
 import dataclasses
@@ -23,13 +23,16 @@ from tools.bench.timing import Timing, interleaved
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing that was timed.
+    """The timing of one step.
 
     Attributes:
-      name: of the step; a peer's has its flavour behind it.
-      batch, size, seconds, quartiles: shapes, and the median time of a call.
-      ratio: to the same step of ours; None for ours.
-      compile_seconds, flops, bytes_accessed, memory: of `cases.Case`; None for a peer.
+      name: name of the step, followed by the flavour for a peer.
+      batch: pairs per step.
+      size: edge of the images, pixels.
+      seconds: median time of a call.
+      quartiles: first and third quartile of the time, seconds.
+      ratio: time relative to the same step in JAX, for a peer; otherwise None.
+      compile_seconds, flops, bytes_accessed, memory: see `cases.Case`; None for a peer.
     """
 
     name: str
@@ -45,12 +48,12 @@ class Row:
 
     @property
     def images(self) -> float:
-        """Per second."""
+        """Images per second."""
         return self.batch / self.seconds
 
     @property
     def megapixels(self) -> float:
-        """Per second."""
+        """Megapixels per second."""
         return self.batch * self.size**2 / self.seconds / 1e6
 
 
@@ -62,18 +65,18 @@ def measure(arguments: argparse.Namespace, what: Sequence[str]) -> None:
     devices = jax.local_devices()[: arguments.devices]
     check(config, arguments, len(devices))
     with tempfile.TemporaryDirectory() as cache:
-        # A cache of its own, so that the first compilation finds it empty.
+        # A separate cache, so that it is empty at the first compilation.
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         rows, differences = [], {}
         for batch, size in itertools.product(arguments.batch, arguments.size):
             shapes = Shapes(batch, size, arguments.sar_bands, arguments.eo_bands, arguments.num_classes)
-            config.data.crop = size  # as in training, where nothing is larger than the crop
+            config.data.crop = size  # as in training, where the input has the size of the crop
             print(f"batch {batch}, {size} x {size}: compiling and timing {', '.join(what)} ...", flush=True)
             found, differences = time_steps(config, shapes, what, devices, arguments)
             rows += found
         peaks = machine.peaks(config.dtype)
-        if jax.default_backend() != "cpu":  # where one device is the whole machine, and does both for all of them
+        if jax.default_backend() != "cpu":  # on the CPU, all devices share one machine
             peaks = {name: value * len(devices) for name, value in peaks.items()}
     about = machine.describe(len(devices)) | {
         "network": f"ResNet-{config.model.depth} width {config.model.width}, {config.dtype}",
@@ -92,11 +95,11 @@ def measure(arguments: argparse.Namespace, what: Sequence[str]) -> None:
 
 
 def check(config, arguments: argparse.Namespace, devices: int) -> None:
-    """UserError where the shapes do not fit."""
-    config.data.batch_size = config.eval.batch_size = 16 * devices  # not what is timed
+    """Raises UserError if the shapes are invalid."""
+    config.data.batch_size = config.eval.batch_size = 16 * devices  # valid values; the timing uses --batch
     check_fields(config, devices)
     if arguments.devices and arguments.devices > devices:
-        raise UserError(f"--devices={arguments.devices}: this process has {devices}")
+        raise UserError(f"--devices={arguments.devices}: expected at most {devices}, the devices of this process")
     for batch in arguments.batch:
         if batch < 1 or batch % devices:
             raise UserError(f"--batch={batch}: expected a multiple of the {devices} devices")
@@ -106,21 +109,21 @@ def check(config, arguments: argparse.Namespace, devices: int) -> None:
 
 
 def time_steps(config, shapes: Shapes, what: Sequence[str], devices, arguments) -> tuple[list[Row], dict[str, float]]:
-    """Rows of ours and of the peer's, and the largest differences between both."""
-    ours = {name: make_case(config, shapes, name, devices) for name in what}
-    calls: dict[str, Callable[[], Any]] = {name: case.call for name, case in ours.items()}
+    """Returns the rows of all steps, with the peer's if requested, and the largest differences to the peer."""
+    own = {name: make_case(config, shapes, name, devices) for name in what}
+    calls: dict[str, Callable[[], Any]] = {name: case.call for name, case in own.items()}
     differences = {}
     if arguments.peer:
-        theirs, differences = peer_calls(config, shapes, what, arguments.peer_compile)
-        calls |= theirs
+        of_peer, differences = peer_calls(config, shapes, what, arguments.peer_compile)
+        calls |= of_peer
     timings = interleaved(calls, arguments.seconds, arguments.rounds)
     if arguments.trace:
         with jax.profiler.trace(arguments.trace):
-            for case in ours.values():
+            for case in own.values():
                 for _ in range(3):
                     case.call()
         print(f"trace written to {arguments.trace}")
-    return [make_row(name, shapes, timing, timings, ours) for name, timing in timings.items()], differences
+    return [make_row(name, shapes, timing, timings, own) for name, timing in timings.items()], differences
 
 
 def make_case(config, shapes: Shapes, name: str, devices) -> cases.Case:
@@ -129,12 +132,12 @@ def make_case(config, shapes: Shapes, name: str, devices) -> cases.Case:
     return cases.training_case(config, shapes, name, devices)
 
 
-def make_row(name: str, shapes: Shapes, timing: Timing, timings: dict[str, Timing], ours: dict[str, cases.Case]) -> Row:
+def make_row(name: str, shapes: Shapes, timing: Timing, timings: dict[str, Timing], own: dict[str, cases.Case]) -> Row:
     step = name.split(" ")[0]
     row = Row(name, shapes.batch, shapes.size, timing.median, timing.spread)
-    if name not in ours:
+    if name not in own:
         return dataclasses.replace(row, ratio=timing.median / timings[step].median)
-    case = ours[name]
+    case = own[name]
     return dataclasses.replace(
         row,
         compile_seconds=case.compile_seconds,
@@ -145,22 +148,26 @@ def make_row(name: str, shapes: Shapes, timing: Timing, timings: dict[str, Timin
 
 
 def peer_calls(config, shapes: Shapes, what: Sequence[str], compiled: bool):
-    """(name with flavour -> call, largest differences); UserError without torch."""
+    """Returns (name with flavour -> call, largest differences).
+
+    Raises:
+      UserError: If PyTorch is not installed or the peer does not support the config.
+    """
     try:
         from tools.bench.peer import Flavour, Peer
     except ImportError as error:
         raise UserError(f"--peer=torch needs PyTorch: pip install torch ({error})") from error
     peer = Peer(config, shapes)
     calls = {}
-    for name, way, bf16 in itertools.product(what, (False, True) if compiled else (False,), (False, True)):
-        flavour = Flavour(way, bf16)
+    for name, mode, bf16 in itertools.product(what, (False, True) if compiled else (False,), (False, True)):
+        flavour = Flavour(mode, bf16)
         make = peer.inference_call if name == "inference" else lambda f, name=name: peer.training_call(name, f)
         calls[f"{name} {flavour.name}"] = make(flavour)
     return calls, peer.largest_difference()
 
 
 def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    """Text: the machine, a line per row, and ratios."""
+    """Formats the machine, one line per row, and the ratios."""
     peaks = about["peaks"]
     lines = [
         f"{about['device']} ({about['backend']}, {about['devices']} device(s)), jax {about['jax']}, {about['network']}",
@@ -183,12 +190,12 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
     lines += ["", *ratios(rows)]
     if about["largest_difference_to_peer"]:
         parts = ", ".join(f"{name} {value:.1e}" for name, value in about["largest_difference_to_peer"].items())
-        lines.append(f"largest difference to the peer with the same weights, float32, relative: {parts}")
+        lines.append(f"largest relative difference to the peer with the same weights in float32: {parts}")
     return "\n".join(lines)
 
 
 def ratios(rows: Sequence[Row]) -> list[str]:
-    """What the frozen teacher costs, for every batch and size that has both steps."""
+    """Returns the cost of the frozen teacher for each batch and size with both steps."""
     found = {(row.name, row.batch, row.size): row.seconds for row in rows}
     return [
         f"student step / SAR-only step, batch {batch}, {size} x {size}: {seconds / found['sar_step', batch, size]:.2f}"
@@ -198,7 +205,7 @@ def ratios(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: str) -> None:
-    """Speed and memory of every step against the batch, a line per step and size."""
+    """Plots speed and memory against the batch size, one line per step and image size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")

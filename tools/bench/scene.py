@@ -1,4 +1,4 @@
-"""Maps of made-up large scenes: how fast, in how much memory, and whether windows leave traces."""
+"""Benchmarks the mapping of large synthetic scenes: speed, memory and errors near the borders of windows."""
 
 import argparse
 import concurrent.futures
@@ -35,20 +35,23 @@ from hfd_jax.train.networks import student_spec
 from tools.bench import cases
 from tools.predict import CACHE_MB, find_network
 
-# Scenes are laid out with simulated patches, whose edges have little in common with those of windows.
-PATCH, PATCHES, FIRST = 500, 12, 1_000_000  # pixels; different ones; index of the first, far from any training tile
-NEAR = 8  # pixels from the border of a window
-STRIPE = 512  # rows that are compared at a time
+# Scenes are tiled with simulated patches, whose edges rarely coincide with those of windows.
+PATCH = 500  # edge of a patch, pixels
+PATCHES = 12  # number of different patches
+FIRST = 1_000_000  # index of the first patch, far from any training tile
+NEAR = 8  # a pixel counts as near a window's border up to this distance, pixels
+STRIPE = 512  # rows compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to map one scene; options as of `predict.Options`.
+    """A scene and how to map it.
 
     Attributes:
-      folder: of the scene, and of its map.
-      workdir: whose student maps it; None for one with random weights.
-      config: of that one.
+      folder: folder of the scene and its map.
+      options: window, overlap and flips.
+      workdir: workdir of the student; None for a student with random weights.
+      config: config of the student with random weights.
     """
 
     folder: str
@@ -66,14 +69,14 @@ class Case:
 
 
 def predicting(arguments: argparse.Namespace) -> str:
-    """A table with a row for every size, window and use of flips."""
+    """Returns a table with one row per size, window and use of flips."""
     config = default.get_config() if config_flags.given() is None else config_flags.config(default.get_config())
     if arguments.workdir:
         config = ConfigDict(read_json(Workdir(arguments.workdir).config))
         if config.data.name != "scenes":
             raise UserError(f"--workdir={arguments.workdir}: trained on {config.data.name}; expected simulated scenes")
-    header = ["size", "window", "flips", "Mpixel/s", "MiB over a batch's"]
-    header += ["mIoU", f"errors within {NEAR} px of windows' borders", "elsewhere", "classes as in the first row"]
+    header = ["size", "window", "flips", "Mpixel/s", "MiB beyond one batch"]
+    header += ["mIoU", f"errors within {NEAR} px of window borders", "errors elsewhere", "agreement with first row"]
     lines = [header if arguments.workdir else header[:5]]
     for size in arguments.size:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,13 +88,13 @@ def predicting(arguments: argparse.Namespace) -> str:
             rows = [Case(folder, chosen, arguments.workdir, config) for chosen in options]
             for case in rows:
                 print(f"{size} x {size}, windows of {case.options.window} ...", flush=True)
-                line = [str(size), str(case.options.window), "yes" if case.options.flips else "no", *measured(case)]
-                lines.append(line + (judged(case, rows[0].map) if arguments.workdir else []))
+                line = [str(size), str(case.options.window), "yes" if case.options.flips else "no", *measure(case)]
+                lines.append(line + (evaluate(case, rows[0].map) if arguments.workdir else []))
     return logs.columns(lines)
 
 
-def measured(case: Case) -> list[str]:
-    """Speed and memory, from a process of its own: memory is the most that a process ever held."""
+def measure(case: Case) -> list[str]:
+    """Measures speed and memory in a separate process, since memory is the peak over the process's lifetime."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as executor:
         size, seconds, memory = executor.submit(run, case).result()
@@ -99,7 +102,10 @@ def measured(case: Case) -> list[str]:
 
 
 def run(case: Case) -> tuple[int, float, int]:
-    """(pixels, seconds, bytes held beyond what a corner of the scene takes: network, its compilation, libraries)."""
+    """Returns (pixels, seconds, bytes): the bytes are the peak beyond that for a corner of the scene.
+
+    The corner accounts for the network, its compilation and the libraries.
+    """
     enable_compilation_cache()
     parallel = Jit(jax.local_devices())
     workdir = Workdir(case.workdir) if case.workdir else None
@@ -112,21 +118,21 @@ def run(case: Case) -> tuple[int, float, int]:
             with predictor.open(path) as scene:
                 seconds = predictor(scene, Target(output.removesuffix(".tif"), (CLASSES,)), os.path.basename(path))
                 size = scene.shape[0] * scene.shape[1]
-            held.append(most_memory())
+            held.append(peak_memory())
     return size, seconds, held[1] - held[0]
 
 
-def most_memory() -> int:
-    """The most bytes that this process ever held."""
+def peak_memory() -> int:
+    """Returns this process's peak memory in bytes."""
     try:
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:  # no Linux; there, what getrusage says would begin with the most that the parent held
+    except OSError:  # not Linux, where getrusage would start from the parent's peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def random_network(config: ConfigDict, parallel: Jit) -> Network:
-    """A student as the config says, that has learnt nothing."""
+    """Returns the config's student with random weights."""
     facts = build.scene_source(config.data.scenes).facts
     shapes = cases.Shapes(1, 64, len(facts.sar_bands), len(facts.eo_bands), len(facts.class_names))
     run, inputs = student_spec(config), cases.make_inputs(config, shapes)
@@ -138,7 +144,7 @@ def random_network(config: ConfigDict, parallel: Jit) -> Network:
 
 
 def write_corner(case: Case) -> str:
-    """Writes the corner of the scene that holds two by two windows, a batch; returns its path."""
+    """Writes the corner of the scene that contains 2 x 2 windows (one batch) and returns its path."""
     edge, path = 2 * case.options.window - case.options.overlap, os.path.join(case.folder, "corner.tif")
     with rasterio.open(case.scene) as scene:
         edge = min(edge, scene.height)
@@ -149,7 +155,7 @@ def write_corner(case: Case) -> str:
 
 
 def write_scene(folder: str, size: int, config: ConfigDict) -> None:
-    """Writes scene.tif [size, size] and its truth.tif."""
+    """Writes scene.tif and truth.tif of size x size pixels."""
     options = build.scene_source(config.data.scenes).options
     options = dataclasses.replace(options, size=PATCH)
     patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
@@ -166,8 +172,8 @@ def write_scene(folder: str, size: int, config: ConfigDict) -> None:
                 file.write(image, window=Window(col, row, *image.shape[:0:-1]))
 
 
-def judged(case: Case, first: str) -> list[str]:
-    """mIoU, share of wrong pixels near windows' borders and elsewhere, share of pixels classified as in `first`."""
+def evaluate(case: Case, first: str) -> list[str]:
+    """Returns mIoU, error rates near window borders and elsewhere, and the share of pixels that agree with `first`."""
     with contextlib.ExitStack() as opened:
         paths = (case.map, os.path.join(case.folder, "truth.tif"), first)
         found, truth, other = (opened.enter_context(rasterio.open(path)) for path in paths)
@@ -177,19 +183,19 @@ def judged(case: Case, first: str) -> list[str]:
         wrong, count, equal = np.zeros(2), np.zeros(2), 0
         for row in range(0, size, STRIPE):
             window = Window(0, row, size, min(STRIPE, size - row))
-            mine, true, theirs = (file.read(1, window=window).astype(int) for file in (found, truth, other))
-            matrix += np.bincount((true * len(names) + mine).ravel(), minlength=matrix.size).reshape(matrix.shape)
+            classes, true, reference = (file.read(1, window=window).astype(int) for file in (found, truth, other))
+            matrix += np.bincount((true * len(names) + classes).ravel(), minlength=matrix.size).reshape(matrix.shape)
             beside = near[row : row + STRIPE, None] | near
             for k, where in enumerate((beside, ~beside)):
-                wrong[k] += np.sum((mine != true) & where)
+                wrong[k] += np.sum((classes != true) & where)
                 count[k] += where.sum()
-            equal += int(np.sum(mine == theirs))
+            equal += int(np.sum(classes == reference))
     rates = [f"{rate:.4f}" for rate in wrong / count]
     return [f"{scores(matrix, names, 0).mean_iou:.4f}", *rates, f"{equal / size**2:.4%}"]
 
 
 def near_borders(size: int, options: Options) -> np.ndarray:
-    """[size] bool: positions within NEAR pixels of where a window begins or ends inside the scene."""
+    """[size] bool: positions within NEAR pixels of a window's start or end inside the scene."""
     axis = place(size, options.window, options.overlap)
     borders = np.array([*axis.starts[1:], *(start + axis.size for start in axis.starts[:-1])])
     return (np.abs(np.arange(size)[:, None] + 0.5 - borders) < NEAR).any(1)

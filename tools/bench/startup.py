@@ -1,4 +1,4 @@
-"""From the command to the first training step: what somebody waits for."""
+"""Measures the time from the command to the first training step."""
 
 import os
 import subprocess
@@ -20,21 +20,21 @@ _COMMAND = (
 
 
 def first_steps() -> str:
-    """Seconds of the quickstart's two networks with an empty and with a filled compilation cache."""
+    """Times the quickstart's two networks with an empty and with a filled compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         lines = []
-        run(folder, "prepare")  # the data set is made before the clock runs, and thrown away with the folder
+        run(folder, "prepare")  # generates the data set before timing
         for title, cache in (("empty", "cache"), ("filled", "cache")):
             teacher, student = run(folder, cache)
             lines.append(
                 f"{title} compilation cache: teacher's first step after {teacher:.1f} s, "
-                f"student's {student:.1f} s after the teacher's last"
+                f"student's first step {student:.1f} s after the teacher's last"
             )
     return "\n".join(lines)
 
 
 def run(folder: str, cache: str) -> tuple[float, float]:
-    """(seconds to the teacher's first step, seconds from its last step to the student's first)."""
+    """Returns the seconds to the teacher's first step, and from its last step to the student's first."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
         flags = [f"--workdir={workdir}", f"--config.data.dir={folder}/data"]
         flags += ["--config.teacher.steps=2", "--config.student.steps=1", "--config.eval.panels=0"]
@@ -53,5 +53,7 @@ def run(folder: str, cache: str) -> tuple[float, float]:
                 if len(words) > 1 and words[0] in ("teacher", "student") and "/" in words[1]:
                     marks[words[0], words[1].split("/")[0]] = time.perf_counter()
         if process.returncode:
-            raise UserError(f"the quickstart ended with {process.returncode}; run it by itself to see why")
+            raise UserError(
+                f"the quickstart failed with exit status {process.returncode}; run it alone to see the error"
+            )
     return marks["teacher", "1"] - start, marks["student", "1"] - marks["teacher", "2"]

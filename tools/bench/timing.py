@@ -1,4 +1,4 @@
-"""Times several things in turn, so that whatever else the machine does meets all of them alike."""
+"""Times several functions in turn, so that other load on the machine affects all of them equally."""
 
 import dataclasses
 import statistics
@@ -28,13 +28,13 @@ class Timing:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], seconds: float = 10.0, rounds: int = 5, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Times each call for about `seconds` in all, in `rounds` turns, each turn in another order.
+    """Times each function for about `seconds` in total, in `rounds` rounds with a different order in each.
 
     Args:
       calls: name -> function that returns when its work is done.
-      seconds: for each of them.
-      rounds: turns.
-      warm_up: calls of each that are not counted.
+      seconds: total time per function.
+      rounds: number of rounds.
+      warm_up: number of untimed calls of each function before the first round.
     """
     for call in calls.values():
         for _ in range(warm_up):
