@@ -18,7 +18,7 @@ def test_the_notebook_goes_from_training_to_a_map(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the client's libraries; the kernel is a process of its own
-        client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+        client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
         client.execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     data = [output.data for output in shown if "data" in output]

@@ -6,8 +6,8 @@
 
 The map is a GeoTIFF with one band of class indices and the classes' names as tags CLASS_0, CLASS_1, ..., as
 tools.predict writes it. Each polygon is a connected component of the class with the fields id, class, area_m2 (of its
-pixels; on the ellipsoid where the map's CRS does not keep areas) and, with --confidence, its mean confidence (0 to 1).
-The map is read in strips: memory holds one of them and the polygons. The file appears when it is complete.
+pixels; on the ellipsoid if the map's CRS does not preserve areas) and, with --confidence, its mean confidence (0 to 1).
+The map is read in strips, so memory holds one strip and the polygons. The file appears when it is complete.
 """
 
 import argparse
@@ -33,12 +33,18 @@ def main(arguments: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("polygonize", __doc__)
     parser.add_argument("--input", required=True, help="class map, GeoTIFF")
-    parser.add_argument("--confidence", help="GeoTIFF on the same grid: 0 to 254 for 0 to 1, 255 where there is none")
-    parser.add_argument("--class_name", required=True, help="which class")
+    parser.add_argument("--confidence", help="GeoTIFF on the same grid: 0 to 254 for 0 to 1, 255 for no value")
+    parser.add_argument("--class_name", required=True, help="name of the class")
     parser.add_argument("--output", required=True, help="file to write, .gpkg or .geojson")
-    parser.add_argument("--min_area", type=float, default=0.0, help="smaller polygons are left out, square metres")
-    parser.add_argument("--simplify", type=float, default=1.0, help="tolerance in pixels; 0 keeps the pixels' corners")
-    parser.add_argument("--connectivity", type=int, default=4, choices=CONNECTIVITIES, help="8: corners connect, too")
+    parser.add_argument("--min_area", type=float, default=0.0, help="drop smaller polygons, square metres")
+    parser.add_argument("--simplify", type=float, default=1.0, help="tolerance in pixels; 0 keeps the pixel edges")
+    parser.add_argument(
+        "--connectivity",
+        type=int,
+        default=4,
+        choices=CONNECTIVITIES,
+        help="8: corners connect, too",
+    )
     return parser
 
 

@@ -92,7 +92,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def logits(workdir, images):
-    """What the network says within this project."""
+    """The network's logits, computed within this project."""
     network = load_network(workdir.checkpoints("student"), "latest", Jit(jax.devices()[:1]))
 
     @jax.jit
@@ -121,7 +121,7 @@ ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def test_jax_alone_gives_the_logits_of_the_network_for_any_batch(exported, images, logits, tmp_path):
-    """Another process, elsewhere, without this project: it does what model.json says, in the folder itself."""
+    """Another process, in the exported folder and without this project, runs the lines of model.json."""
     np.savez(tmp_path / "images.npz", **images)
     program = f"""
 import importlib.util, json, sys
@@ -239,7 +239,7 @@ def test_only_an_earlier_export_is_overwritten(workdir, exported, tmp_path, monk
     run_tool(workdir, tmp_path / "student", "--overwrite")
     names = ["README.txt", "model.json", "student_64x64.stablehlo"]
     assert sorted(os.listdir(tmp_path / "student")) == names, "by default the size is that of the crops in training"
-    (tmp_path / "student" / "notes.txt").write_text("mine")
+    (tmp_path / "student" / "notes.txt").write_text("notes")
     with pytest.raises(UserError, match="notes.txt in it is not part of an earlier export; nothing is overwritten"):
         run_tool(workdir, tmp_path / "student", "--overwrite")
     assert os.listdir(tmp_path) == ["student"]

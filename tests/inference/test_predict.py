@@ -41,14 +41,14 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scene():
-    """301 x 397 pixels, simulated: a whole number of nothing."""
+    """301 x 397 pixels, simulated: no multiple of a stride, window or block."""
     found = simulate(7, dataclasses.replace(TILES, size=397))
     return dataclasses.replace(found, **{f.name: getattr(found, f.name)[:301] for f in dataclasses.fields(found)})
 
 
 @pytest.fixture(scope="module")
 def predictors(workdir):
-    """(devices, kind of parallelism, options) -> Predictor; one that is asked for again has compiled already."""
+    """(devices, kind of parallelism, options) -> Predictor; cached, because each one compiles."""
     made, networks = {}, {}
 
     def make(devices=1, kind="jit", described=None, **options):
@@ -127,7 +127,7 @@ def test_the_same_command_again_computes_nothing_and_another_one_is_refused(made
     before = os.stat(folder / "scene.tif").st_ino
     run_tool(*flags)
     assert os.stat(folder / "scene.tif").st_ino == before and "is finished" in capsys.readouterr().out
-    with pytest.raises(WorkdirError, match="was made otherwise.*Differing: overlap: 32 there, 0 now"):
+    with pytest.raises(WorkdirError, match="was made with other settings.*Differing: overlap: 32 there, 0 now"):
         run_tool(*flags[:-1], "overlap=0")
 
 
@@ -282,14 +282,14 @@ def test_what_is_finished_stays_and_what_fails_stops_no_other(predictors, scene,
     assert "scene 2/4: failed: " in out.err and "scene 1/4: " in out.out and "a.tif: is finished" in out.out
 
     os.remove(output / "d_confidence.tif")
-    (output / "c.tif").write_bytes(b"mine")
-    with pytest.raises(WorkdirError, match=r"c.tif: is there already and none of our maps; --overwrite"):
+    (output / "c.tif").write_bytes(b"foreign")
+    with pytest.raises(WorkdirError, match=r"c.tif: exists and is not a map of tools.predict; --overwrite"):
         run.predict_scenes(predictor, paths, where, overwrite=False)
     assert not (output / "d_confidence.tif").exists(), "nothing was computed"
     run.predict_scenes(predictor, paths[2:], where[2:], overwrite=True)
     assert np.array_equal(read(output / "c.tif"), read(output / "a.tif")) and (output / "d_confidence.tif").exists()
     write(tmp_path / "c.tif", scene.sar[:96, :64])
-    with pytest.raises(WorkdirError, match="c.tif: was made otherwise.*Differing: scene.bytes: "):
+    with pytest.raises(WorkdirError, match="c.tif: was made with other settings.*Differing: scene.bytes: "):
         run.predict_scenes(predictor, paths[2:], where[2:], overwrite=False)
 
 
@@ -319,7 +319,7 @@ def test_processes_share_the_scenes(predictors, scene, tmp_path, monkeypatch):
 
 
 def test_flips_and_turns(predictors, scene, tmp_path):
-    """A map averaged over flips turns with the scene; a scene from the other side is mapped like ours."""
+    """A map averaged over flips turns with the scene; a scene from the opposite side is mapped like the original."""
     assert views("x", False, False) == [()] and views("x", True, False) == [(), (0,)]
     assert views("any", True, False) == [(), (0,), (1,), (0, 1)] and views("y", True, True) == [(0, 1), (0,)]
     # One window of whole strides, so that mirrored pixels meet the same grid.

@@ -1,4 +1,4 @@
-"""Which scenes are meant, and where their maps go."""
+"""Finds the scenes to map, and names their maps."""
 
 import glob
 import os
@@ -11,14 +11,14 @@ ENDINGS = (".tif", ".tiff")
 
 
 def find_scenes(where: str) -> list[str]:
-    """Paths of the scenes that --input means, sorted (of a list: in its order).
+    """Returns the paths of the scenes that --input names, sorted (those of a list keep its order).
 
     Args:
-      where: a raster; a folder, for the GeoTIFFs in it; a pattern with * or ?; or NAME.txt with one path a line, from
-        the list's own folder if it is relative.
+      where: a raster; a folder of GeoTIFFs; a pattern with * or ?; or NAME.txt with one path per line, where relative
+        paths start at the list's folder.
 
     Raises:
-      DataError: there is none.
+      DataError: there is no scene.
     """
     if os.path.isdir(where):
         found = sorted(os.path.join(where, n) for n in os.listdir(where) if n.lower().endswith(ENDINGS))
@@ -39,7 +39,7 @@ def find_scenes(where: str) -> list[str]:
 
 
 def targets(scenes: Sequence[str], output: str, products: Sequence[Product]) -> list[Target]:
-    """Where the maps of each scene go: OUTPUT/STEM.tif and its companions.
+    """Names the maps of each scene: OUTPUT/STEM.tif and its companions.
 
     Raises:
       UserError: two scenes would write the same file, or a map would replace a scene.

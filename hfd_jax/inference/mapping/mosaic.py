@@ -1,4 +1,4 @@
-"""Puts windows together: sums their weighted logits and hands on what is finished."""
+"""Assembles windows: sums their weighted logits and passes on finished rows."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ class Mosaic:
     Args:
       grid: of the scene.
       classes: number of classes.
-      write: called with (row, column, logits [classes, H, W] float32, valid [H, W] bool) for runs of finished rows, the
-        row and H multiples of the stride but at the scene's end. The arrays are reused afterwards.
+      write: called with (row, column, logits [classes, H, W] float32, valid [H, W] bool) for runs of finished rows; row
+        and H are multiples of the stride, except at the scene's end. The arrays are reused afterwards.
     """
 
     def __init__(self, grid: Grid, classes: int, write: Write):
@@ -31,7 +31,7 @@ class Mosaic:
         """Adds a window; windows without any valid pixel may be left out.
 
         Args:
-          window: after all that have been added.
+          window: later in the grid's order than all windows added before.
           logits: [classes, height, width] float32, times the window's weights.
           valid: [height, width] bool.
         """
@@ -45,7 +45,7 @@ class Mosaic:
         self._valid[:, here] |= valid[:, there]
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining rows."""
         while self._panel < len(self._grid.panels):
             self._finish_panel()
 
@@ -54,7 +54,7 @@ class Mosaic:
         self._panel, self._top = self._panel + 1, 0
 
     def _move(self, row: int) -> None:
-        """Writes the rows before `row`, and begins there."""
+        """Writes the rows above `row`, and moves the buffer down to it."""
         while self._top < row:
             count = min(row - self._top, len(self._valid))
             self._emit(min(count, self._grid.height - self._top))

@@ -1,4 +1,4 @@
-"""Many scenes, one after the other: what is finished is left alone, what fails does not stop the others."""
+"""Maps many scenes in turn: finished maps are kept, and a scene that fails does not stop the others."""
 
 import dataclasses
 import re
@@ -17,10 +17,10 @@ from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, Target
 
 @dataclasses.dataclass(frozen=True)
 class Polygons:
-    """Which polygons are made of every map, and how; see `write_polygons`.
+    """The polygons to make from every map; see `write_polygons`.
 
     Attributes:
-      class_name: of the class.
+      class_name: the class to outline.
       ending: "gpkg" or "geojson".
       min_area: square metres.
       simplify: pixels.
@@ -32,7 +32,7 @@ class Polygons:
     simplify: float = 1.0
 
     def write(self, target: Target) -> str:
-        """Makes them of the scene's maps, anew every time: that costs little. Returns what was written."""
+        """Writes the polygons of a scene's maps, also if they exist, which costs little; returns a description."""
         path = f"{target.stem}_{re.sub(r'[^A-Za-z0-9]+', '_', self.class_name)}.{self.ending}"
         maps = target.path(CLASSES), target.path(CONFIDENCE)
         options = {"min_area": self.min_area, "simplify": self.simplify}
@@ -46,24 +46,25 @@ def predict_scenes(
     overwrite: bool,
     polygons: Polygons | None = None,
 ) -> None:
-    """Makes the maps of this process's share of the scenes, every n-th one on n processes.
+    """Maps this process's share of the scenes, every n-th one on n processes.
 
     Args:
       predictor: to use.
       scenes: paths.
-      targets: where the maps of each scene go.
-      overwrite: makes all of them anew.
-      polygons: to make of every map; the targets have to hold CONFIDENCE then.
+      targets: the maps of each scene.
+      overwrite: make all maps again.
+      polygons: to make from every map; the targets must then include CONFIDENCE.
 
     Raises:
       DataError: some scenes failed; the maps of all others are written.
-      WorkdirError: maps of these names were made otherwise (before anything is computed), or cannot be written.
+      WorkdirError: maps with these names were made with other settings (raised before anything is computed), or a map
+        cannot be written.
     """
     pairs = list(zip(scenes, targets, strict=True))
     finished = set() if overwrite else {path for path, target in pairs if _is_finished(predictor, path, target)}
     failed, megapixels, seconds = [], 0.0, 0.0
-    mine = list(enumerate(pairs, 1))[jax.process_index() :: jax.process_count()]
-    for number, (path, target) in mine:
+    share = list(enumerate(pairs, 1))[jax.process_index() :: jax.process_count()]
+    for number, (path, target) in share:
         label = f"scene {number}/{len(scenes)}"
         try:
             if path in finished:
@@ -74,22 +75,22 @@ def predict_scenes(
             if polygons:
                 print(f"{label}: written: {polygons.write(target)}", flush=True)
         except DataError as error:
-            if len(mine) > 1:  # else it is said once, at the end
+            if len(share) > 1:  # a single failure is reported once, at the end
                 print(f"{label}: failed: {error}", file=sys.stderr, flush=True)
             failed.append(str(error))
     if megapixels:
         print(f"{megapixels:.1f} Mpixel in {duration(seconds)}: {megapixels / seconds:.2f} Mpixel/s", flush=True)
     wait_for_all("scenes predicted")
     if failed:
-        others = f"{len(failed)} of {len(mine)} scenes failed: " if len(mine) > 1 else ""
-        raise DataError(others + "; ".join(failed))
+        count = f"{len(failed)} of {len(share)} scenes failed: " if len(share) > 1 else ""
+        raise DataError(count + "; ".join(failed))
 
 
 def _is_finished(predictor: Predictor, path: str, target: Target) -> bool:
     try:
         with predictor.open(path) as scene:
             return target.is_complete(predictor.settings(scene))
-    except DataError:  # said where it is predicted
+    except DataError:  # reported when the scene is predicted
         return False
 
 

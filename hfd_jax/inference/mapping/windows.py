@@ -1,8 +1,8 @@
-"""Where the windows of a scene lie and how much each of their pixels counts: geometry, no files and no networks.
+"""Positions of a scene's windows and weights of their pixels: geometry, no files and no networks.
 
-Windows begin at multiples of the network's stride, so that its coarse maps lie on one grid whatever the window's size,
-and overlap. Where they do, each one's weight rises as a raised cosine; a margin at its border, where it knows little of
-what is around, has none. Per axis, the weights of all windows over a pixel add up to 1.
+Windows overlap and begin at multiples of the network's stride, so that its coarse maps lie on one grid for every window
+size. Within an overlap the weight rises as a raised cosine; a margin at the border, where a window sees little of its
+surroundings, has weight 0. Per axis, the weights of all windows at a pixel add up to 1.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Window(NamedTuple):
     """One window of a scene.
 
     Attributes:
-      number: counts the windows in the order in which they are computed.
-      panel: the part of the scene that it is computed for.
+      number: position in the order in which windows are computed.
+      panel: index of the part of the scene that it is computed for.
       row, col: its first pixel in the scene.
       row_weights, col_weights: [height], [width] float32; their product is the weight of a pixel.
     """
@@ -48,9 +48,9 @@ def place(length: int, window: int, overlap: int) -> Axis:
 
     Args:
       length: of the scene.
-      window: multiple of the stride; where the scene is shorter, one window of the scene's rounded length is taken.
-      overlap: of neighbours; multiple of the stride, less than `window`. The last window is moved back to the end and
-        overlaps more.
+      window: multiple of the stride; if the scene is shorter, there is one window of the scene's rounded length.
+      overlap: of neighbours; multiple of the stride, less than `window`. The last window ends with the scene and may
+        overlap more.
     """
     end = round_up(length, STRIDE)
     if end <= window:
@@ -58,7 +58,7 @@ def place(length: int, window: int, overlap: int) -> Axis:
     starts = [*range(0, end - window, window - overlap), end - window]
     rise = _rise(window, overlap)
     weights = np.ones((len(starts), window))
-    weights[1:] *= rise  # the scene's own border is no border of a window: nothing lies beyond it
+    weights[1:] *= rise  # full weight at the scene's border: nothing lies beyond it
     weights[:-1] *= rise[::-1]
     total = np.zeros(end)
     for start, weight in zip(starts, weights, strict=True):
@@ -78,15 +78,15 @@ def _rise(window: int, overlap: int) -> np.ndarray:
 
 
 class Grid:
-    """All windows of a scene, in the order in which they are computed: panel by panel, row by row.
+    """All windows of a scene in the order in which they are computed: panel by panel, row by row.
 
-    A panel is a run of columns. What is summed up at a time is one window's height of one panel: neither grows with the
-    scene.
+    A panel is a run of columns. The sums in memory cover one panel and the height of one window, so they do not grow
+    with the scene.
 
     Args:
       height, width: of the scene, pixels.
       window, overlap: pixels, multiples of the stride.
-      panel: columns of a panel at most; rounded down to blocks, at least one.
+      panel: maximum number of columns in a panel; rounded down to whole blocks, at least one.
     """
 
     def __init__(self, height: int, width: int, window: int, overlap: int, panel: int):
@@ -94,8 +94,8 @@ class Grid:
         self._rows, self._cols = place(height, window, overlap), place(width, window, overlap)
         columns = round_up(-(-width // -(-width // max(panel // BLOCK * BLOCK, BLOCK))), BLOCK)
         self.panels = [(start, min(start + columns, width)) for start in range(0, width, columns)]
-        # A window that reaches over the edge of a panel is computed for both: its logits would have to be kept for the
-        # whole height of the scene otherwise.
+        # A window across two panels is computed for both: otherwise its logits would have to be kept for the
+        # whole height of the scene.
         self._members = [[j for j in range(len(self._cols.starts)) if self._counts(j, *p)] for p in self.panels]
 
     @property
@@ -107,7 +107,7 @@ class Grid:
         return len(self._rows.starts) * sum(map(len, self._members))
 
     def strips(self) -> Iterator[list[Window]]:
-        """The windows of a panel that lie side by side, from top to bottom, panel after panel."""
+        """Yields the windows that lie side by side in a panel, from top to bottom, panel after panel."""
         number = 0
         for panel, members in enumerate(self._members):
             for row, row_weights in zip(self._rows.starts, self._rows.weights, strict=True):

@@ -1,4 +1,4 @@
-"""Maps of a scene as cloud-optimised GeoTIFFs: under temporary names while they grow, under their own when complete."""
+"""Writes the maps of a scene as cloud-optimised GeoTIFFs, under temporary names until they are complete."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,8 @@ from hfd_jax.models.hfdnet import STRIDE
 
 NO_DATA = 255
 HIGHEST = 254  # stored for a probability of 1
-SETTINGS = "HFD_JAX_SETTINGS"  # the tag that says how a map was made
-ROWS = 2 * STRIDE  # worked on at a time: what lies between logits and bytes stays small
+SETTINGS = "HFD_JAX_SETTINGS"  # the tag that records how a map was made
+ROWS = 2 * STRIDE  # converted at a time, which keeps temporary arrays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Product:
 
     Attributes:
       suffix: of its file's name.
-      overviews: how smaller versions are made.
+      overviews: resampling method of the overviews.
       predictor: of the compression.
     """
 
@@ -49,11 +49,11 @@ PROBABILITIES = Product("_probabilities", "AVERAGE", "YES")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where the maps of one scene go.
+    """The maps of one scene.
 
     Attributes:
-      stem: path without ending.
-      products: what is wanted, the class map first.
+      stem: path without extension.
+      products: maps to write, the class map first.
     """
 
     stem: str
@@ -61,20 +61,20 @@ class Target:
 
     @property
     def temporary(self) -> str:
-        """The folder in which the maps grow."""
+        """The folder of incomplete maps."""
         return f"{self.stem}.partial"
 
     def path(self, product: Product) -> str:
         return f"{self.stem}{product.suffix}.tif"
 
     def is_complete(self, settings: dict[str, Any]) -> bool:
-        """Whether all products are there and were made like this.
+        """Whether all products exist and were made with these settings.
 
         Args:
-          settings: JSON-ready; all that decides what the maps say.
+          settings: JSON-ready; everything that determines the maps.
 
         Raises:
-          WorkdirError: a file of that name was made otherwise; names what differs.
+          WorkdirError: a file with that name was made with other settings; lists the differences.
         """
         complete = True
         for path in map(self.path, self.products):
@@ -83,18 +83,18 @@ class Target:
                 continue
             found = stored_settings(path)
             if found is None:
-                raise WorkdirError(f"{path}: is there already and none of our maps; --overwrite replaces it")
+                raise WorkdirError(f"{path}: exists and is not a map of tools.predict; --overwrite replaces it")
             lines = [line for _, line in differences(found, settings)]
             if lines:
                 raise WorkdirError(
-                    f"{path}: was made otherwise; choose another --output, or --overwrite. Differing: "
+                    f"{path}: was made with other settings; choose another --output, or --overwrite. Differing: "
                     + "; ".join(lines[:5])
                 )
         return complete
 
 
 def stored_settings(path: str) -> dict[str, Any] | None:
-    """How a map was made, as it says itself; None for a file that does not say so."""
+    """Returns the settings that a map was made with; None if the file does not record them."""
     try:
         with _quiet(), rasterio.open(path) as raster:
             return json.loads(raster.tags()[SETTINGS])
@@ -106,7 +106,7 @@ def stored_settings(path: str) -> dict[str, Any] | None:
 def maps(
     target: Target, shape: tuple[int, int], georeference: dict[str, Any], facts: Facts, tags: dict[str, str]
 ) -> Iterator["Maps"]:
-    """Open maps, which become files when the block ends and are gone when it is left by an error.
+    """Opens maps, which are completed when the block ends and removed if it raises.
 
     Args:
       target: names and products.
@@ -116,7 +116,7 @@ def maps(
       tags: of every file.
 
     Raises:
-      WorkdirError: another run is at work on the same maps, or they cannot be written.
+      WorkdirError: another process is writing the same maps, or they cannot be written.
     """
     with sole_run(Workdir(target.temporary)), contextlib.ExitStack() as cleaning:
         cleaning.callback(shutil.rmtree, target.temporary, ignore_errors=True)
@@ -127,7 +127,7 @@ def maps(
 
 
 class Maps:
-    """Takes logits, writes bytes; made by `maps`."""
+    """Converts logits to maps and writes them; made by `maps`."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Maps:
         Args:
           row, col: of its first pixel; multiples of the network's stride and of the blocks' width.
           logits: [classes, H, W] float32.
-          valid: [H, W] bool; elsewhere, and where a logit is not finite, the maps have no data.
+          valid: [H, W] bool; the maps have no data elsewhere, nor where a logit is not finite.
         """
         for start in range(0, logits.shape[1], ROWS):
             part, there = logits[:, start : start + ROWS], valid[start : start + ROWS]
@@ -162,9 +162,9 @@ class Maps:
                 self._sums[product] += int(bands.sum(dtype=np.int64))
 
     def finish(self) -> None:
-        """Copies what has been written to cloud-optimised files and gives them their names, the class map last.
+        """Copies the maps to cloud-optimised files and renames these, the class map last.
 
-        On a full disk GDAL may leave a damaged file without a word: each is read again before it gets its name.
+        On a full disk GDAL may leave a damaged file without an error, so each file is read back before it is renamed.
         """
         self.close()
         complete = {}
@@ -190,7 +190,7 @@ class Maps:
 
     def _create(self, product: Product, shape: tuple[int, int], georeference: dict[str, Any], facts: Facts):
         count = len(facts.class_names) if product == PROBABILITIES else 1
-        # Blocks as high as the runs of rows that are written, and no higher: each is compressed once.
+        # Blocks are as high as the runs of rows that are written, so that each is compressed once.
         layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": STRIDE, "compress": "DEFLATE", "zlevel": 1}
         file = rasterio.open(
             self._growing(product),
@@ -229,7 +229,7 @@ def products_of(logits: np.ndarray, valid: np.ndarray, products: Sequence[Produc
 
 
 def reads_back(path: str, total: int) -> bool:
-    """Whether a raster's bytes add up to `total`, and its smaller versions can be read as well."""
+    """Whether a raster's bytes add up to `total`, and its overviews can be read."""
     sums = []
     try:
         with rasterio.open(path) as raster:
@@ -262,7 +262,7 @@ def _cog_options(product: Product) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A scene may have no georeference, and its map then has none either."""
+    """Suppresses the warning about missing georeferences: the map of a scene without one has none either."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield
@@ -270,7 +270,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
-    """Turns what GDAL and the operating system say into a WorkdirError."""
+    """Turns errors of GDAL and the operating system into a WorkdirError."""
     try:
         yield
     except (rasterio.errors.RasterioError, CPLE_BaseError, OSError) as error:
