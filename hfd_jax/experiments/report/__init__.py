@@ -1,2 +1,1 @@
-"""One self-contained HTML page about finished or unfinished runs: what they say of themselves, and what their networks
-do on a split."""
+"""The HTML report: one self-contained page about finished or unfinished runs and their networks' results on a split."""

@@ -1,4 +1,4 @@
-"""Learning curves as small charts: everything that a log has numbers of, ready for an SVG's coordinates."""
+"""Learning curves as small SVG charts, one for each numeric quantity of a log."""
 
 import dataclasses
 import re
@@ -10,13 +10,13 @@ from matplotlib.ticker import MaxNLocator
 
 from hfd_jax.experiments.report.records import RunFiles
 
-# Of a chart, in its own units; the page scales it.
+# Chart geometry in SVG units; the page scales the chart.
 WIDTH, HEIGHT = 320, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 MAX_POINTS = 300
-# Lines of so few points show them.
+# Curves with at most this many points show markers.
 MARKED = 12
-# A chart whose largest value is so many times its smallest is drawn on a logarithmic scale.
+# The y axis is logarithmic if the ratio of the largest to the smallest value exceeds this.
 LOGARITHMIC = 30
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 3 1 3 1 3")
 GROUPS = (
@@ -26,7 +26,7 @@ GROUPS = (
     ("Distillation per tap, unweighted", "", r".*_(C\d|A)$"),
     ("Optimisation", "Skipped: steps that were not finite, counted up.", r"learning_rate|grad_norm|skipped"),
 )
-OTHERS = 1  # the group of what belongs to no other one
+OTHERS = 1  # index of the default group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _series(run: RunFiles, network: str, name: str, dash: str) -> _Series | None
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """Means over neighbours, where there are more than MAX_POINTS."""
+    """Reduces more than MAX_POINTS values to MAX_POINTS means of neighbours."""
     if len(values) <= MAX_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])

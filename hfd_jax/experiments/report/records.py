@@ -1,4 +1,4 @@
-"""What a workdir's files say of its run, finished or not: config, log, scores; and what is missing from them."""
+"""Reads a run, finished or not, from the files of its workdir: config, logs and scores, and what is missing."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """A run as its files tell it.
+    """The contents of a run's workdir.
 
     Attributes:
       name: the end of the folder's path, different for every run of a report.
@@ -58,7 +58,7 @@ class RunFiles:
     remarks: list[str]
 
     def networks(self) -> list[str]:
-        """Names of all that were trained or are to be: teacher, baselines, student, then others."""
+        """Names of all trained or planned networks: teacher, baselines, student, then others."""
         known = ["teacher", *BASELINES, "student"]
         named = {run.name for run in networks_to_train(self.config)} | set(self.evaluated) | self.logged()
         return [name for name in known if name in named] + sorted(named - set(known))
@@ -67,7 +67,7 @@ class RunFiles:
         return any(run.needs_teacher for run in networks_to_train(self.config))
 
     def logged(self) -> set[str]:
-        """Names of all that the log knows."""
+        """Names of the networks in the log."""
         return {line["network"] for line in self.log}
 
     def title(self, network: str) -> str:
@@ -150,7 +150,7 @@ def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
 
 
 def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored config, and defaults for what it lacks."""
+    """The stored config, with defaults for missing fields."""
     both = {
         key: overlaid(defaults[key], stored[key]) for key in defaults.keys() & stored.keys() if _nested(stored[key])
     }
@@ -170,7 +170,7 @@ def _nested(value: Any) -> bool:
 
 
 def short_names(roots: Sequence[str]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart."""
+    """The shortest trailing parts of the paths that are unique."""
     parts = [os.path.abspath(root).strip(os.sep).split(os.sep) for root in roots]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]

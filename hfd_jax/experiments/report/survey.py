@@ -53,7 +53,7 @@ class Throughput:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What the pass found.
+    """Results of the pass.
 
     Attributes:
       facts: of the data set.
@@ -202,7 +202,7 @@ def load_networks(run: RunFiles, opened: Run) -> dict[str, Network]:
 
 
 def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
-    """The student as it was before its first step."""
+    """The student before its first training step."""
     config = student.record["config"]
     bands = len(student.record["bands"][student.sensor])
     init = init_fn(student.model, optax.identity(), bands)
@@ -289,10 +289,10 @@ class _Runner:
         confusion = {name: np.zeros((len(tiles), classes, classes), np.int64) for name in self._networks}
         sums: dict[str, Any] = {}
         for batch in evaluator.batches(windows):
-            mine = batch["index"] >= 0
-            positions = [place[int(index)] for index in batch["index"][mine]]
+            real = batch["index"] >= 0  # the others are padding
+            positions = [place[int(index)] for index in batch["index"][real]]
             for name, found in self._on(batch).items():
-                np.add.at(confusion[name], positions, np.asarray(found["confusion"])[mine])
+                np.add.at(confusion[name], positions, np.asarray(found["confusion"])[real])
                 added = jax.tree.map(lambda x: np.asarray(x, np.float64), found["moments"])
                 if added:
                     sums[name] = jax.tree.map(np.add, sums[name], added) if name in sums else added
@@ -330,7 +330,7 @@ class _Runner:
 
 
 def measure(name: str, network: Network, batch: Mapping[str, np.ndarray], parallel: Jit) -> Throughput:
-    """Times the network's inference on a batch again and again."""
+    """Measures the network's inference speed on a batch."""
     return Throughput(
         name,
         inference_speed(network, batch, parallel),
