@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     # "jit" (sharded over all devices) or "pmap"; both give the same losses.
     config.parallel = "jit"
-    # Whether this process is one of several in the same run, on one or more hosts; JAX finds the others (docs/cluster.md).
+    # Whether this process is one of several of the same run; JAX finds the others (docs/cluster.md).
     config.distributed = False
 
     config.data = data = ConfigDict()

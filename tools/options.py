@@ -21,7 +21,7 @@ from hfd_jax.models.registry import ARCHITECTURES
 from tools import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
-MARKER = re.compile(r"(<!-- fields -->\n)(.*?)(<!-- /fields -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- fields -->\n)(.*?)(<!-- fields end -->)", re.DOTALL)
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ class Sen12msSource(Reader):
     relisted = ("_listed",)
 
     raw_dir: str
-    classes: str = option("simplified", "all ten classes, without savanna, or the eight of DFC2020", tuple(LEFT_OUT))
+    classes: str = option("simplified", "ten classes, without savanna, or DFC2020's eight", choices=tuple(LEFT_OUT))
     labels: str = "lc"
 
     @classmethod

@@ -71,8 +71,8 @@ class Spacenet6Source(Reader):
     relisted = ("_names", "_keys", "_footprints")
 
     raw_dir: str
-    eo_product: str = option("PS-RGB", "optical product", tuple(EO_BANDS))
-    splitting: str = option("ten_fold", "how tiles are split; see hfd_jax/data/spacenet6.py", SPLITTINGS)
+    eo_product: str = option("PS-RGB", "optical product", choices=tuple(EO_BANDS))
+    splitting: str = option("ten_fold", "how tiles are split; see hfd_jax/data/spacenet6.py", choices=SPLITTINGS)
     fold: int = option(0, "fold of ten_fold, 0 to 9")
     min_area: float = option(0.0, "drop footprints smaller than this, square metres")
     sar_order: str = option("", "stored order of the SAR bands; default: HH,HV,VH,VV")
