@@ -6,16 +6,23 @@ import traceback
 
 from absl import app, flags
 
-from configs import default
 from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 from hfd_jax.train import config_flags
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for checkpoints, logs and results; a second start resumes there."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and results.")
+HELP = f"""usage: python main.py --config=FILE --workdir=FOLDER [--config.FIELD=VALUE ...]
+
+Trains the teacher and the students of an experiment and evaluates them.
+
+  --workdir=FOLDER       checkpoints, logs and results; an interrupted run resumes there (required)
+{config_flags.HELP}
+"""
 
 
 def parse(argv: list[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(argv):
+        print(HELP, end="")
+        sys.exit(0)
     try:
         return config_flags.parse(argv)
     except UserError as error:
@@ -25,7 +32,10 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; fields are set with --config.FIELD=VALUE")
-    # Imported late: --help and a misspelt field are answered at once.
+    if not _WORKDIR.value:
+        sys.exit("error: --workdir is missing, for example --workdir=runs/quickstart")
+    # Imported late so that --help and a misspelt field are answered at once.
+    from configs import default
     from hfd_jax.core import parallel
     from hfd_jax.train import stages
 
@@ -40,12 +50,12 @@ def main(argv: list[str]) -> None:
     except StoppedError as message:
         print(message, file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
-    except Exception:  # noqa: BLE001 - whatever it is, the other processes must not wait for this one
+    except Exception:  # noqa: BLE001 - the other processes must not wait for this one
         leave(traceback.format_exc(), 1)
 
 
 def leave(message: str, code: int) -> None:
-    """Ends the process. One of several does not wait for the others, which wait for it: they notice that it is gone."""
+    """Ends the process. With several processes it skips JAX's shutdown barrier, which the others would never reach."""
     import jax
 
     print(message, file=sys.stderr, flush=True)
@@ -55,5 +65,4 @@ def leave(message: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
     app.run(main, flags_parser=parse)

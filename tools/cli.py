@@ -1,4 +1,4 @@
-"""What every tool does around its work: parse, keep the libraries quiet, show a mendable error as one line."""
+"""The shared frame of all tools: parses arguments, silences libraries and prints user errors as one line."""
 
 import argparse
 import sys
@@ -14,20 +14,26 @@ def launch(
     with_config: bool = False,
     default_config: Callable[[argparse.Namespace], str] | None = None,
 ) -> None:
-    """Runs `work` on the parsed arguments; exits with 1 on a UserError, with 130 on Ctrl-C, with 75 where training
-    was stopped and has saved.
+    """Parses the arguments and runs a tool.
 
-    `with_config`: the tool also takes --config=FILE and --config.FIELD=VALUE (`hfd_jax.config_flags.config()`);
-    `default_config` says which FILE where none is given.
+    Exits with 1 on a UserError, 130 on Ctrl-C, and 75 if training was stopped after saving a checkpoint.
+
+    Args:
+      parser: of the tool's own arguments.
+      work: takes the parsed arguments.
+      with_config: also accepts --config=FILE and --config.FIELD=VALUE (`config_flags.config()`).
+      default_config: returns the FILE to use without --config.
     """
+    if with_config:
+        parser.epilog = "config:\n" + config_flags.HELP.replace(" (required)", "" if default_config else " (required)")
     arguments, rest = parser.parse_known_args()
-    foreign = [word for word in rest if not (with_config and word.startswith("--config"))]
-    if foreign:
-        parser.error(f"unknown argument {foreign[0]}")
+    unknown = [word for word in rest if not (with_config and word.startswith("--config"))]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
     try:
         if default_config and not any(word.split("=")[0] == "--config" for word in rest):
             rest.insert(0, f"--config={default_config(arguments)}")
-        config_flags.parse([parser.prog, *rest])  # grain and absl insist on parsed flags, whoever parses
+        config_flags.parse([parser.prog, *rest])  # grain and absl require parsed flags
         work(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -40,7 +46,7 @@ def launch(
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m tools.NAME` that shows the tool's docstring as it is written, with defaults."""
+    """A parser for `python -m tools.NAME` that shows the tool's docstring verbatim and the defaults."""
     return argparse.ArgumentParser(
         prog=f"python -m tools.{name}", description=description, formatter_class=_Formatter, allow_abbrev=False
     )

@@ -284,10 +284,10 @@ class Checkpoints(CheckpointReader):
 
 @functools.cache
 def _calm_orbax() -> None:
-    """What goes wrong in Orbax's threads comes back to us as an exception; this keeps it from being told at length too.
+    """Silences what Orbax prints beside the exceptions that it raises.
 
-    Each thread of a failed save logs its traceback: a line of each will do. And when one read or write fails, those
-    under way report to an event loop that is closed by then: a traceback each.
+    Every thread of a failed save logs its traceback, and after a failed read or write the others complain about a
+    closed event loop. Every restore of a checkpoint without Orbax's own metadata item warns that it is missing.
     """
     show = sys.unraisablehook
 
@@ -295,13 +295,14 @@ def _calm_orbax() -> None:
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
             show(unraisable)
 
-    def without_traceback(entry: stdlib_logging.LogRecord) -> bool:
+    def worth_reading(entry: stdlib_logging.LogRecord) -> bool:
         if os.sep + "orbax" + os.sep in entry.pathname:
             entry.exc_info = None
+            return not str(entry.msg).startswith("Metadata file does not exist")
         return True
 
     sys.unraisablehook = show_others
-    logging.get_absl_logger().addFilter(without_traceback)
+    logging.get_absl_logger().addFilter(worth_reading)
 
 
 def _is_no_damage(error: Exception) -> bool:

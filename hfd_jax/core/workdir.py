@@ -1,4 +1,4 @@
-"""The folder of a run: which file lies where, and whom it belongs to."""
+"""The folder of a run: its files, its lock and the config that it belongs to."""
 
 import contextlib
 import dataclasses
@@ -29,6 +29,8 @@ FREE = (
     "train",
     "eval",
 )
+# Fields (or prefixes of them) that the training of a teacher does not read.
+STUDENT_ONLY = ("student.", "distill.", "data.labelled_per_batch")
 # Fields that came later: what they are for a run whose config.json does not have them.
 _LATER = {"model": {"architecture": "hfdnet", "rates": [6, 12, 18]}, "student": {"architecture": ""}}
 _PACKAGES = (
@@ -77,18 +79,27 @@ class Workdir:
 
 
 def check_claim(workdir: Workdir, config: ConfigDict) -> None:
-    """WorkdirError where the folder holds a run of another config; names every differing field that matters."""
+    """Raises WorkdirError if the folder holds a run of another config; names every differing field that matters."""
     if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
         raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
     if not os.path.exists(workdir.config):
         return
-    lines = differences(read_config(workdir), _jsonable(config))
-    differing = [line for field, line in lines if not (_is_free(field) or _is_unused(field, config))]
-    if differing:
-        raise WorkdirError(
-            f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
-            + "; ".join(differing)
-        )
+    stored = read_config(workdir)
+    differing = {
+        field: line
+        for field, line in differences(stored, _jsonable(config))
+        if not (_is_free(field) or _is_unused(field, config))
+    }
+    if not differing:
+        return
+    message = (
+        f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
+        + "; ".join(differing.values())
+    )
+    teacher = stored["teacher"]["checkpoint"] or workdir.checkpoints("teacher")
+    if all(field.startswith(STUDENT_ONLY) for field in differing) and os.path.isdir(teacher):
+        message += f". To reuse this run's teacher: --workdir=NEW_FOLDER --config.teacher.checkpoint={teacher}"
+    raise WorkdirError(message)
 
 
 def claim(workdir: Workdir, config: ConfigDict) -> None:

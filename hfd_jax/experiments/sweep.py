@@ -27,12 +27,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import ConfigError
-from hfd_jax.core.workdir import Workdir
+from hfd_jax.core.workdir import STUDENT_ONLY, Workdir
 from hfd_jax.train.config_flags import unknown_field
 from hfd_jax.train.networks import student_spec
 
-# Fields that do not affect the teacher's training.
-_STUDENTS_ALONE = ("student.", "distill.", "data.labelled_per_batch")
 # Fields that the sweep sets for every run.
 _OWN = ("seed", "baselines", "teacher.checkpoint", "eval.panels")
 _LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
@@ -218,7 +216,7 @@ def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Config
 
 
 def _teacher_job(base: ConfigDict, overrides: Mapping[str, Any], seed: int, root: str) -> Job:
-    relevant = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(_STUDENTS_ALONE)}
+    relevant = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(STUDENT_ONLY)}
     config = varied(base, relevant, "teacher")
     config.seed, config.baselines, config.stage, config.eval.panels = seed, (), "teacher", 0
     return Job("", seed, config, _folder(root, "teachers", relevant, base, seed), "teacher")

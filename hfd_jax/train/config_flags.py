@@ -1,36 +1,44 @@
 """The --config flag of main.py and of the tools that train: absl and ml_collections, with errors in one line."""
 
+import difflib
 import os
+import re
 import runpy
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from hfd_jax.core.errors import ConfigError, nearest
+from hfd_jax.core.errors import ConfigError
+
+HELP = """\
+  --config=FILE          the experiment, for example configs/quickstart.py (required)
+  --config.FIELD=VALUE   sets a field of it, for example --config.distill.hfd.weight=5.0; may be repeated
+
+configs/default.py lists all fields with their meaning, units and choices."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's config.", lock_config=True)
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses absl's flags and every --config.FIELD=VALUE; returns what is left of argv.
+    """Parses absl's flags and every --config.FIELD=VALUE; returns the remaining arguments.
 
     Raises:
-      ConfigError: a config file that is missing, a misspelt field, a value of the wrong type.
+      ConfigError: the config file is missing, a field does not exist, or a value has the wrong type.
     """
     path, argument = _config_path(argv)
     if path and not os.path.isfile(path):
-        raise ConfigError(f"--config={path}: no such file; configs/ holds those that come with the project")
+        raise ConfigError(f"--config={path}: no such file; configs/ holds the project's configs")
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, flags.Error) as error:
-        raise ConfigError(_unknown_field(path, argument, argv) or str(error).splitlines()[0]) from error
+        raise ConfigError(_unknown_field(path, argument, argv) or _wrong_value(argv, error)) from error
     if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # the libraries report every file they touch
+        logging.set_verbosity(logging.WARNING)  # at INFO the libraries log every file access
     return rest
 
 
 def given() -> ConfigDict | None:
-    """The parsed config as it is, None where --config was not given."""
+    """The parsed config without further checks; None without --config."""
     return _CONFIG.value
 
 
@@ -38,24 +46,23 @@ def config(reference: ConfigDict) -> ConfigDict:
     """The parsed config.
 
     Args:
-      reference: has every field there is.
+      reference: a config with every valid field.
 
     Raises:
-      ConfigError: --config was not given, or the file's fields are not those of `reference`.
+      ConfigError: --config is missing, or the config's fields differ from those of `reference`.
     """
     if _CONFIG.value is None:
         raise ConfigError("--config is missing, for example --config=configs/quickstart.py")
-    mine, known = set(field_names(_CONFIG.value)), set(field_names(reference))
-    if mine - known:
-        field = min(mine - known)
-        raise ConfigError(f"config.{field} does not exist: {_nearest_field(field, known)}")
-    if known - mine:
-        raise ConfigError(f"config.{min(known - mine)} is missing; let the config start from configs/default.py")
+    found, known = set(field_names(_CONFIG.value)), set(field_names(reference))
+    if found - known:
+        raise ConfigError(unknown_field(min(found - known), reference))
+    if known - found:
+        raise ConfigError(f"config.{min(known - found)} is missing; let the config start from configs/default.py")
     return _CONFIG.value
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    """All fields as "part.field"."""
+    """All fields of a config as "part.field"."""
     names = []
     for key, value in config.items():
         names += field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
@@ -63,7 +70,7 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _config_path(argv: list[str]) -> tuple[str | None, list[str]]:
-    """(file, what its get_config is given) of --config=FILE or --config=FILE:ARGUMENT; (None, []) without the flag."""
+    """Splits --config=FILE or --config=FILE:ARGUMENT into (file, [argument]); (None, []) without the flag."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if word in ("--config", "-config") or word.startswith(("--config=", "-config=")):
             path, *argument = (word.split("=", 1)[1] if "=" in word else following).split(":", 1)
@@ -72,7 +79,7 @@ def _config_path(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _unknown_field(path: str | None, argument: list[str], argv: list[str]) -> str | None:
-    """Names the first --config.FIELD of argv, or the first field set by the file, that does not exist."""
+    """The error about the first field in the file or in argv that does not exist; None if all exist."""
     fields = [word.split("=")[0].lstrip("-").removeprefix("config.") for word in argv if word.startswith("--config.")]
     if path is None:
         return "--config.FIELD needs --config=FILE" if fields else None
@@ -83,18 +90,41 @@ def _unknown_field(path: str | None, argument: list[str], argv: list[str]) -> st
     return next(filter(None, (unknown_field(field, config) for field in fields)), None)
 
 
+def _wrong_value(argv: list[str], error: Exception) -> str:
+    """Names the field, value and expected type of the override that `error` is about; else repeats the error."""
+    text = str(error).splitlines()[0]
+    for word in argv:
+        field, _, value = word.partition("=")
+        if field.startswith("--config.") and field in text:
+            reason = text.rpartition(f"{word}: ")[2]
+            return f"{field[2:]} is {value!r}: expected {_expected_type(field)} ({reason})"
+    return text
+
+
+def _expected_type(flag: str) -> str:
+    kind = re.sub("Parser$", "", type(flags.FLAGS[flag[2:]].parser).__name__) if flag[2:] in flags.FLAGS else ""
+    kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "True or False", "_LiteralParser": "a tuple"}
+    return {**kinds, "Tuple": "a tuple such as ('a','b')"}.get(kind, "a value of the field's type")
+
+
 def unknown_field(field: str, config: ConfigDict) -> str | None:
-    """What is wrong with a field ("part.field") that does not exist in `config`; None for one that does."""
+    """The error about a field ("part.field") that does not exist in `config`; None if it exists."""
     known = field_names(config)
     return None if field in known else f"config.{field} does not exist: {_nearest_field(field, known)}"
 
 
-def _nearest_field(field: str, known) -> str:
-    """Prefers a field of the same name in another part, then a similar one in the same part."""
-    part, _, name = field.rpartition(".")
-    same_name = sorted(other for other in known if other.rpartition(".")[2] == name)
-    if same_name:
-        nearer = [other for other in same_name if other.startswith(f"{part}.")] or same_name
-        return f"did you mean {' or '.join(map(repr, nearer))}?"
-    siblings = [other for other in known if other.rpartition(".")[0] == part]
-    return nearest(field, sorted(siblings or {other.split(".")[0] for other in known}))
+def _nearest_field(field: str, known: list[str]) -> str:
+    """Suggests the field with the most similar path and name, or up to three that are equally similar."""
+
+    def similarity(other: str) -> float:
+        names = field.rpartition(".")[2], other.rpartition(".")[2]
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((field, other), names)) / 2
+
+    inside = [other for other in known if other.startswith(f"{field}.")]
+    if inside:
+        return f"it is a part of the config, with fields such as {inside[0]!r}"
+    scores = {other: similarity(other) for other in known}
+    best = max(scores.values())
+    if best < 0.6:
+        return f"expected a field of {', '.join(sorted({other.split('.')[0] for other in known}))}"
+    return f"did you mean {' or '.join(repr(other) for other in known if scores[other] == best)}?"

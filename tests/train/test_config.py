@@ -141,10 +141,22 @@ def test_decibel_augmentation_needs_decibels(config, facts):
             ["--config.distill.tap_weights=(1,)"],
             "config.distill.tap_weights does not exist: .*'distill.hfd.tap_weights'",
         ),
+        (
+            ["--config.distill.hdf.weight=5"],
+            "config.distill.hdf.weight does not exist: did you mean 'distill.hfd.weight'[?]$",
+        ),
+        (
+            ["--config.distil.hfd.weight=5"],
+            "config.distil.hfd.weight does not exist: did you mean 'distill.hfd.weight'[?]$",
+        ),
+        (["--config.learning_rate=1"], "config.learning_rate does not exist: did you mean 'optim.learning_rate'[?]$"),
+        (["--config.optim.learning_rte=1"], "did you mean 'optim.learning_rate'[?]$"),
+        (["--config.qqq=1"], "config.qqq does not exist: expected a field of augment, "),
+        (["--config.train.remat=maybe"], "config.train.remat is 'maybe': expected True or False"),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
         (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
-        (["--config.optim.learning_rate=fast"], "could not convert string to float: 'fast'"),
+        (["--config.optim.learning_rate=fast"], "config.optim.learning_rate is 'fast': expected a number"),
     ],
 )
 def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments, message):
@@ -180,6 +192,14 @@ def test_mistakes_in_a_config_file_are_named(tmp_path, text, message):
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr and message in done.stderr, done.stderr
+
+
+def test_help_shows_how_a_field_is_set_and_needs_no_jax():
+    code = "import sys; sys.argv = ['main.py', '--help']; import runpy; runpy.run_path('main.py', run_name='__main__')"
+    loaded = "import atexit; atexit.register(lambda: print('jax' in sys.modules)); "
+    done = run_python("-c", f"import sys; {loaded}{code}")
+    assert "--config=FILE" in done.stdout and "--config.distill.hfd.weight=5.0" in done.stdout
+    assert len(done.stdout.splitlines()) < 15 and done.stdout.endswith("False\n")
 
 
 def test_missing_config_file_is_named(tmp_path):
