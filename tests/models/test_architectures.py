@@ -30,7 +30,7 @@ from tools.bench import cases
 
 OTHERS = [name for name in ARCHITECTURES if name != DEFAULT]
 BANDS, CLASSES, SHAPE = 2, 3, (64, 96)
-# A student distilled at the taps that it shares with the teacher.
+# A student distilled at the taps that both networks have at the same stride.
 OF_HR_SAR_NET = {"model.width": 4, "student.architecture": "hrsarnet", "distill.hfd.taps": ("C2", "C3")}
 
 
@@ -93,7 +93,8 @@ def test_number_of_parameters(name, depth, bands, classes, parameters):
 
     fcn: torchvision's fcn_resnet50 without its auxiliary classifier (35,322,218 with it).
     unet: 31,030,658 in the paper (1 band, no batch normalisation), plus 1,152 for 2 more bands and 5,888 norm scales.
-    deeplabv3plus: the number of segmentation_models_pytorch's with ResNet-50, whose two decoder convolutions lie elsewhere (the paper has ResNet-101 and Xception only).
+    deeplabv3plus: the number in segmentation_models_pytorch with ResNet-50, which places its two decoder convolutions
+      differently (the paper has only ResNet-101 and Xception).
     pspnet: 23,508,032 in ResNet-50, 4,198,400 in the bins, 18,886,165 in the head. With the paper's stem of three 3x3
       convolutions 46.7 M, as reimplementations report.
     hrnet: 3.9 M in the authors' table for HRNetV2-W18-Small-v2 on Cityscapes, without 270 biases before a norm.

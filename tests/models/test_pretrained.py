@@ -309,7 +309,7 @@ def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
 def shared(scenes, tmp_path):
     """The argument of train_network, with one device."""
     config = default.get_config()
-    config.model.width, config.model.align = WIDTH, "none"  # compiles sooner
+    config.model.width, config.model.align = WIDTH, "none"  # compiles faster
     config.data.batch_size = 8
     config.teacher.steps = config.student.steps = 1
     parallel = make_parallel("jit", jax.devices()[:1])
