@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     config.distill = distill = ConfigDict()
     # Methods to use, any of those below; their losses are added. () disables distillation.
     distill.method = ("hfd",)
-    distill.warmup = 0.1  # share of the steps over which the weights of all methods increase from 0; ours
+    distill.warmup = 0.1  # share of the steps over which the weights of all methods increase from 0
 
     # One block per method, with its weight, taps and further options: distill.hfd.weight, distill.hfd.taps, ...
     # docs/methods.md lists them with meaning and limits; the classes in hfd_jax/distill/ declare them.

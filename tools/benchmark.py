@@ -48,24 +48,24 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"--what={arguments.what}: {', '.join(ALONE)} cannot be combined with anything else")
     # Imported where needed, because the worker processes of the preparation import this file and need none of it.
     if what == ["prepare"]:
-        from tools.bench.data import preparing
+        from tools.bench.data import time_preparation
 
         if not arguments.dataset or not arguments.raw_dir:
             raise UserError("--what=prepare needs --dataset and --raw_dir")
-        print(preparing(arguments))
+        print(time_preparation(arguments))
     elif what == ["data"]:
-        from tools.bench.data import reading
+        from tools.bench.data import time_reading
 
         with tempfile.TemporaryDirectory() as workdir:
-            print(reading(workdir))
+            print(time_reading(workdir))
     elif what == ["scene"]:
-        from tools.bench.scene import predicting
+        from tools.bench.scene import time_mapping
 
-        print(predicting(arguments))
+        print(time_mapping(arguments))
     elif what == ["startup"]:
-        from tools.bench.startup import first_steps
+        from tools.bench.startup import time_first_steps
 
-        print(first_steps())
+        print(time_first_steps())
     else:
         from tools.bench.run import measure
 

@@ -43,7 +43,7 @@ class AICSD(Distiller):
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
     weight: float = option(
-        0.002, "weight of the loss; ours, since the published loss is normalised differently", above=0
+        0.002, "weight of the loss; this project's choice, since the published loss is normalised differently", above=0
     )
     temperature: float = option(1.0, "temperature of the distributions over positions", above=0)
 

@@ -23,7 +23,7 @@ from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.distill.relations import label_at, mask_at, resized
 
-LOGITS = "logits"  # stands for the class scores wherever a tap is named
+LOGITS = "logits"  # the name of the class scores in a list of taps
 Terms = dict[str, jax.Array]
 
 

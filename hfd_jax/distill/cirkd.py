@@ -11,12 +11,13 @@ over the valid nodes, the divergence between the teacher's and the student's dis
 
 The queues hold the teacher's embeddings, normalised to length 1: for each labelled image and class, the mean and up to
 16 random positions. In the last two parts the student's feature passes through a projection head. The weights 1, 0.1
-and 0.1 and the temperature 0.1 are the paper's, which averages as we do; its pixel-wise part, with weight 1, is `kd`.
+and 0.1 and the temperature 0.1 are those of the paper, which averages in the same way. The paper's pixel-wise part, of
+weight 1, is `kd`.
 
-Differences from the paper: The nodes are a pooling that the authors' code offers as an option. All relations between
-nodes are compared: the formula does not need their labels, so unlabelled pairs contribute too (but enter no queue). The
-queues are a tenth as long, because every checkpoint contains them. Slots not filled yet are left out of the comparison;
-the authors initialise them with random numbers.
+This implementation differs from the paper. Its nodes are a pooling that the authors' code offers as an option. It
+compares all relations between nodes: the formula does not need labels, so unlabelled pairs contribute too (but enter no
+queue). Its queues are a tenth as long, because every checkpoint contains them. It leaves out slots that are not filled
+yet, which the authors initialise with random numbers.
 """
 
 from typing import ClassVar

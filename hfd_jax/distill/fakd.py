@@ -53,7 +53,7 @@ def augmented_divergence(student, teacher, group, variances, strength: float):
 
 
 class FAKD(Distiller):
-    """Logit distillation averaged over a neighbourhood of the student's features.
+    """Upper bound on the expected logit distillation loss over augmented student features.
 
     Attributes:
       strength: strength of the augmentation.
@@ -63,8 +63,10 @@ class FAKD(Distiller):
     title: ClassVar[str] = "FAKD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
-    weight: float = option(0.2, "weight of the loss; ours, since the published one was not available", above=0)
-    strength: float = option(0.5, "strength of the augmentation; ours; 0: same as kd", at_least=0)
+    weight: float = option(
+        0.2, "weight of the loss; this project's choice, since the published one was not available", above=0
+    )
+    strength: float = option(0.5, "strength of the augmentation; this project's choice; 0: same as kd", at_least=0)
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         logits, target = (jnp.asarray(outputs.logits, jnp.float32) for outputs in (student, teacher))

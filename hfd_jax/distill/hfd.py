@@ -72,7 +72,7 @@ class HFD(TapDistiller):
     title: ClassVar[str] = "HFD"
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
 
-    weight: float = option(17.5, "weight of the loss; ours", above=0)
+    weight: float = option(17.5, "weight of the loss; this project's choice", above=0)
     taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features to compare")
     tap_weights: tuple[float, ...] = option((), "one weight per tap; (): A counts as much as four other taps")
 

@@ -6,7 +6,7 @@ conv3x3) reconstructs the teacher's whole feature from the rest:
     loss = mean over valid positions and channels of ( g(S * kept) - T )^2
 
 The paper sums over positions and channels and uses weight 2e-5: with its 2048 channels and 64 x 64 positions this
-equals 168 here, a weight that also holds for narrower features. It masks 0.75 of the positions. The paper compares the
+equals 168 here, which is used for narrower features too. The paper masks 0.75 of the positions. It compares the
 encoder's last feature (C5) and adds channel-wise distillation of the logits (`cwd`). Here the default is tap A.
 """
 

@@ -10,7 +10,7 @@ from hfd_jax.core import options
 from hfd_jax.core.options import option
 from hfd_jax.models.resnet import DEPTHS, STAGES, ResNet
 
-TAPS = (*STAGES, "A")  # the features that distillation may compare, from fine to coarse, and the aggregated one
+TAPS = (*STAGES, "A")  # the encoder's features from fine to coarse, and the aggregated one
 STRIDE = 32  # input height and width must be multiples of it
 
 
@@ -63,6 +63,6 @@ class ResNetBased(SegmentationNetwork):
     width: int = option(64, "channels of the first stage; 64 is the standard (published) size", above=0)
 
     def encode(self, x, train: bool, **layout: Any) -> dict[str, Any]:
-        """Applies the encoder and returns its stages; `layout` goes to `ResNet`. Call it from a compact method."""
+        """Applies a `ResNet` with the options `layout` and returns its features. Call it from a compact method."""
         encoder = ResNet(self.depth, self.width, remat=self.remat, name="encoder", **layout, **self.options)
         return encoder(x.astype(self.dtype), train)

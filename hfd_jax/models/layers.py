@@ -201,7 +201,7 @@ def max_pool(x):
 def max_pool_2x2(x):
     """2x2 max pooling with stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; H and W must be even.
 
-    Compares with the library in speed and ties as `max_pool` does.
+    Computed from slices for the same reason as `max_pool`; ties share the gradient.
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)

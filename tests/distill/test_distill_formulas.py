@@ -228,7 +228,8 @@ def test_cirkd_weights_its_parts_and_compares_with_queues_that_include_the_batch
     hidden = (hidden - hidden.mean((0, 1, 2))) / np.sqrt(hidden.var((0, 1, 2)) + 1e-5)
     headed = np.maximum(hidden, 0) @ kernels["Conv_1"]["kernel"][0, 0]
     mask = cells(valid)
-    of_student, of_teacher = (length_one(np.asarray(x)[mask]) for x in (headed, teacher.features["A"]))  # one node each
+    # Each position is a node.
+    of_student, of_teacher = (length_one(np.asarray(x)[mask]) for x in (headed, teacher.features["A"]))
     for name in ("pixels", "regions"):
         queue, count = changed["memory"][name], changed["memory"][f"{name}_count"]
         assert int(np.sum(count)) > 0 and np.all(count <= queue.shape[1])

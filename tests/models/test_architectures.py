@@ -30,7 +30,7 @@ from tools.bench import cases
 
 OTHERS = [name for name in ARCHITECTURES if name != DEFAULT]
 BANDS, CLASSES, SHAPE = 2, 3, (64, 96)
-# A student distilled at the taps that it shares with the teacher.
+# A student distilled at the taps that both networks have at the same stride.
 OF_HR_SAR_NET = {"model.width": 4, "student.architecture": "hrsarnet", "distill.hfd.taps": ("C2", "C3")}
 
 
@@ -51,7 +51,7 @@ def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def made_up(tree, seed=0):
+def random_like(tree, seed=0):
     """Random values for shapes: kernels that preserve the size of activations, norms that are not the identity."""
     rng = np.random.default_rng(seed)
 
@@ -93,7 +93,8 @@ def test_number_of_parameters(name, depth, bands, classes, parameters):
 
     fcn: torchvision's fcn_resnet50 without its auxiliary classifier (35,322,218 with it).
     unet: 31,030,658 in the paper (1 band, no batch normalisation), plus 1,152 for 2 more bands and 5,888 norm scales.
-    deeplabv3plus: the number of segmentation_models_pytorch's with ResNet-50, whose two decoder convolutions lie elsewhere (the paper has ResNet-101 and Xception only).
+    deeplabv3plus: the number in segmentation_models_pytorch with ResNet-50, which places its two decoder convolutions
+      differently (the paper has only ResNet-101 and Xception).
     pspnet: 23,508,032 in ResNet-50, 4,198,400 in the bins, 18,886,165 in the head. With the paper's stem of three 3x3
       convolutions 46.7 M, as reimplementations report.
     hrnet: 3.9 M in the authors' table for HRNetV2-W18-Small-v2 on Cityscapes, without 270 biases before a norm.
@@ -133,7 +134,7 @@ def test_every_norm_is_averaged_over_devices_and_remat_keeps_the_parameters(name
 def test_teacher_weights_fit_the_same_architecture_with_other_bands(name, shallow):
     model = make(name, width=4)
     wanted, teacher = (shapes(model, bands)[1] for bands in (2, 5))
-    fitted = student_from_teacher(wanted, made_up(teacher), model.stem)
+    fitted = student_from_teacher(wanted, random_like(teacher), model.stem)
     assert jax.tree.map(lambda x: x.shape, fitted) == jax.tree.map(lambda x: x.shape, wanted)
 
 
@@ -141,7 +142,7 @@ def test_teacher_weights_fit_the_same_architecture_with_other_bands(name, shallo
 def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
     # With fewer channels a layer norm of the transformer would carry no information.
     model, x = make(name, width=8, rates=(1, 3)), rng.normal(size=(2, *SHAPE, BANDS)).astype(np.float32)
-    variables = made_up(shapes(model)[1])
+    variables = random_like(shapes(model)[1])
 
     def loss(params):
         (logits, _), changed = model.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
@@ -162,7 +163,7 @@ def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_folded_teacher_computes_the_same_and_nearly_so_in_bfloat16(name, rng, shallow):
     model, x = make(name, width=8), rng.normal(size=(1, *SHAPE, BANDS)).astype(np.float32)
-    variables = made_up(shapes(model)[1])
+    variables = random_like(shapes(model)[1])
 
     def outputs(variables):
         folded = fold(model, variables)
@@ -182,7 +183,7 @@ def test_a_folded_teacher_computes_the_same_and_nearly_so_in_bfloat16(name, rng,
 def test_a_dilated_encoder_equals_the_strided_one_at_its_positions(rng, output_stride):
     """With the same weights, both encoders give the same features at the positions of the strided one."""
     x, strided, dilated = rng.normal(size=(1, 64, 64, 2)), ResNet(18, 4), ResNet(18, 4, output_stride=output_stride)
-    variables = made_up(jax.eval_shape(lambda: strided.init(jax.random.key(0), x, False)))
+    variables = random_like(jax.eval_shape(lambda: strided.init(jax.random.key(0), x, False)))
     one, other = (jax.jit(lambda v, m=m: m.apply(v, x, False))(variables) for m in (strided, dilated))
     for tap in ("C4", "C5"):
         step = other[tap].shape[1] // one[tap].shape[1]
@@ -330,17 +331,17 @@ def test_a_record_describes_its_network(name, scenes):
 def test_hfdnet_teaches_another_architecture(shallow):
     config = quickstart.get_config()
     config.update_from_flattened_dict(OF_HR_SAR_NET | {"model.align": "none"})
-    made = cases.Shapes(batch=4, size=64, sar_bands=2, eo_bands=3, classes=CLASSES)
-    setup = cases.make_setup(config, made, student_spec(config))
+    of_batch = cases.Shapes(batch=4, size=64, sar_bands=2, eo_bands=3, classes=CLASSES)
+    setup = cases.make_setup(config, of_batch, student_spec(config))
     assert isinstance(setup.teacher, HFDNet) and isinstance(setup.model, HRSARNet)
-    init = init_fn(setup.model, setup.tx, made.sar_bands, setup.distiller, (setup.teacher, made.eo_bands))
+    init = init_fn(setup.model, setup.tx, of_batch.sar_bands, setup.distiller, (setup.teacher, of_batch.eo_bands))
     state = jax.eval_shape(init, jax.random.key(0))
-    before, batch_stats = made_up(state.params), made_up(state.batch_stats)
+    before, batch_stats = random_like(state.params), random_like(state.batch_stats)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     state = state.replace(params=before, batch_stats=batch_stats)
-    step, teacher = jax.jit(steps.train_step(setup)), made_up(shapes(setup.teacher, made.eo_bands)[1])
+    step, teacher = jax.jit(steps.train_step(setup)), random_like(shapes(setup.teacher, of_batch.eo_bands)[1])
     for seed in range(2):
-        state, metrics = step(state, fold(setup.teacher, teacher), cases.make_batch(made, seed))
+        state, metrics = step(state, fold(setup.teacher, teacher), cases.make_batch(of_batch, seed))
         assert np.isfinite(metrics["loss"]) and metrics["hfd_C2"] > 0 and metrics["hfd_C3"] > 0
     assert not state.skipped
     for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(state.params), strict=True):

@@ -195,7 +195,7 @@ def test_max_pool_equals_the_library_in_value_and_gradient(rng):
 @pytest.mark.parametrize("train", [True, False])
 def test_batch_norm_equals_the_library_in_value_gradient_and_statistics(rng, train):
     x = (3 + 2 * rng.normal(size=(4, 5, 6, 7))).astype(np.float32)
-    ours, library = BatchNorm(train), nn.BatchNorm(not train, momentum=0.9)
+    own, library = BatchNorm(train), nn.BatchNorm(not train, momentum=0.9)
     variables = library.init(jax.random.key(0), x)
     variables = jax.tree.map(lambda v: v + rng.uniform(0.1, 1, v.shape).astype(np.float32), variables)
 
@@ -205,7 +205,7 @@ def test_batch_norm_equals_the_library_in_value_gradient_and_statistics(rng, tra
 
     found = [
         jax.value_and_grad(lambda p, x, m=m: outcome(m, p, x), argnums=(0, 1), has_aux=True)(variables["params"], x)
-        for m in (ours, library)
+        for m in (own, library)
     ]
     # Sums of 840 cubes in float32, in a different order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *found)

@@ -135,7 +135,7 @@ MOCO = published(prefix="state_dict.module.encoder_k.") | {"state_dict.module.qu
 
 
 @pytest.mark.parametrize(
-    ("prefix", "beside"),
+    ("prefix", "others"),
     [
         ("module.", {}),
         ("model.backbone.", {"model.head.weight": np.ones(3, np.float32)}),
@@ -143,12 +143,12 @@ MOCO = published(prefix="state_dict.module.encoder_k.") | {"state_dict.module.qu
         ("state_dict.module.encoder_q.", MOCO),
     ],
 )
-def test_a_resnet_is_found_under_a_prefix_and_other_arrays_are_left_out(prefix, beside):
-    found = take_resnet(published(prefix=prefix) | beside)
+def test_a_resnet_is_found_under_a_prefix_and_other_arrays_are_left_out(prefix, others):
+    found = take_resnet(published(prefix=prefix) | others)
     assert (found.depth, found.width, found.bands, found.prefix) == (18, WIDTH, 3, prefix)
     assert equal(found.variables, take_resnet(published()).variables)
-    beside = [name for name in beside if "num_batches_tracked" not in name]
-    assert found.left_out == sorted([*beside, f"{prefix}fc.weight", f"{prefix}fc.bias"])
+    others = [name for name in others if "num_batches_tracked" not in name]
+    assert found.left_out == sorted([*others, f"{prefix}fc.weight", f"{prefix}fc.bias"])
 
 
 def test_one_of_several_resnets_is_chosen_by_its_prefix():
@@ -309,7 +309,7 @@ def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
 def shared(scenes, tmp_path):
     """The argument of train_network, with one device."""
     config = default.get_config()
-    config.model.width, config.model.align = WIDTH, "none"  # compiles sooner
+    config.model.width, config.model.align = WIDTH, "none"  # compiles faster
     config.data.batch_size = 8
     config.teacher.steps = config.student.steps = 1
     parallel = make_parallel("jit", jax.devices()[:1])

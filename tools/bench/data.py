@@ -22,7 +22,7 @@ from tools import datasets
 ROUNDS = 3
 
 
-def reading(workdir: str) -> str:
+def time_reading(workdir: str) -> str:
     """Measures crops per second of the reader, of the training step, and of both together."""
     # Imported here, because the worker processes of the preparation import this file and need none of it.
     from configs import default
@@ -32,10 +32,10 @@ def reading(workdir: str) -> str:
     config.baselines, config.stage = (), "teacher"
     config.data.workers = max(config.data.workers, 1)
     with run.prepared(config, workdir) as shared:
-        return race(shared)
+        return compare_rates(shared)
 
 
-def race(shared: Any) -> str:
+def compare_rates(shared: Any) -> str:
     """Times reading, training on one batch, and training on the batches read, in turn."""
     import jax
 
@@ -83,7 +83,9 @@ def race(shared: Any) -> str:
             for name, turn in turns.items():
                 rates[name].append(size * per_second(turn))
     read, trained, both = (statistics.median(rates[name]) for name in turns)
-    idle = statistics.mean(waits) * both / size  # each step waits for its result, so all other waiting is for data
+    idle = (
+        statistics.mean(waits) * both / size
+    )  # each step waits for its result, so the remaining time is spent waiting for data
     edge = f"{config.data.crop} x {config.data.crop}"
     return (
         f"reading {edge}, {config.data.workers} worker processes: {read:.1f} crops/s\n"
@@ -133,7 +135,7 @@ class _Part:
         return self.whole.read(key)
 
 
-def preparing(arguments: argparse.Namespace) -> str:
+def time_preparation(arguments: argparse.Namespace) -> str:
     """Measures tiles per second of the plain loop and of each number of processes."""
     builder, whole = datasets.make_source(arguments.dataset, arguments.raw_dir, arguments)
     source = _Part(whole, arguments.limit)

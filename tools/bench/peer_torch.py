@@ -1,4 +1,4 @@
-"""Networks, loss, optimiser and training step in idiomatic PyTorch, to compare the speed with.
+"""Networks, loss, optimiser and training step in idiomatic PyTorch, as a reference for speed.
 
 Only `tools.benchmark --peer=torch` imports this file. Modules have the same names as in JAX, and in the encoder those
 of torchvision, so that `copy_weights` can transfer the weights and the results can be compared.

@@ -39,7 +39,7 @@ from tools.predict import CACHE_MB, find_network
 PATCH = 500  # edge of a patch, pixels
 PATCHES = 12  # number of different patches
 FIRST = 1_000_000  # index of the first patch, far from any training tile
-NEAR = 8  # a pixel counts as near a window's border up to this distance, pixels
+NEAR = 8  # distance within which a pixel counts as near a window border, pixels
 STRIPE = 512  # rows compared at a time
 
 
@@ -51,7 +51,7 @@ class Case:
       folder: folder of the scene and its map.
       options: window, overlap and flips.
       workdir: workdir of the student; None for a student with random weights.
-      config: config of the student with random weights.
+      config: config of the student and the simulated scenes.
     """
 
     folder: str
@@ -68,7 +68,7 @@ class Case:
         return os.path.join(self.folder, f"map_{self.options.window}_{self.options.overlap}_{self.options.flips}.tif")
 
 
-def predicting(arguments: argparse.Namespace) -> str:
+def time_mapping(arguments: argparse.Namespace) -> str:
     """Returns a table with one row per size, window and use of flips."""
     config = default.get_config() if config_flags.given() is None else config_flags.config(default.get_config())
     if arguments.workdir:
@@ -185,8 +185,8 @@ def evaluate(case: Case, first: str) -> list[str]:
             window = Window(0, row, size, min(STRIPE, size - row))
             classes, true, reference = (file.read(1, window=window).astype(int) for file in (found, truth, other))
             matrix += np.bincount((true * len(names) + classes).ravel(), minlength=matrix.size).reshape(matrix.shape)
-            beside = near[row : row + STRIPE, None] | near
-            for k, where in enumerate((beside, ~beside)):
+            near_border = near[row : row + STRIPE, None] | near
+            for k, where in enumerate((near_border, ~near_border)):
                 wrong[k] += np.sum((classes != true) & where)
                 count[k] += where.sum()
             equal += int(np.sum(classes == reference))

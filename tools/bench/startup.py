@@ -19,7 +19,7 @@ _COMMAND = (
 )
 
 
-def first_steps() -> str:
+def time_first_steps() -> str:
     """Times the quickstart's two networks with an empty and with a filled compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         lines = []
