@@ -37,7 +37,17 @@ def pytest_addoption(parser):
 
 
 # The longest files run first: a long file that starts last would keep one worker busy and the other idle.
-LONG = ("test_main", "test_processes", "test_interruption", "test_variants", "test_public_data", "test_steps")
+LONG = (
+    "test_main",
+    "test_processes",
+    "test_notebook",
+    "test_interruption",
+    "test_registry",
+    "test_variants",
+    "test_public_data",
+    "test_extending",
+    "test_steps",
+)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -43,10 +43,10 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = re.search(r'`    ("toy": [^`]*)`', DOCUMENT).group(1)
     module = importlib.import_module("toy")
-    monkeypatch.delitem(importlib.sys.modules, "toy")
     name, reader = re.fullmatch(r'"(\w+)": toy\.(\w+),', line).groups()
     monkeypatch.setitem(registry.READERS, name, getattr(module, reader))
-    return module
+    yield module
+    del importlib.sys.modules["toy"]  # the next test writes its own
 
 
 def write_pairs(folder):

@@ -111,6 +111,12 @@ def test_another_config_is_refused(finished, scenes_dir):
     done = main(finished[0], scenes_dir, "--config.distill.hfd.weight=2.5", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "made with another config" in done.stderr and "distill.hfd.weight: 17.5 there, 2.5 now" in done.stderr
+    way_out = f"--workdir=NEW_FOLDER --config.teacher.checkpoint={finished[0]}/checkpoints/teacher"
+    assert way_out in done.stderr, "the teacher does not depend on this field"
+    done = main(finished[0], scenes_dir, "--config.student.steps=7", "--config.optim.learning_rate=0.1", check=False)
+    assert "student.steps: 6 there, 7 now" in done.stderr and "NEW_FOLDER" not in done.stderr, (
+        "the teacher depends on it"
+    )
 
 
 @pytest.mark.parametrize("network", ["teacher", "student"])
@@ -119,8 +125,10 @@ def test_resumed_run_is_bit_equal(finished, scenes_dir, tmp_path, network):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / network / str(STEPS))
-    text = main(workdir, scenes_dir).stdout
-    assert "steps 3 to 6" in text
+    done = main(workdir, scenes_dir)
+    assert "steps 3 to 6" in done.stdout
+    # Progress bars aside, a healthy run has nothing to say on stderr.
+    assert [line for line in done.stderr.splitlines() if "%|" not in line and line.strip()] == []
     assert digests(workdir, network) == digests(finished[0], network)
     # The checkpoint of step 3 lies between two lines of the log; the line of step 4 has the mean of 3 and 4 all the same.
     assert rows_of(workdir, network) == rows_of(finished[0], network)
