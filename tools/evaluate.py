@@ -34,7 +34,7 @@ from hfd_jax.evaluation import buildings
 from hfd_jax.evaluation.evaluator import Evaluator, evaluate_workdir, table
 from hfd_jax.inference.model_file import find_model_file, read_model_file
 from hfd_jax.inference.restore import check_fits
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 from hfd_jax.models.registry import ARCHITECTURES
 from hfd_jax.train.networks import BASELINES, teacher_folder
 from hfd_jax.train.run import open_run

@@ -26,7 +26,7 @@ from hfd_jax.inference import export_folder
 from hfd_jax.inference.model_card import model_card
 from hfd_jax.inference.model_file import ENDING, write_model_file
 from hfd_jax.inference.restore import Network, find_network, network_from_record
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 
 FORMATS = ("stablehlo", "savedmodel", "model")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

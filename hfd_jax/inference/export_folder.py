@@ -18,7 +18,7 @@ from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.workdir import read_json, write_json
 from hfd_jax.inference.model_file import ENDING, is_model_file
 from hfd_jax.inference.restore import Network
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 
 FORMAT_VERSION = 1
 DESCRIPTION, README = "model.json", "README.txt"

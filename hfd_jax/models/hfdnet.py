@@ -6,8 +6,6 @@ import flax.linen as nn
 
 from hfd_jax.core.options import option
 from hfd_jax.models.alignment import ALIGNMENTS, FeatureAlignment
-from hfd_jax.models.base import STRIDE as STRIDE
-from hfd_jax.models.base import TAPS as TAPS
 from hfd_jax.models.base import ResNetBased
 from hfd_jax.models.layers import classify
 from hfd_jax.models.resnet import STRIDES

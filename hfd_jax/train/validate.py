@@ -13,7 +13,7 @@ from hfd_jax.data.normalise import SAR_FILTERS
 from hfd_jax.data.simulator import SceneOptions
 from hfd_jax.distill.base import LOGITS, chosen_taps
 from hfd_jax.distill.registry import METHODS
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 from hfd_jax.models.registry import ARCHITECTURES, DTYPES, default_options
 from hfd_jax.train.networks import BASELINES
 from hfd_jax.train.optimiser import SCHEDULES
@@ -149,7 +149,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
 
 def _check_starts(config: ConfigDict) -> None:
     if config.teacher.checkpoint and config.teacher.pretrained:
-        _fail(config, "teacher.pretrained", "teacher.checkpoint names a trained teacher; leave one of the two empty")
+        _fail(config, "teacher.pretrained", "teacher.checkpoint already names a teacher; leave one of the two empty")
     if config.student.pretrained and config.student.init == "teacher":
         _fail(config, "student.pretrained", "student.init is 'teacher': choose one of the two starts")
 
@@ -189,7 +189,11 @@ def _check_architectures(config: ConfigDict) -> None:
     used = set().union(*(options_of(ARCHITECTURES[name]) for name in names))
     for field, default in default_options().items():
         if field not in used and _plain(config.model[field]) != default:
-            _fail(config, f"model.{field}", f"{', '.join(names)} has no use for it; leave it at {default!r}")
+            _fail(
+                config,
+                f"model.{field}",
+                f"{' and '.join(names)} {'do' if len(names) > 1 else 'does'} not use it; leave it at {default!r}",
+            )
     for name in names:
         for field, why in ARCHITECTURES[name].problems(config.model):
             _fail(config, f"model.{field}", f"{why} ({name})")

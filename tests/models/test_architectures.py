@@ -243,16 +243,16 @@ def test_the_defaults_of_config_model_are_those_of_hfdnet():
         ({"baselines": ("unett",)}, "config.baselines is .*'unett' is unknown; did you mean 'unet'"),
         (
             {"model.architecture": "unet", "model.context": True, "baselines": ("hrnet",)},
-            "config.model.context is True: hrnet, unet has no use for it; leave it at False",
+            "config.model.context is True: hrnet and unet do not use it; leave it at False",
         ),
-        ({"model.architecture": "hrsarnet", "model.width": 32}, "config.model.width is 32: hrsarnet has no use for it"),
+        ({"model.architecture": "hrsarnet", "model.width": 32}, "config.model.width is 32: hrsarnet does not use it"),
         ({"baselines": ("segformer_b0",), "model.width": 5}, "config.model.width is 5: expected an even number"),
         (
             {"student.architecture": "unet"},
             r"config.distill.hfd.taps is .*unet has no tap 'C5'; expected some of: C2 \(stride 4\), C3 \(stride 8\), ",
         ),
         ({"model.architecture": "hrsarnet"}, "config.distill.hfd.taps is .*hrsarnet has no tap 'C4'"),
-        ({"model.rates": (1, 2)}, r"config.model.rates is \(1, 2\): hfdnet has no use for it"),
+        ({"model.rates": (1, 2)}, r"config.model.rates is \(1, 2\): hfdnet does not use it"),
         ({"model.architecture": "deeplabv3plus", "model.rates": (1, 0)}, "config.model.rates .*whole numbers above 0"),
         ({"model.architecture": "deeplabv3plus", "model.rates": (2, 2)}, "config.model.rates .*a rate is named twice"),
         (

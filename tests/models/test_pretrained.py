@@ -377,7 +377,7 @@ def test_which_networks_start_from_which_file(shared, encoder_file):
     with pytest.raises(ConfigError, match=r"config.student.pretrained is .*student.init is 'teacher'"):
         check_fields(config)
     config.student.init, config.teacher.checkpoint = "random", "elsewhere"
-    with pytest.raises(ConfigError, match=r"config.teacher.pretrained is .*teacher.checkpoint names a trained teacher"):
+    with pytest.raises(ConfigError, match=r"config.teacher.pretrained is .*teacher.checkpoint already names a teacher"):
         check_fields(config)
 
 

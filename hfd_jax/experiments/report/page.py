@@ -14,7 +14,7 @@ from hfd_jax.experiments.report.pictures import columns, tile_pictures
 from hfd_jax.experiments.report.records import RunFiles
 from hfd_jax.experiments.report.survey import UNTRAINED, Survey, Throughput
 from hfd_jax.experiments.report.tables import REFERENCE, Row
-from hfd_jax.models.hfdnet import TAPS
+from hfd_jax.models.base import TAPS
 from hfd_jax.train.networks import BASELINES
 
 # Networks that style.css has a colour of their own for; the others share its spare ones.

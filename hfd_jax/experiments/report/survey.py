@@ -24,8 +24,7 @@ from hfd_jax.evaluation.steps import common_label
 from hfd_jax.experiments.report.records import RunFiles, Scored
 from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.inference.restore import Network, check_fits, load_network
-from hfd_jax.models.base import SegmentationNetwork
-from hfd_jax.models.hfdnet import TAPS
+from hfd_jax.models.base import TAPS, SegmentationNetwork
 from hfd_jax.train import build
 from hfd_jax.train.run import Run
 from hfd_jax.train.state import init_fn, initial_key, student_from_teacher

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hfd_jax.inference.mapping.windows import Grid, Window, round_up
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 
 Write = Callable[[int, int, np.ndarray, np.ndarray], None]
 

@@ -24,8 +24,7 @@ from hfd_jax.inference.mapping.reader import Image, Interpretation, Scene, Wante
 from hfd_jax.inference.mapping.windows import Grid, Window, round_up
 from hfd_jax.inference.mapping.writer import NO_DATA, SETTINGS, Target, maps
 from hfd_jax.inference.restore import Network, identity
-from hfd_jax.models.base import SegmentationNetwork
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE, SegmentationNetwork
 
 # Windows of 512 pixels with an overlap of 128 cost as much, but 0.26 % of their pixels get another class than from the
 # whole scene at once, because they see less of their surroundings; with these values it is 0.01 %.

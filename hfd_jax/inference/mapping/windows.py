@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 
 BLOCK = 512  # columns; edge of the blocks in which maps are stored, so that panels end where blocks do
 

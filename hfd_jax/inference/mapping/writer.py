@@ -19,7 +19,7 @@ from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.workdir import Workdir, differences, sole_run
 from hfd_jax.data.facts import Facts
 from hfd_jax.inference.mapping.windows import BLOCK
-from hfd_jax.models.hfdnet import STRIDE
+from hfd_jax.models.base import STRIDE
 
 NO_DATA = 255
 HIGHEST = 254  # stored for a probability of 1
