@@ -82,14 +82,14 @@ def test_nothing_there(tmp_path):
     checkpoints = Checkpoints(str(tmp_path / "student"))
     assert checkpoints.restore_latest(abstract(make_state())) is None
     checkpoints.close()
-    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         checkpoints.choose("latest")
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         CheckpointReader(str(tmp_path / "nowhere"))
 
 
 def test_best_without_scores_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no scored checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no scored checkpoint"):
         save_all(tmp_path / "student", {10: None}).choose("best")
 
 
@@ -216,7 +216,7 @@ def test_when_nothing_is_good_nothing_is_moved(tmp_path):
     for step in (10, 20):
         flip_bit(files(folder / str(step), "state")[-1])
     checkpoints = Checkpoints(str(folder))
-    with pytest.raises(CheckpointError, match="no good checkpoint is left, nothing was changed: .*/20: .*/10: "):
+    with pytest.raises(CheckpointError, match="no intact checkpoint is left, nothing was changed: .*/20: .*/10: "):
         checkpoints.restore_latest(abstract(make_state()))
     assert checkpoints.steps() == [10, 20]
     checkpoints.close()
@@ -314,6 +314,6 @@ def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert lines["full"] == "No space left on device", done.stderr
     assert "/student/3 could not be written" in lines["error"] and "No space left on device" in lines["error"]
-    assert lines["error"].endswith("checkpoints that stay: 1, 2")
+    assert lines["error"].endswith("checkpoints kept: 1, 2")
     assert lines["whole"] == "[1, 2, 3]" and lines["there"] == "['1', '2', '3']", "nothing half-written is left"
     assert "Traceback" not in done.stderr

@@ -104,7 +104,7 @@ def test_signal_outside_training_ends_at_once_with_the_same_code(undisturbed, sc
             break
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=300)[0]
-    assert process.returncode == STOPPED_EXIT_CODE and "SIGTERM: stopped; the same command continues" in rest
+    assert process.returncode == STOPPED_EXIT_CODE and "SIGTERM: stopped; the same command continues the run" in rest
     same(workdir, undisturbed)
 
 

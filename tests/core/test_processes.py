@@ -158,7 +158,7 @@ def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
         pair = Pair(*arguments(workdir, scenes_dir, *FLAGS, baselines=()))
         codes = pair.end()
     assert codes[0] == 1 and codes[1] != 0
-    assert "error: " in pair.output[0] and "another run is at work there" in pair.output[0]
+    assert "error: " in pair.output[0] and "in use by another run" in pair.output[0]
 
 
 def test_distributed_alone_is_an_error_that_says_what_is_missing(tmp_path):

@@ -44,7 +44,7 @@ def test_unreadable_files_are_named(tmp_path):
 def test_one_run_at_a_time(tmp_path):
     workdir = Workdir(str(tmp_path))
     with sole_run(workdir):
-        with pytest.raises(WorkdirError, match=r"another run is at work there"), sole_run(workdir):
+        with pytest.raises(WorkdirError, match=r"in use by another run"), sole_run(workdir):
             pass
         with pytest.raises(FileNotFoundError):  # what goes wrong within is not about the lock
             raise_within(workdir.root)

@@ -103,7 +103,7 @@ def test_a_second_start_is_refused_while_a_run_is_at_work(finished, scenes_dir):
     before = (finished[0] / "config.json").read_bytes()
     with sole_run(Workdir(str(finished[0]))):
         done = main(finished[0], scenes_dir, "--config.train.log_every=3", check=False)
-    assert done.returncode == 1 and "another run is at work there" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "in use by another run" in done.stderr and "Traceback" not in done.stderr
     assert (finished[0] / "config.json").read_bytes() == before
 
 
