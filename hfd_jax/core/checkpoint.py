@@ -1,8 +1,8 @@
-"""Saving and restoring through Orbax; the only module that knows of it.
+"""Saves and restores checkpoints; the only module that imports Orbax.
 
-A checkpoint holds the whole training state and a record (JSON): what the network is, what it was trained on, its score,
-and digests of every array and of itself. Orbax loads a file with a flipped bit without a word; here whatever is read is
-held against its digest, and a damaged checkpoint is set aside in favour of the newest good one.
+A checkpoint holds the whole training state and a JSON record: the network, its training data, its score, a digest of
+every array and a digest of the record. Orbax loads a file with a flipped bit without an error. This module verifies the
+digest of everything it reads; training moves a damaged checkpoint aside and resumes from the newest intact one.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from hfd_jax.core.trees import listed, shape_differences
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's files are not what was written."""
+    """The files of a checkpoint differ from what was written."""
 
 
 @dataclasses.dataclass
 class _BestStep(policies.PreservationPolicy):
-    """Keeps the step with the highest score, ties go to the later one; and those whose score a damaged record hides."""
+    """Keeps the step with the highest score (the later one on a tie) and every step whose record is unreadable."""
 
     scores: dict[int, float]
     unreadable: set[int]
@@ -47,27 +47,27 @@ class _BestStep(policies.PreservationPolicy):
 
 
 class CheckpointReader:
-    """Reads the checkpoints in a folder, one folder per step; writes nothing.
+    """Reads the checkpoints of one network; writes nothing.
 
     Args:
-      directory: of one network.
+      directory: the network's folder, with one subfolder per step.
 
     Raises:
-      CheckpointError: there is no such folder.
+      CheckpointError: the folder does not exist.
     """
 
     def __init__(self, directory: str):
         _calm_orbax()
         self.directory = os.path.abspath(directory)
         if not os.path.isdir(self.directory):
-            raise CheckpointError(f"{directory}: no such folder, so no checkpoint to read")
+            raise CheckpointError(f"{directory}: no such folder; expected a folder of checkpoints")
 
     def steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, rising."""
+        """Returns the steps with a finished checkpoint in ascending order."""
         return sorted(checkpoint_steps(self.directory))
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record of a step; DamagedError where it cannot be read or is not what was written."""
+        """Returns the JSON record of a step. Raises DamagedError if it is unreadable or does not match its digest."""
         with self._damage(step, "its record cannot be read"):
             record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._path(step, "record"))
         if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
@@ -75,28 +75,33 @@ class CheckpointReader:
         return record
 
     def scores(self) -> dict[int, float]:
-        """step -> score, of the steps that have one; DamagedError where a record cannot be read."""
+        """Maps each scored step to its score. Raises DamagedError if a record is unreadable."""
         found = {step: self.record(step).get("score") for step in self.steps()}
         return {step: score for step, score in found.items() if score is not None}
 
     def choose(self, which: str) -> int:
-        """The "latest" or the "best" (highest score) step; CheckpointError where there is none, or none can be told."""
+        """Returns the "latest" or the "best" (highest score) step.
+
+        Raises:
+          CheckpointError: there is no checkpoint, or none with a score.
+          DamagedError: a record that is needed to find the best step is unreadable.
+        """
         scores = self.scores() if which == "best" else {step: step for step in self.steps()}
         if not scores:
-            raise CheckpointError(f"{self.directory}: no {'scored ' if which == 'best' else ''}checkpoint in it")
+            raise CheckpointError(f"{self.directory}: contains no {'scored ' if which == 'best' else ''}checkpoint")
         return max(scores, key=lambda step: (scores[step], step))
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Restores a state or a part of it.
+        """Restores a state or part of one.
 
         Args:
-          step: to read.
-          abstract: pytree of jax.ShapeDtypeStruct with the state's structure and only the wanted leaves; a leaf without
-            sharding comes back as a NumPy array.
+          step: step of the checkpoint.
+          abstract: pytree of jax.ShapeDtypeStruct with the structure of the state, reduced to the leaves to restore. A
+            leaf without a sharding is returned as a NumPy array.
 
         Raises:
-          CheckpointError: the checkpoint holds another network; names the parameters and shapes.
-          DamagedError: it cannot be read, or an array does not match its digest.
+          CheckpointError: the checkpoint holds a different network; the message names parameters and shapes.
+          DamagedError: the checkpoint is unreadable, or an array does not match its digest.
         """
         arrays = self.record(step)["arrays"]
         self._check_shapes(step, abstract, arrays)
@@ -112,7 +117,7 @@ class CheckpointReader:
         return state
 
     def verify(self, step: int) -> None:
-        """Reads every array of a step and holds it against its digest; DamagedError where one does not match."""
+        """Reads every array of a step. Raises DamagedError if one does not match its digest."""
         arrays = self.record(step)["arrays"]
         state = self._read(step, None)
         digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
@@ -123,7 +128,7 @@ class CheckpointReader:
         return os.path.join(self.directory, str(step), *parts)
 
     def _read(self, step: int, args: Any) -> Any:
-        """Through Orbax; without `args` everything, as NumPy arrays: saved on which devices does not matter then."""
+        """Reads with Orbax; without `args`, reads all arrays as NumPy arrays, whatever devices they were saved from."""
         path, reader = self._path(step, "state"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         with self._damage(step, "cannot be read"):
             if args is None:
@@ -134,7 +139,7 @@ class CheckpointReader:
 
     @contextlib.contextmanager
     def _damage(self, step: int, what: str) -> Iterator[None]:
-        """Orbax raises bare exceptions for damaged files: DamagedError, unless it is the machine that failed."""
+        """Turns any exception of Orbax into a DamagedError, or into a CheckpointError if the system is at fault."""
         try:
             yield
         except Exception as error:
@@ -146,15 +151,15 @@ class CheckpointReader:
         stored = {k: jax.ShapeDtypeStruct(tuple(v["shape"]), v["dtype"]) for k, v in arrays.items() if k in wanted}
         problems = shape_differences(wanted, stored)
         if problems:
-            raise CheckpointError(f"{self._path(step)} holds another network: {listed(problems)}")
+            raise CheckpointError(f"{self._path(step)} holds a different network: {listed(problems)}")
 
 
 class Checkpoints(CheckpointReader):
-    """Also writes them.
+    """Reads and writes the checkpoints of one network.
 
     Args:
-      directory: made if missing.
-      keep: so many of the latest stay, and the best one beside them.
+      directory: the network's folder; created if missing.
+      keep: number of latest checkpoints to keep, in addition to the best one.
     """
 
     def __init__(self, directory: str, keep: int = 2):
@@ -178,25 +183,26 @@ class Checkpoints(CheckpointReader):
                 async_options=ocp.AsyncOptions(timeout_secs=600),
             ),
         )
-        # It would ask JAX whether a preemption is due with step numbers of its own, from a thread of one process:
-        # `interruption` asks, once per step and in all processes alike.
+        # Orbax would query JAX for preemptions with its own step numbers, from a thread of one process. `interruption`
+        # makes this query instead, once per step and in every process.
         self._manager.reached_preemption = lambda step: False
         self._saving: int | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
-        """Starts writing in the background; the previous save is waited for.
+        """Waits for the previous save, then starts writing in the background.
 
         Args:
           step: names the checkpoint.
-          state: a pytree of arrays, one copy; with several processes each has it, and the first one writes.
-          record: JSON-ready; kept beside the arrays.
-          score: decides which step is the best.
+          state: pytree of arrays, not replicated. Every process passes its copy; the first process writes.
+          record: JSON-serialisable values to store with the arrays.
+          score: higher is better; None leaves the step out of the choice of the best one.
 
         Raises:
-          CheckpointError: this save or the previous one failed, for example on a full disk; earlier checkpoints stay.
+          CheckpointError: this save or the previous one failed, for example on a full disk. Earlier ones
+            are kept.
         """
         self.wait()
-        # On the host: the digests need the numbers, and Orbax takes the arrays of every kind of parallelism alike.
+        # Digests need the arrays on the host, and Orbax then treats jit and pmap alike.
         state = jax.tree.map(np.asarray, state)
         record = {**record, "step": step, "score": score, "arrays": _fingerprints(state)}
         record["blake2b"] = _record_digest(record)
@@ -207,19 +213,19 @@ class Checkpoints(CheckpointReader):
         with self._failures():
             saved = self._manager.save(step, args=args, force=True)
         if not saved:
-            raise CheckpointError(f"{self._path(step)} was not saved; is there a checkpoint of this step already?")
+            raise CheckpointError(f"{self._path(step)} was not saved; does a checkpoint of this step already exist?")
 
     def restore_latest(self, abstract: Any) -> tuple[Any, int] | None:
-        """Restores the newest undamaged state; damaged newer ones are moved to ../damaged.
+        """Restores the newest intact state and moves newer, damaged checkpoints to ../damaged.
 
         Args:
-          abstract: as `restore` takes it.
+          abstract: see `restore`.
 
         Returns:
-          (state, step), or None where there is no checkpoint at all.
+          (state, step), or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: every checkpoint is damaged (nothing is moved), or they hold another network.
+          CheckpointError: every checkpoint is damaged (nothing is moved), or they hold a different network.
         """
         problems: dict[int, str] = {}
         found = None
@@ -229,31 +235,31 @@ class Checkpoints(CheckpointReader):
                 break
             except DamagedError as error:
                 problems[step] = str(error)
-        # Only now that every process has read what it wanted may anything be moved.
+        # Nothing may be moved before every process has finished reading.
         if not same_everywhere(found[1] if found else -1):
-            raise CheckpointError(f"{self.directory}: not all processes find the same checkpoint in it; is it shared?")
+            raise CheckpointError(f"{self.directory}: processes find different checkpoints; is the folder shared?")
         if problems and not found:
-            raise CheckpointError("no good checkpoint is left, nothing was changed: " + "; ".join(problems.values()))
+            raise CheckpointError("no intact checkpoint is left, nothing was changed: " + "; ".join(problems.values()))
         self._set_aside(problems)
         return found
 
     def whereabouts(self) -> str:
-        """Says where the newest checkpoint is, after the save in progress."""
+        """Waits for the save in progress and returns a sentence with the path of the newest checkpoint."""
         self.wait()
         found = self.steps()
         return f"The newest checkpoint is {self._path(found[-1])}" if found else "There is no checkpoint yet"
 
     def wait(self) -> None:
-        """Waits for the save in progress; CheckpointError where it failed."""
+        """Waits for the save in progress. Raises CheckpointError if it failed."""
         with self._failures():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits as `wait` does, and lets go of the folder."""
+        """Waits for the save in progress and closes Orbax's manager. Raises CheckpointError if the save failed."""
         try:
             self.wait()
         except CheckpointError:
-            with contextlib.suppress(Exception):  # the same error once more
+            with contextlib.suppress(Exception):  # repeats the error of the save
                 self._manager.close()
             raise
         self._manager.close()
@@ -262,10 +268,10 @@ class Checkpoints(CheckpointReader):
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # as above
+        except Exception as error:  # Orbax raises bare exceptions here too
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"{self._path(self._saving)} could not be written ({_first_line(error)}); checkpoints that stay: {kept}"
+                f"{self._path(self._saving)} could not be written ({_first_line(error)}); checkpoints kept: {kept}"
             ) from error
 
     def _set_aside(self, problems: dict[int, str]) -> None:
@@ -284,16 +290,16 @@ class Checkpoints(CheckpointReader):
 
 @functools.cache
 def _calm_orbax() -> None:
-    """Silences what Orbax prints beside the exceptions that it raises.
+    """Silences messages that Orbax prints in addition to raising an exception.
 
-    Every thread of a failed save logs its traceback, and after a failed read or write the others complain about a
-    closed event loop. Every restore of a checkpoint without Orbax's own metadata item warns that it is missing.
+    Each thread of a failed save logs its traceback, and after a failed read or write the remaining threads report a
+    closed event loop. Each restore of a checkpoint without Orbax's own metadata item warns that the item is missing.
     """
-    show = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
-    def show_others(unraisable):
+    def skip_closed_event_loop(unraisable):
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
-            show(unraisable)
+            previous_hook(unraisable)
 
     def worth_reading(entry: stdlib_logging.LogRecord) -> bool:
         if os.sep + "orbax" + os.sep in entry.pathname:
@@ -301,12 +307,12 @@ def _calm_orbax() -> None:
             return not str(entry.msg).startswith("Metadata file does not exist")
         return True
 
-    sys.unraisablehook = show_others
+    sys.unraisablehook = skip_closed_event_loop
     logging.get_absl_logger().addFilter(worth_reading)
 
 
 def _is_no_damage(error: Exception) -> bool:
-    """Memory, permissions, a file server that is away: trying again later may do."""
+    """Whether memory, permissions or an unreachable file server caused the error, so that a retry may succeed."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
         return True
     return any(
@@ -325,7 +331,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
-    """path -> shape, dtype and digest of every NumPy array."""
+    """Maps the path of each NumPy array to its shape, dtype and digest."""
     out = {}
     for path, leaf in _by_path(tree).items():
         out[path] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "blake2b": _digest(leaf)}
@@ -333,7 +339,7 @@ def _fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-    """Over everything but the digest itself, as JSON."""
+    """Digest of the record as JSON, without the digest itself."""
     text = json.dumps({key: value for key, value in record.items() if key != "blake2b"}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

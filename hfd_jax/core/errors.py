@@ -1,4 +1,4 @@
-"""Errors that a user can mend, as opposed to bugs: the launcher and the tools show their message alone."""
+"""Errors that a user can fix, as opposed to bugs: the launcher and the tools print only their message."""
 
 import contextlib
 import difflib
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """Names the file or field, what was found and what was expected."""
+    """Base class; the message names the file or field, what was found and what was expected."""
 
 
 class ConfigError(UserError, ValueError):
-    """A field of the config is wrong."""
+    """A field of the config is invalid."""
 
 
 class DataError(UserError, ValueError):
@@ -18,30 +18,31 @@ class DataError(UserError, ValueError):
 
 
 class WorkdirError(UserError, ValueError):
-    """The workdir belongs to another config, or holds no run."""
+    """A workdir was created with another config or holds no run, or a file cannot be written."""
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, damaged, or made for something else."""
+    """A checkpoint is missing, damaged or holds a different network."""
 
 
 class DivergedError(UserError, ArithmeticError):
-    """Losses or gradients were not finite, step after step."""
+    """Losses or gradients were not finite for many consecutive steps."""
 
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
 class StoppedError(BaseException):
-    """A run was asked to stop and has saved; the message says what to do.
+    """A signal stopped the run; the message tells how to continue.
 
-    Like KeyboardInterrupt it may come at any place, and must not be taken for a fault of what it interrupts.
+    Like KeyboardInterrupt, it may be raised anywhere and does not derive from Exception, so that no handler mistakes it
+    for a failure of the code it interrupts.
     """
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Turns what the operating system says while `path` is written (disk full, no permission) into a WorkdirError."""
+    """Turns an OSError raised while `path` is written (disk full, no permission) into a WorkdirError."""
     try:
         yield
     except OSError as error:
@@ -49,7 +50,7 @@ def writing(path: str) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'? (choices: a, b, x)"; without a close match, the choices alone."""
+    """Returns "did you mean 'x'? (expected one of: a, b, x)", or only the choices without a close match."""
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), known, n=1)
     choices = f"expected one of: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run: training after the current step, with a checkpoint; everything else at once."""
+"""Stops a run on SIGTERM or SIGINT: training after the current step and a checkpoint, everything else at once."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from hfd_jax.core.errors import StoppedError
 
 
 class Interruption:
-    """Whether a signal has come."""
+    """Records whether the run was asked to stop."""
 
     def __init__(self) -> None:
         self._signalled, self._deferred, self._asked = False, False, 0
 
     def requested(self) -> bool:
-        """Whether to stop, to be asked once per step; with several processes the answer is the same in all of them.
+        """Whether to stop; called once per step. With several processes, all of them get the same answer.
 
-        JAX has them agree on the number of a question: it counts up over the whole run, whatever step is trained.
+        JAX lets the processes agree on the number of a call, so calls are counted over the whole run and not per stage.
         """
         self._asked += 1
         if jax.process_count() > 1:
@@ -30,7 +30,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a signal is only noted: whoever asks `requested` has something to save first."""
+        """Within this context a signal is only recorded; the caller polls `requested` and saves before it stops."""
         self._deferred = True
         try:
             yield
@@ -38,30 +38,32 @@ class Interruption:
             self._deferred = False
 
     def note(self, number: int, frame: object) -> None:
-        """The handler of the signals."""
+        """Signal handler. Raises StoppedError, or KeyboardInterrupt on the second signal."""
         if self._signalled:
             raise KeyboardInterrupt
         self._signalled, name = True, signal.Signals(number).name
         if not self._deferred and jax.process_count() == 1:
-            raise StoppedError(f"{name}: stopped; the same command continues")
+            raise StoppedError(f"{name}: stopped; the same command continues the run")
         print(
-            f"{name}: stops after this step, with a checkpoint (once more: stops at once)", file=sys.stderr, flush=True
+            f"{name}: stops after this step, with a checkpoint (send it again to stop at once)",
+            file=sys.stderr,
+            flush=True,
         )
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX watches for in all processes
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX watches for it in every process
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
-    """Handles the signals; the former handlers return afterwards.
+    """Handles the signals within a context and restores the previous handlers afterwards.
 
-    With several processes JAX itself watches for SIGTERM; SIGINT is passed on as one.
+    With several processes JAX itself watches for SIGTERM, so SIGINT is forwarded as SIGTERM.
     """
     interruption = Interruption()
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, interruption.note) for number in numbers}
+    previous = {number: signal.signal(number, interruption.note) for number in numbers}
     try:
         yield interruption
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

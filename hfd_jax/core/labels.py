@@ -1,3 +1,3 @@
-"""The one label code that all modules share."""
+"""The label code shared by all modules."""
 
-IGNORE_LABEL = 255  # counts in no loss and no metric
+IGNORE_LABEL = 255  # excluded from every loss and metric

@@ -1,4 +1,4 @@
-"""Where numbers go: the console (with the time left), metrics.jsonl, and TensorBoard where TensorFlow is installed."""
+"""Writes metrics to the console, to metrics.jsonl and, if TensorFlow is installed, to TensorBoard."""
 
 import functools
 import importlib.util
@@ -16,13 +16,13 @@ from hfd_jax.core.errors import writing
 
 
 def say(text: str) -> None:
-    """Prints a line, from the first process only."""
+    """Prints a line on the first process."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """ "42 s", "3:05" or "2:03:05"."""
+    """Formats seconds as "42 s", "3:05" or "2:03:05"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -31,18 +31,24 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Steps per second and time left, measured since `start`; the first steps (compilation) do not count."""
+    """Measures steps per second and the time left.
+
+    Args:
+      total: last step.
+      start: step at which the run starts or resumes.
+      skip: number of first steps left out of the measurement, because they compile.
+    """
 
     def __init__(self, total: int, start: int = 0, skip: int = 1):
         self._total, self._first, self._since = total, start + skip, time.monotonic()
 
     def tick(self, done: int) -> None:
-        """To be called after every step."""
+        """Call after every step with the number of finished steps."""
         if done <= self._first:
             self._since = time.monotonic()
 
     def rate(self, done: int) -> float | None:
-        """Steps per second, everything between them included; None before any counts."""
+        """Returns steps per second, including pauses between steps; None before the first measured step."""
         return (done - self._first) / max(time.monotonic() - self._since, 1e-9) if done > self._first else None
 
     def text(self, done: int) -> str:
@@ -53,17 +59,17 @@ class Progress:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl: one object a line with "network", "step" and numbers. Only the first process writes.
+    """Appends JSON objects with "network", "step" and numbers, one per line. Only the first process writes.
 
     Args:
-      path: of the file.
+      path: file to append to.
     """
 
     def __init__(self, path: str):
         self._path = path
 
     def rewind(self, network: str, step: int) -> None:
-        """Drops what a run wrote of `network` after `step`: it resumes there and will write it again."""
+        """Drops the lines of `network` after `step`; a run that resumes at `step` writes them again."""
         if jax.process_index() or not os.path.exists(self._path):
             return
         with open(self._path) as file:
@@ -82,7 +88,7 @@ class MetricsLog:
 
 
 def read_log(path: str) -> tuple[list[dict[str, Any]], int]:
-    """The entries of a file that a `MetricsLog` wrote, none where there is no file; and how many lines are none."""
+    """Returns the entries of a `MetricsLog` file (none if it does not exist) and the number of invalid lines."""
     if not os.path.exists(path):
         return [], 0
     with open(path) as file:
@@ -100,17 +106,17 @@ def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
-        return None  # a killed run may leave half a line
+        return None  # a killed run may leave an incomplete line
     return entry if isinstance(entry, dict) and {"network", "step"} <= set(entry) else None
 
 
 def rows_of(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The metrics of several steps as plain numbers; waits for the device."""
+    """Returns the metrics of several steps as Python floats; waits for the device."""
     return [{key: float(value) for key, value in row.items()} for row in jax.device_get(list(metrics))]
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a text table: the first column flush left, the others flush right."""
+    """Formats lines of cells as a text table: the first column left-aligned, the others right-aligned."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
@@ -119,24 +125,24 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def short(values: Mapping[str, float]) -> str:
-    """ "loss 1.234  ce 0.8 ..." of the loss and its terms, which are those that have a share."""
-    shown = ["loss", *(name for name in values if f"share_{name}" in values)]
-    return "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
+    """Formats the loss and its terms (the values with a "share_" entry) as "loss 1.234  ce 0.812 ..."."""
+    names = ["loss", *(name for name in values if f"share_{name}" in values)]
+    return "  ".join(f"{name} {values[name]:.3f}" for name in names if name in values)
 
 
 class Summaries:
-    """TensorBoard through clu; silent where clu or TensorFlow are missing (a warning says so once).
+    """Writes TensorBoard summaries through clu; does nothing but warn once if clu or TensorFlow is missing.
 
     Args:
-      directory: of the event files.
+      directory: folder for the event files.
     """
 
     def __init__(self, directory: str):
         self._writer = None
         if jax.process_index() == 0 and tensorboard_available():
-            # Nothing is computed with TensorFlow; without this it announces how it would.
+            # TensorFlow computes nothing here; this silences its message about oneDNN.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-            from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: seconds, and not installed everywhere
+            from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: slow and optional
 
             self._writer = metric_writers.SummaryWriter(directory)
 
@@ -145,7 +151,7 @@ class Summaries:
             self._writer.write_scalars(step, values)
 
     def images(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Takes name -> image [H, W, 3] uint8; `draw` is called only where somebody may look at it."""
+        """Writes the images that `draw` returns (name -> [H, W, 3] uint8); calls it only if summaries are written."""
         if self._writer:
             self._writer.write_images(step, {name: image[None] for name, image in draw().items()})
 
@@ -156,7 +162,7 @@ class Summaries:
 
 @functools.cache
 def tensorboard_available() -> bool:
-    """Whether summaries can be written; warns once where they cannot."""
+    """Whether summaries can be written; warns once if not."""
     missing = [name for name in ("clu", "tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         logging.warning(

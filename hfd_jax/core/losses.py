@@ -1,8 +1,8 @@
-"""Segmentation losses and the masked means they are built of: arrays in, arrays out, float32 inside.
+"""Segmentation losses and masked means, computed in float32.
 
-Every loss is a mean over valid pixels, so that its size depends neither on the batch, nor on the image, nor on the
-number of devices. Under pmap each device holds a part of the batch: `axis_name` then makes sums and counts global
-before they are divided. (The gradient of such a loss must be averaged over the devices with `lax.pmean`.)
+Every loss is a mean over valid pixels, so its scale does not depend on batch size, image size or number of devices.
+Under pmap each device holds part of the batch: `collectives.global_sum` sums numerator and count over the devices
+before the division. The gradient of such a loss must then be averaged over the devices.
 """
 
 import jax
@@ -16,11 +16,11 @@ EPS = 1e-6
 
 
 def masked_mean(values, mask):
-    """Mean of `values` where `mask` (broadcast against them) is true; 0 where nothing is valid.
+    """Mean of `values` where `mask` is true; 0 if nothing is valid.
 
     Args:
       values: float array.
-      mask: bool or float weights, broadcastable to `values`.
+      mask: bool array or float weights, broadcastable to `values`.
 
     Returns:
       float32 scalar.
@@ -35,11 +35,11 @@ def cross_entropy(logits, label, class_weights=None):
 
     Args:
       logits: [B, H, W, K].
-      label: [B, H, W] integers; IGNORE_LABEL counts nowhere.
-      class_weights: [K] of mean about 1, or None; the mean is weighted with them.
+      label: [B, H, W] integers; pixels with IGNORE_LABEL are excluded.
+      class_weights: [K] with a mean of about 1, or None; weights of the mean over pixels.
 
     Returns:
-      float32 scalar, 0 where no pixel is labelled.
+      float32 scalar, 0 if no pixel is labelled.
     """
     valid = label != IGNORE_LABEL
     target = jnp.where(valid, label, 0).astype(jnp.int32)
@@ -52,17 +52,17 @@ def cross_entropy(logits, label, class_weights=None):
 
 
 def soft_dice(logits, label):
-    """1 - soft Dice coefficient (Milletari et al. 2016), averaged over the classes that occur among the labels.
+    """1 - soft Dice coefficient (Milletari et al. 2016), averaged over the classes present in the labels.
 
-    The sums of the formula run over the whole batch and stand here as means over its valid pixels, so that EPS weighs
-    the same at every size.
+    The formula's sums over the whole batch are computed as means over its valid pixels, so that EPS has the same
+    effect at every size.
 
     Args:
       logits: [B, H, W, K].
-      label: [B, H, W] integers; IGNORE_LABEL counts nowhere.
+      label: [B, H, W] integers; pixels with IGNORE_LABEL are excluded.
 
     Returns:
-      float32 scalar, 0 where no pixel is labelled.
+      float32 scalar, 0 if no pixel is labelled.
     """
     valid = (label != IGNORE_LABEL)[..., None].astype(jnp.float32)
     probability = jax.nn.softmax(logits.astype(jnp.float32)) * valid
@@ -71,5 +71,5 @@ def soft_dice(logits, label):
     count = jnp.maximum(global_sum(jnp.sum(valid)), 1.0)
     overlap, predicted, present = global_sum(sums) / count
     dice = (2 * overlap + EPS) / (predicted + present + EPS)
-    occurs = present > 0
-    return jnp.sum((1 - dice) * occurs) / jnp.maximum(jnp.sum(occurs), 1)
+    occurring = present > 0
+    return jnp.sum((1 - dice) * occurring) / jnp.maximum(jnp.sum(occurring), 1)

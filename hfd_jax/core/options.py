@@ -15,13 +15,13 @@ from hfd_jax.core.errors import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known about one option.
+    """Declaration of one option.
 
     Attributes:
-      default: its value unless the config says otherwise; also gives the type.
+      default: value unless the config sets another; also determines the type.
       meaning: one phrase for the docs, with the unit or the source of the default.
       above, at_least, at_most: limits of a number, or of every number in a tuple.
-      choices: all values that are possible.
+      choices: the allowed values.
     """
 
     default: Any
@@ -38,7 +38,7 @@ class Option:
 
     @property
     def limits(self) -> str:
-        """The limits in words, "" for none."""
+        """The limits in words, "" if there are none."""
         if self.choices:
             return "one of: " + ", ".join(map(str, self.choices))
         if (self.at_least, self.at_most) == (0, 1):
@@ -49,11 +49,11 @@ class Option:
         return ", ".join(parts)
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value; None if nothing is."""
+        """Describes why `value` is invalid; None if it is valid."""
         if self.choices:
             return None if value in self.choices else nearest(value, self.choices)
-        fine = all(map(self._is_within, value if isinstance(value, tuple | list) else (value,)))
-        return None if fine else f"expected {self.limits}"
+        valid = all(map(self._is_within, value if isinstance(value, tuple | list) else (value,)))
+        return None if valid else f"expected {self.limits}"
 
     def _is_within(self, value: Any) -> bool:
         return not (
@@ -64,22 +64,22 @@ class Option:
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """Returns a dataclass field that is an option; `limits` are those of `Option`."""
+    """Returns a dataclass field that declares an option; `limits` are the remaining attributes of `Option`."""
     return dataclasses.field(default=default, kw_only=True, metadata={"option": Option(default, meaning, **limits)})
 
 
 def options_of(cls: type) -> dict[str, Option]:
-    """The options of a dataclass (or Linen module) by name, those of its base classes first."""
+    """Returns the options of a dataclass (or Linen module) by name, those of its base classes first."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(cls) if "option" in field.metadata}
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """Name -> default of every option."""
+    """Maps the name of each option to its default."""
     return {name: declared.default for name, declared in options_of(cls).items()}
 
 
 def problems(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of every option whose value is outside its limits."""
+    """Yields (name, problem) for every option whose value is outside its limits."""
     for name, declared in options_of(cls).items():
         why = declared.problem(values[name])
         if why:

@@ -1,8 +1,8 @@
 """Where arrays live and how steps are compiled: one interface, two implementations.
 
 `Jit` (default) shards the batch over a mesh and lets the compiler insert the communication: batch statistics, losses
-and metrics are those of the whole batch. `Pmap` runs one copy a device with explicit collectives and gives the same
-numbers. Both take and return HOST batches and replicated trees, so that nobody else needs to know which one runs.
+and metrics are computed over the whole batch. `Pmap` runs one copy per device with explicit collectives and gives the
+same numbers. Both take host batches and replicated trees, so callers need not know which one is in use.
 """
 
 import functools
@@ -35,7 +35,7 @@ class Jit:
         self.local_devices = len(self.mesh.local_devices)
 
     def init(self, function: Callable, *args) -> Any:
-        """Runs an initialiser with its outputs born on the devices, replicated."""
+        """Runs an initialiser and replicates its outputs; jit creates them directly on the devices."""
         return jax.jit(function, out_shardings=self._whole, compiler_options=compiler_options())(*args)
 
     def train_step(self, function: Callable) -> Callable:
@@ -47,7 +47,7 @@ class Jit:
         return self._compile(function, 2)
 
     def map_step(self, function: Callable) -> Callable:
-        """Compiles (variables, batch) -> an array with an entry per sample, each on its sample's device."""
+        """Compiles (variables, batch) -> array [B, ...]; each entry stays on the device of its sample."""
         return jax.jit(
             function,
             in_shardings=(self._whole, self._split),
@@ -60,19 +60,19 @@ class Jit:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._whole, np.asarray(x)), tree)
 
     def single(self, tree: Any) -> Any:
-        """One copy of a replicated tree, as it is saved."""
+        """Returns one copy of a replicated tree, in the form that checkpoints store."""
         return tree
 
     def local(self, tree: Any) -> Any:
-        """One copy of a replicated tree, on a device of this process."""
+        """Returns one copy of a replicated tree, on a device of this process."""
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def abstract(self, tree: Any) -> Any:
-        """Shapes, dtypes and shardings of `single(tree)`, as it is restored."""
+        """Returns shapes, dtypes and shardings of `single(tree)`, to restore a checkpoint with."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), tree)
 
     def placed(self, restored: Any) -> Any:
-        """What `abstract` restored, as the step takes it."""
+        """Converts a tree restored with `abstract` to the form that the steps take."""
         return restored
 
     def shard(self, batch: dict) -> dict:
@@ -144,34 +144,35 @@ class Pmap:
 
 
 def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Jit | Pmap:
-    """`kind` is one of KINDS."""
+    """Returns the implementation named `kind`, one of KINDS."""
     return {"jit": Jit, "pmap": Pmap}[kind](devices)
 
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """Settings that pay on this backend; empty where the compiler does not know them.
+    """Returns compiler settings that speed up this backend; empty if the compiler does not know them.
 
-    On the CPU the default hands convolutions to a library that is slower than XLA's own: only reductions go there.
+    On the CPU, XLA by default passes convolutions to a library that is slower than its own code; with these settings
+    it passes only reductions.
     """
     if jax.default_backend() != "cpu":
         return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(jnp.zeros(())).compile()
-    except Exception:  # noqa: BLE001 - an experimental setting: whatever this compiler says, it means "not here"
+    except Exception:  # noqa: BLE001 - an experimental setting: any error means that it is not supported
         return {}
     return options
 
 
 def join_processes(distributed: bool) -> None:
-    """Connects this process with the other ones of the run (config.distributed), before any device is touched.
+    """Connects the processes of a distributed run; call before any device is used.
 
-    JAX itself finds them under SLURM, Open MPI, Kubernetes and on Cloud TPU. Elsewhere the environment says who is who:
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX detects the processes under SLURM, Open MPI, Kubernetes and on Cloud TPU. Elsewhere set the environment
+    variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ConfigError: neither is there.
+      ConfigError: no other processes were found.
     """
     if not distributed:
         return
@@ -188,20 +189,20 @@ def join_processes(distributed: bool) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """A barrier over processes; nothing with a single one."""
+    """Waits until every process has arrived here; `what` names the barrier."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def same_everywhere(number: int) -> bool:
-    """Whether all processes call this with the same number."""
+    """Whether all processes pass the same number."""
     return bool(np.all(multihost_utils.process_allgather(np.int32(number)) == number))
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
+    """Caches compiled programs in the user's cache folder unless JAX_COMPILATION_CACHE_DIR is set.
 
-    A program compiled for one processor may crash on another: each kind has a folder of its own.
+    A program compiled for one processor may crash on another, so each kind of processor has its own folder.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -221,7 +222,7 @@ def _processor() -> str:
 
 
 def prefetch(batches: Iterable[dict], shard: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:
-    """Keeps `depth` batches on their way to the devices while the current one is worked on; closing it closes both."""
+    """Transfers up to `depth` batches ahead of the current one; closing the generator closes `batches` too."""
     waiting: list[dict] = []
     try:
         for batch in batches:

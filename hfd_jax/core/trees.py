@@ -6,7 +6,7 @@ import jax
 
 
 def shape_differences(expected: Any, found: Any) -> list[str]:
-    """Names the leaves of two trees that differ in presence or shape, as "path: expected [..], found [..]"."""
+    """Lists leaves that are missing or differ in shape, as "path: expected (3, 4), found (3, 5)"."""
 
     def shapes(tree):
         return {
@@ -14,15 +14,15 @@ def shape_differences(expected: Any, found: Any) -> list[str]:
             for path, x in jax.tree.leaves_with_path(tree)
         }
 
-    one, other = shapes(expected), shapes(found)
+    wanted, present = shapes(expected), shapes(found)
     return [
-        f"{path}: expected {one.get(path, 'nothing')}, found {other.get(path, 'nothing')}"
-        for path in sorted(one.keys() | other.keys())
-        if one.get(path) != other.get(path)
+        f"{path}: expected {wanted.get(path, 'nothing')}, found {present.get(path, 'nothing')}"
+        for path in sorted(wanted.keys() | present.keys())
+        if wanted.get(path) != present.get(path)
     ]
 
 
 def listed(lines: list[str]) -> str:
-    """The first eight of them, and how many more there are."""
+    """Joins the first eight lines and counts the rest."""
     more = f" (and {len(lines) - 8} more)" if len(lines) > 8 else ""
     return "; ".join(lines[:8]) + more

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock and the config that it belongs to."""
+"""The folder of a run: its files, its lock and its config."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import WorkdirError, writing
 
-# Fields that change no number of a finished stage; a later start may set them differently.
+# Fields that do not change the results of a finished stage; they may differ when a run is resumed.
 FREE = (
     "stage",
     "baselines",
@@ -24,14 +24,14 @@ FREE = (
     "data.dir",
     "data.threads",
     "data.workers",
-    "teacher.checkpoint",  # where it lies; which teacher it is, the checkpoints know
-    "distill.cache",  # no longer a field; it never changed what a run computes
+    "teacher.checkpoint",  # only its location; the checkpoints identify the teacher
+    "distill.cache",  # a removed field that never changed a result
     "train",
     "eval",
 )
 # Fields (or prefixes of them) that the training of a teacher does not read.
 STUDENT_ONLY = ("student.", "distill.", "data.labelled_per_batch")
-# Fields that came later: what they are for a run whose config.json does not have them.
+# Fields added later, with the values that apply to a config.json written without them.
 _LATER = {"model": {"architecture": "hfdnet", "rates": [6, 12, 18]}, "student": {"architecture": ""}}
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
@@ -41,7 +41,7 @@ _PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths below `root`."""
+    """The paths of a run's files below `root`."""
 
     root: str
 
@@ -79,7 +79,7 @@ class Workdir:
 
 
 def check_claim(workdir: Workdir, config: ConfigDict) -> None:
-    """Raises WorkdirError if the folder holds a run of another config; names every differing field that matters."""
+    """Raises WorkdirError if the folder holds a run with another config; the message names the differing fields."""
     if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
         raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
     if not os.path.exists(workdir.config):
@@ -103,7 +103,7 @@ def check_claim(workdir: Workdir, config: ConfigDict) -> None:
 
 
 def claim(workdir: Workdir, config: ConfigDict) -> None:
-    """Writes config.json and versions.json after `check_claim`."""
+    """Checks the workdir with `check_claim`, then writes config.json and versions.json."""
     check_claim(workdir, config)
     with writing(workdir.root):
         os.makedirs(workdir.root, exist_ok=True)
@@ -113,23 +113,27 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def sole_run(workdir: Workdir) -> Iterator[None]:
-    """Makes the folder; WorkdirError where another run is at work in it. The lock goes with the process, however."""
+    """Creates the folder and locks it; the lock also ends with the process.
+
+    Raises:
+      WorkdirError: another run uses the folder, or it cannot be written.
+    """
     path = os.path.join(workdir.root, "lock")
     with writing(path):
         os.makedirs(workdir.root, exist_ok=True)
-        file = open(path, "a")  # noqa: SIM115 - closed below, where other errors are not about it
+        file = open(path, "a")  # noqa: SIM115 - closed below, outside `writing`
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise WorkdirError(f"{workdir.root}: another run is at work there; wait for it or stop it") from error
+            raise WorkdirError(f"{workdir.root}: in use by another run; wait for it or stop it") from error
         except OSError as error:
-            logging.warning("%s: this file system has no locks (%s); start one run at a time", path, error.strerror)
+            logging.warning("%s: file system without locks (%s); start one run at a time", path, error.strerror)
         yield
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide the numbers."""
+    """Returns the installed versions of the packages that affect results."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -140,7 +144,7 @@ def package_versions() -> dict[str, str]:
 
 
 def read_json(path: str) -> Any:
-    """Reads a file; WorkdirError where it is missing or no JSON."""
+    """Reads a JSON file. Raises WorkdirError if it is missing or invalid."""
     try:
         with open(path) as file:
             return json.load(file)
@@ -151,16 +155,17 @@ def read_json(path: str) -> Any:
 
 
 def read_config(workdir: Workdir) -> dict[str, Any]:
-    """The config of the run in a workdir, with every field there is today; WorkdirError as of `read_json`.
+    """Returns the config of the run in a workdir, completed with fields added since; tuples are lists.
 
-    It has lists where a config has tuples.
+    Raises:
+      WorkdirError: config.json is missing or invalid.
     """
     config = read_json(workdir.config)
     return config | {part: fields | config.get(part, {}) for part, fields in _LATER.items()}
 
 
 def write_json(path: str, values: Any) -> None:
-    """Replaces the file as a whole: a killed run leaves the old one or the new one."""
+    """Writes JSON atomically: a killed run leaves either the old or the new file."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
         with open(temporary, "w") as file:
@@ -172,7 +177,7 @@ def write_json(path: str, values: Any) -> None:
 
 
 def jsonable(values: Any) -> Any:
-    """`values` as a JSON file returns them: tuples become lists."""
+    """Returns `values` as they read back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(values))
 
 
@@ -196,6 +201,6 @@ def _is_free(field: str) -> bool:
 
 
 def _is_unused(field: str, config: ConfigDict) -> bool:
-    """Whether the field is an option of a distillation method that is not asked for."""
+    """Whether the field belongs to a distillation method that the config does not use."""
     part, _, rest = field.partition(".")
     return part == "distill" and "." in rest and rest.split(".")[0] not in config.distill.method

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is restored, and that damage never becomes a result."""
+"""Which checkpoints are kept and restored; a damaged one never becomes a result."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from hfd_jax.core.errors import CheckpointError
 from hfd_jax.train.state import TrainState
 from tests.conftest import ROOT, python_environment, run_python
 
-# Reads of a failed restore that are still under way complain about the closed event loop.
+# Reads still in progress when a restore fails report a closed event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -82,14 +82,14 @@ def test_nothing_there(tmp_path):
     checkpoints = Checkpoints(str(tmp_path / "student"))
     assert checkpoints.restore_latest(abstract(make_state())) is None
     checkpoints.close()
-    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         checkpoints.choose("latest")
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         CheckpointReader(str(tmp_path / "nowhere"))
 
 
 def test_best_without_scores_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no scored checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no scored checkpoint"):
         save_all(tmp_path / "student", {10: None}).choose("best")
 
 
@@ -129,13 +129,13 @@ def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplo
     assert step == 10 and equal(state, make_state(10))
     assert checkpoints.steps() == [10]
     assert [p.name.rsplit("-", 1)[0] for p in (tmp_path / "damaged").iterdir()] == ["student-20"]
-    checkpoints.save(20, make_state(20), {})  # saving goes on, also at the step that was bad
+    checkpoints.save(20, make_state(20), {})  # saving continues, even at the step that was damaged
     checkpoints.close()
     assert CheckpointReader(str(folder)).steps() == [10, 20]
 
 
 def hurt(path, rng):
-    """One of four kinds of damage, at a random place; says which."""
+    """Damages a file in one of four ways at a random position; returns the name of the damage."""
     kind = [truncate, empty, flip_bit, Path.unlink][rng.integers(4)]
     if kind is flip_bit:
         content = bytearray(path.read_bytes())
@@ -150,7 +150,7 @@ def hurt(path, rng):
 
 @pytest.mark.parametrize("times", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_damage_becomes_a_result(tmp_path, times):
-    """Any file of a checkpoint, metadata too: what is restored is what was saved, of this step or the one before."""
+    """With any file damaged, metadata included, the restored state equals the one saved at this or the previous step."""
     rng, caught = np.random.default_rng(times), []
     whole = save_all(tmp_path / "whole", {10: None, 20: None})
     for number in range(times):
@@ -158,7 +158,7 @@ def test_no_damage_becomes_a_result(tmp_path, times):
         shutil.copytree(tmp_path / "whole", folder)
         path = files(folder, 20)[rng.integers(len(files(folder, 20)))]
         what = f"{hurt(path, rng)} {path.relative_to(folder)}"
-        with contextlib.suppress(DamagedError):  # and nothing else
+        with contextlib.suppress(DamagedError):  # no other error is accepted
             CheckpointReader(str(folder)).verify(20)
         checkpoints = Checkpoints(str(folder))
         state, step = checkpoints.restore_latest(abstract(make_state()))
@@ -189,14 +189,14 @@ def test_a_best_checkpoint_whose_score_is_damaged_is_neither_passed_over_nor_rem
     with pytest.raises(DamagedError, match="/10: "):
         reader.choose("best")
     save_all(folder, {40: 0.4, 50: 0.1})
-    assert reader.steps() == [10, 40, 50], "somebody may mend it"
+    assert reader.steps() == [10, 40, 50], "its files may still be repaired"
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), PermissionError(13, "no"), ValueError("RESOURCE_EXHAUSTED: too many open files")]
 )
 def test_trouble_of_the_machine_is_no_damage(tmp_path, monkeypatch, error):
-    """A good checkpoint is not moved away because memory is short or a file server rests."""
+    """An intact checkpoint is not moved when memory runs out or a file server is unreachable."""
     save_all(tmp_path / "student", {10: None, 20: None})
     checkpoints = Checkpoints(str(tmp_path / "student"))
 
@@ -216,14 +216,14 @@ def test_when_nothing_is_good_nothing_is_moved(tmp_path):
     for step in (10, 20):
         flip_bit(files(folder / str(step), "state")[-1])
     checkpoints = Checkpoints(str(folder))
-    with pytest.raises(CheckpointError, match="no good checkpoint is left, nothing was changed: .*/20: .*/10: "):
+    with pytest.raises(CheckpointError, match="no intact checkpoint is left, nothing was changed: .*/20: .*/10: "):
         checkpoints.restore_latest(abstract(make_state()))
     assert checkpoints.steps() == [10, 20]
     checkpoints.close()
 
 
 def test_state_may_be_donated_right_after_save(tmp_path):
-    """Saving goes on in the background while the next step overwrites the buffers."""
+    """Saving continues in the background while the next step overwrites the buffers."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
     state = {"w": jnp.arange(2_000_000.0)}
     expected = np.asarray(state["w"]).copy()
@@ -237,7 +237,7 @@ def test_state_may_be_donated_right_after_save(tmp_path):
 
 
 def test_saved_on_two_devices_verified_on_one(tmp_path):
-    """A run that was finished on a larger machine is recognised on a smaller one, without a warning."""
+    """A run finished on two devices is verified on one without a warning."""
     save = (
         "import sys, jax, numpy as np; from hfd_jax.core.checkpoint import Checkpoints; from hfd_jax.core.parallel import Jit;"
         "c = Checkpoints(sys.argv[1]); c.save(3, Jit().replicate({'w': np.arange(8.0)}), {}); c.close()"
@@ -297,7 +297,7 @@ print("there:", sorted(os.listdir(place + "/student")))
 
 
 def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
-    """On a file system of one megabyte; its own name space needs no rights."""
+    """Fills a file system of one megabyte, mounted in a user name space that needs no privileges."""
     enter = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"], check=False).returncode:
         pytest.skip("this system allows no user name spaces")
@@ -314,6 +314,6 @@ def test_full_disk_leaves_earlier_checkpoints_and_saving_goes_on(tmp_path):
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert lines["full"] == "No space left on device", done.stderr
     assert "/student/3 could not be written" in lines["error"] and "No space left on device" in lines["error"]
-    assert lines["error"].endswith("checkpoints that stay: 1, 2")
+    assert lines["error"].endswith("checkpoints kept: 1, 2")
     assert lines["whole"] == "[1, 2, 3]" and lines["there"] == "['1', '2', '3']", "nothing half-written is left"
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""What a run survives: signals, and kills at any moment."""
+"""A run survives signals, and kills at any moment."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments, digests, rows_of
 
 STEPS = 40
-# One line of the log and one checkpoint every few steps, and neither divides the other.
+# The intervals of log lines and checkpoints do not divide each other.
 FLAGS = (
     f"--config.teacher.steps={STEPS}",
     f"--config.student.steps={STEPS}",
@@ -95,7 +95,7 @@ def test_signal_saves_and_the_same_command_ends_alike(undisturbed, scenes_dir, t
 
 
 def test_signal_outside_training_ends_at_once_with_the_same_code(undisturbed, scenes_dir, tmp_path):
-    """While the networks are evaluated there is nothing to save."""
+    """During evaluation there is nothing to save."""
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     process = start(workdir, scenes_dir)
@@ -104,12 +104,12 @@ def test_signal_outside_training_ends_at_once_with_the_same_code(undisturbed, sc
             break
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=300)[0]
-    assert process.returncode == STOPPED_EXIT_CODE and "SIGTERM: stopped; the same command continues" in rest
+    assert process.returncode == STOPPED_EXIT_CODE and "SIGTERM: stopped; the same command continues the run" in rest
     same(workdir, undisturbed)
 
 
 def kill_while_saving(process, workdir):
-    """As soon as a half-written checkpoint is there."""
+    """Kills the process as soon as an incomplete checkpoint appears."""
     while not list(Path(workdir).glob("checkpoints/*/*-tmp")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.001)
@@ -119,7 +119,7 @@ def kill_while_saving(process, workdir):
 
 
 def kill_and_resume(undisturbed, data_dir, workdir, kills, seed):
-    """Kills a run while it saves, then at random moments, later and later; compares its end with `undisturbed`."""
+    """Kills a run during a save, then at random, increasing steps; compares the final result with `undisturbed`."""
     rng = random.Random(seed)
     process = start(workdir, data_dir)
     kill_while_saving(process, workdir)
@@ -129,7 +129,7 @@ def kill_and_resume(undisturbed, data_dir, workdir, kills, seed):
         time.sleep(rng.choice((0.1, 0.3, 3.0)) * rng.random())  # also in validation, and between the stages
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was alive"
+        assert process.returncode == -signal.SIGKILL, "it was still running"
     run_python(*command(workdir, data_dir))
     same(workdir, undisturbed)
 

@@ -1,4 +1,4 @@
-"""Contracts of every loss: right value, masks, no dependence on size or batch, finite on degenerate input."""
+"""Contracts of every loss: value, masks, independence of image and batch size, finite on degenerate input."""
 
 import jax
 import jax.numpy as jnp

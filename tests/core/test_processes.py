@@ -1,4 +1,4 @@
-"""One run on two processes, which talk over the loopback interface: same numbers, killed, stopped, and resumed."""
+"""A run on two processes connected over loopback: same numbers, also when killed, stopped and resumed."""
 
 import re
 import signal
@@ -60,7 +60,7 @@ class Pair:
                 self._line.notify_all()
 
     def wait_for(self, network, step):
-        """Until the first process has reported a step of a network, or a later one."""
+        """Waits until the first process has logged this step of a network, or a later one."""
 
         def reached():
             found = re.findall(rf" {network}  (\d+)/{STEPS}", self.output[0])
@@ -75,7 +75,7 @@ class Pair:
             self.processes[index].send_signal(signal.SIGKILL)
 
     def end(self):
-        """Waits for both; their exit codes."""
+        """Waits for both processes and returns their exit codes."""
         codes = [process.wait(timeout=300) for process in self.processes]
         for thread, process in zip(self._threads, self.processes, strict=True):
             thread.join()
@@ -84,7 +84,7 @@ class Pair:
 
 
 def on_one_process(command):
-    """Two devices in one process."""
+    """Runs the command as one process with two devices; returns its output."""
     devices = f"--xla_force_host_platform_device_count=2 {FAST_COMPILE}"
     return run_python(*command, env={"XLA_FLAGS": devices}).stdout
 
@@ -104,17 +104,17 @@ def same(one, other):
 
 
 def test_killed_stopped_and_resumed_on_one_process(undisturbed, scenes_dir, tmp_path):
-    """Two processes, one of them killed; two again, asked to stop between the stages; the rest on one. Bit-equal."""
+    """Kills two processes, restarts and stops them around the end of stage 1, finishes on one; results are bit-equal."""
     workdir = tmp_path / "run"
     command = arguments(workdir, scenes_dir, *FLAGS, baselines=())
     first = Pair(*command)
     first.wait_for("teacher", 10)
     first.kill(1)
-    first.kill(0)  # what a scheduler does when one is gone; the slow test lets it find out by itself
+    first.kill(0)  # as a scheduler does when one process dies; the slow test leaves the other to notice it
     assert first.end() == [-signal.SIGKILL] * 2
 
     second = Pair(*command)
-    second.wait_for("teacher", STEPS)  # what follows: its last save, its evaluation, the student's compilation
+    second.wait_for("teacher", STEPS)  # next: its last save, its evaluation, compiling the student
     second.processes[1].send_signal(signal.SIGTERM)
     assert second.end() == [STOPPED_EXIT_CODE] * 2, second.output[0]
     assert "teacher (EO): 6 labelled tiles, steps 7 to 30" in second.output[0]
@@ -129,7 +129,7 @@ def test_killed_stopped_and_resumed_on_one_process(undisturbed, scenes_dir, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "victim"), [("jit", 1), ("pmap", 0)])
 def test_two_processes_to_the_end(scenes_dir, tmp_path, kind, victim):
-    """A process that is left alone notices within two minutes; two resume; and one process has the same numbers."""
+    """A process notices the loss of its peer within two minutes; two processes resume; one gives the same numbers."""
     workdir, alone = tmp_path / "two", tmp_path / "one"
     flags = (*FLAGS, f"--config.parallel={kind}")
     command = arguments(workdir, scenes_dir, *flags, baselines=())
@@ -152,13 +152,13 @@ def test_two_processes_to_the_end(scenes_dir, tmp_path, kind, victim):
 
 
 def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
-    """The folder is in use: the first process says so and leaves; the second one does not wait for it for ever."""
+    """If the workdir is in use, the first process reports it and exits; the second does not wait forever."""
     workdir = tmp_path / "run"
     with sole_run(Workdir(str(workdir))):
         pair = Pair(*arguments(workdir, scenes_dir, *FLAGS, baselines=()))
         codes = pair.end()
     assert codes[0] == 1 and codes[1] != 0
-    assert "error: " in pair.output[0] and "another run is at work there" in pair.output[0]
+    assert "error: " in pair.output[0] and "in use by another run" in pair.output[0]
 
 
 def test_distributed_alone_is_an_error_that_says_what_is_missing(tmp_path):

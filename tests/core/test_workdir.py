@@ -27,7 +27,7 @@ def test_fields_that_change_no_number_are_free(tmp_path):
     workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
     claim(workdir, config)
     config.stage, config.parallel, config.train.log_every, config.baselines = "student", "pmap", 5, ("sar_only",)
-    config.distill.kd.weight = 9.0  # of a method that is not asked for
+    config.distill.kd.weight = 9.0  # of a method that the config does not use
     claim(workdir, config)
     assert read_json(workdir.config)["stage"] == "student"
     assert set(read_json(workdir.versions)) >= {"python", "jax", "flax", "optax"}
@@ -44,9 +44,9 @@ def test_unreadable_files_are_named(tmp_path):
 def test_one_run_at_a_time(tmp_path):
     workdir = Workdir(str(tmp_path))
     with sole_run(workdir):
-        with pytest.raises(WorkdirError, match=r"another run is at work there"), sole_run(workdir):
+        with pytest.raises(WorkdirError, match=r"in use by another run"), sole_run(workdir):
             pass
-        with pytest.raises(FileNotFoundError):  # what goes wrong within is not about the lock
+        with pytest.raises(FileNotFoundError):  # an error inside the context is not blamed on the lock
             raise_within(workdir.root)
     with sole_run(workdir):
         pass
@@ -70,7 +70,7 @@ def test_log_is_rewound_to_the_step_that_is_resumed(tmp_path):
     for network, step in (("teacher", 10), ("student", 10), ("student", 20), ("student", 30)):
         log.write(network, step, {"loss": step / 10})
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"network": "student", "st')  # the line a killed run left
+        file.write('{"network": "student", "st')  # an incomplete line, as left by a killed run
     log.rewind("student", 20)
     log.write("student", 25, {"loss": 9.0})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatc
     for _ in range(2):
         summaries = logs.Summaries(str(tmp_path / "tb"))
         summaries.scalars(1, {"loss": 1.0})
-        summaries.images(1, lambda: pytest.fail("nobody looks at them"))
+        summaries.images(1, lambda: pytest.fail("drawn although no summaries are written"))
         summaries.close()
     assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
     assert not (tmp_path / "tb").exists()

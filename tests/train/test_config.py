@@ -1,4 +1,4 @@
-"""Configs: every file is complete and valid; every mistake is refused before any work, naming the field."""
+"""Configs: every file is complete and valid; every mistake is refused before training starts, with the name of the field."""
 
 import importlib
 from pathlib import Path

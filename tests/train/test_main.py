@@ -1,4 +1,4 @@
-"""The whole run, as a user starts it: the quickstart's config, shrunk."""
+"""A complete run as a user starts it, with a smaller version of the quickstart config."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.runs import NETWORKS, STEPS, damage, digests, evaluation, log_of, mai
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, scenes, scenes_dir):
-    """A finished run: (workdir, what it printed)."""
+    """A finished run: (workdir, its output)."""
     workdir = tmp_path_factory.mktemp("runs") / "quick"
     done = main(workdir, scenes_dir)
     return workdir, done.stdout
@@ -90,8 +90,8 @@ def test_a_run_that_diverges_stops_and_names_what_is_left(scenes_dir, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: teacher: 3 steps in a row (config.train.max_bad_steps) were skipped" in done.stderr
     assert "step 3: ce, dice not finite; tiles scene_" in done.stderr
-    # The first update has left parameters of 1e30. The checkpoint due at step 3, a skipped one, is not written: it
-    # would push out those from before, if there were any.
+    # The first update leaves parameters of 1e30. The checkpoint due at step 3 is not written, because that step is
+    # skipped and the checkpoint could displace earlier ones.
     assert CheckpointReader(str(tmp_path / "run" / "checkpoints" / "teacher")).steps() == []
     assert "There is no checkpoint yet" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -103,7 +103,7 @@ def test_a_second_start_is_refused_while_a_run_is_at_work(finished, scenes_dir):
     before = (finished[0] / "config.json").read_bytes()
     with sole_run(Workdir(str(finished[0]))):
         done = main(finished[0], scenes_dir, "--config.train.log_every=3", check=False)
-    assert done.returncode == 1 and "another run is at work there" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "in use by another run" in done.stderr and "Traceback" not in done.stderr
     assert (finished[0] / "config.json").read_bytes() == before
 
 
@@ -121,7 +121,7 @@ def test_another_config_is_refused(finished, scenes_dir):
 
 @pytest.mark.parametrize("network", ["teacher", "student"])
 def test_resumed_run_is_bit_equal(finished, scenes_dir, tmp_path, network):
-    """Parameters, optimiser, statistics and the log: steps 4 to 6 again, from the checkpoint of step 3."""
+    """Repeats steps 4 to 6 from the checkpoint of step 3; parameters, optimiser, statistics and log are equal."""
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / network / str(STEPS))
@@ -130,7 +130,7 @@ def test_resumed_run_is_bit_equal(finished, scenes_dir, tmp_path, network):
     # Progress bars aside, a healthy run has nothing to say on stderr.
     assert [line for line in done.stderr.splitlines() if "%|" not in line and line.strip()] == []
     assert digests(workdir, network) == digests(finished[0], network)
-    # The checkpoint of step 3 lies between two lines of the log; the line of step 4 has the mean of 3 and 4 all the same.
+    # The checkpoint of step 3 falls between two log lines; the line of step 4 still has the mean of steps 3 and 4.
     assert rows_of(workdir, network) == rows_of(finished[0], network)
     assert evaluation(workdir) == evaluation(finished[0])
 
@@ -148,7 +148,7 @@ def test_damaged_last_checkpoint_is_trained_again(finished, scenes_dir, tmp_path
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
     damage(workdir / "checkpoints" / "student" / str(STEPS))
-    # Metadata too: what cannot be read at all is as good as gone.
+    # Metadata too: an unreadable checkpoint is treated like a missing one.
     path = workdir / "checkpoints" / "sar_only" / str(STEPS) / "state" / "_METADATA"
     path.write_bytes(path.read_bytes()[:100])
     done = main(workdir, scenes_dir)

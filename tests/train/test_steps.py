@@ -1,4 +1,4 @@
-"""The two training steps: what the teacher gives, that it is not touched, and that devices do not matter."""
+"""The two training steps: the teacher contributes and stays unchanged; the number of devices does not matter."""
 
 import dataclasses
 
@@ -149,14 +149,14 @@ def test_eight_devices_give_the_numbers_of_one(trained, kind, devices):
             np.testing.assert_allclose(one[name], many[name], rtol=1e-4, atol=1e-6, err_msg=name)
     for a, b in zip(jax.tree.leaves(trained[1].batch_stats), jax.tree.leaves(last.batch_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    # A handful of near-ties may fall to the other side.
+    # A few near-ties may be classified differently.
     assert np.abs(counts["confusion"] - trained[4]["confusion"]).sum() <= 0.002 * counts["confusion"].sum()
     assert counts["ignored"] == trained[4]["ignored"]
     assert counts["confusion"].sum() + counts["ignored"] == 8 * 64 * 64
 
 
 def gradients(setup, state, teacher, batch):
-    """Of the student's loss with respect to (student, teacher)."""
+    """Gradients of the student's loss with respect to (student, teacher)."""
 
     def loss(params, teacher):
         _, metrics = steps.student_step(setup, state.replace(params=params), teacher, batch)
@@ -166,7 +166,7 @@ def gradients(setup, state, teacher, batch):
 
 
 def test_gradient_into_the_teacher_is_exactly_zero():
-    # Plain SGD without gradients inside: the update itself must be differentiable for this check.
+    # Plain SGD: this check differentiates through the update.
     setup = dataclasses.replace(make_setup(ce=0.0, dice=0.0, kd=1.0), tx=optax.sgd(0.0))
     state = make_state(setup)(jax.random.key(0))
     to_student, to_teacher = gradients(setup, state, make_teacher(), make_batch())
@@ -225,7 +225,7 @@ def test_teacher_weights_fit_a_student_with_other_bands():
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
 def test_a_step_that_is_not_finite_is_skipped_on_every_device_and_counted(kind, devices):
-    """One bad pixel on one device; the same steps without the bad ones end in the same state."""
+    """A non-finite pixel on one device skips the step everywhere; training without that step ends in the same state."""
     parallel = make_parallel(kind, jax.devices()[:devices])
     setup = make_setup(warmup_steps=0)  # the ramp counts skipped steps as well
     teacher = parallel.replicate(jax.device_get(make_teacher()))
@@ -254,7 +254,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_every_device_and_counted(kind, 
 
 
 def test_every_tile_is_evaluated_once_on_any_number_of_devices(scenes):
-    """Ten tiles, eight a batch: six places of the second batch are padding."""
+    """With ten tiles in batches of eight, the second batch holds six padding tiles."""
     model = HFDNet(5, width=4)
     variables = jax.device_get(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 2))))
     found = []

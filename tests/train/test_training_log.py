@@ -1,4 +1,4 @@
-"""Steps that were skipped: named in the log, left out of the means, and not for ever."""
+"""Skipped steps are logged, left out of the means, and stop the run if there are too many in a row."""
 
 import json
 

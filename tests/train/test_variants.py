@@ -13,7 +13,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def test_training_learns(scenes_dir, tmp_path):
-    """A short run on EO: the loss falls, and the map is far better than any constant one (mIoU 0.1 to 0.15)."""
+    """A short run on EO lowers the loss and beats every constant map (mIoU 0.1 to 0.15) by far."""
     flags = (
         "--config.stage=teacher",
         "--config.teacher.steps=80",
@@ -28,8 +28,8 @@ def test_training_learns(scenes_dir, tmp_path):
 
 
 def test_bfloat16_run(scenes_dir, tmp_path):
-    """What is kept from step to step stays float32: parameters, statistics, the optimiser's moments."""
-    # Without validation and pictures: this is about the steps.
+    """Parameters, batch statistics and optimiser moments stay float32."""
+    # No validation and no figures: only the steps matter here.
     flags = ("--config.dtype=bfloat16", "--config.distill.method=('hfd','kd')")
     flags += ("--config.train.eval_every=0", "--config.eval.panels=0")
     main(tmp_path / "run", scenes_dir, *flags, baselines=())
@@ -40,7 +40,7 @@ def test_bfloat16_run(scenes_dir, tmp_path):
 
 
 def test_ablations_are_the_same_code(scenes_dir, tmp_path):
-    """No alignment, no distillation; context on: nothing but config fields."""
+    """Config fields alone turn off alignment and distillation and turn on context."""
     flags = (
         "--config.model.align=none",
         "--config.model.context=True",
