@@ -1,7 +1,7 @@
 """Augmentation of a batch on the device: pure JAX, random numbers per sample.
 
-The numbers of a sample depend on its own key alone, which the data path draws from the run's seed: wherever it lies in
-the batch, on one device or eight, read by one process or many, it is augmented alike. A new seed is no new program.
+A sample's augmentation depends only on its key, which the data pipeline draws from the run's seed. It does not depend
+on the sample's position in the batch or on the number of devices and processes. A new seed does not recompile the step.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Augmentation:
       flips: mirror along the axes that the look direction allows; with look_axis "any" both, and quarter turns.
       sar_gain_db: one offset per sample, uniform within plus or minus this, dB.
       eo_gain: one factor per sample, uniform within 1 plus or minus this.
-      speckle_looks: multiplies SAR power by Gamma noise of so many looks; 0 for none.
+      speckle_looks: multiplies SAR power by Gamma noise with this number of looks; 0 disables it.
     """
 
     flips: bool = True

@@ -86,8 +86,8 @@ class Dataset:
     """A prepared data set.
 
     Attributes:
-      directory: where it lies.
-      facts, statistics: what is known of it.
+      directory: folder of the data set, including its version.
+      facts, statistics: declared facts and measured statistics.
       sizes: number of tiles per split.
       shapes: (H, W) of each tile per split; a single entry stands for all.
       skipped: what was wrong with the tiles that were left out, per split.

@@ -15,7 +15,7 @@ LONGITUDE_LATITUDE = "EPSG:4326"
 
 
 def corners(tile: Tile) -> np.ndarray:
-    """[4, 2] float64: x and y of the corners of a tile in its CRS; NaN where it has none."""
+    """[4, 2] float64: x and y of the corners of a tile in its CRS; NaN if the tile has no CRS."""
     if not tile.crs:
         return np.full((4, 2), np.nan)
     height, width = tile.sar.shape[:2]

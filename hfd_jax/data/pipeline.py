@@ -1,9 +1,9 @@
 """Batches of crops on the host, through grain: random access, deterministic, restartable at any step.
 
-Training reads random crops for ever; evaluation reads every pixel of a split exactly once. Both return dicts of NumPy
+Training reads random crops endlessly; evaluation reads every pixel of a split exactly once. Both return dicts of NumPy
 arrays: sar [B, H, W, C] float32, eo [B, H, W, C'] as stored, label [B, H, W] uint8, sar_valid and eo_valid [B, H, W]
 bool, index [B] int32 (the tile's position in its split; -1 for padding), and for training key [B] int32, a random
-number of the sample's own for what the device draws. Everything that needs arithmetic happens on the device.
+seed per sample for augmentation. All arithmetic happens on the device.
 """
 
 import dataclasses
@@ -56,8 +56,8 @@ class Reading:
 def training_pools(dataset: Dataset, label_share: float, seed: int) -> tuple[list[Ref], list[Ref]]:
     """Divides the training tiles into (labelled, unlabelled).
 
-    A share below 1 keeps so many of the labels, chosen by the seed, and treats the other tiles as unlabelled; at
-    least one label stays.
+    A share below 1 keeps that fraction of the labels, chosen by the seed, and treats the other tiles as unlabelled. At
+    least one label is kept.
     """
     count = dataset.size("train")
     order = np.random.default_rng([seed, 0x1ABE1]).permutation(count)
@@ -119,7 +119,7 @@ class _ReadWindow(grain.MapTransform):
 
     def map(self, window: Window | None) -> dict[str, np.ndarray]:
         window = Window(*window)
-        padding = window.index < 0  # any tile will do: nothing of it is valid
+        padding = window.index < 0  # any tile will do, since all its pixels are marked invalid
         tile = self._reader.tile(window.split, max(window.index, 0))
         part = self._reader.cut(tile, window.row, window.col, *self._shape, not padding, window.index)
         if padding:
@@ -154,7 +154,7 @@ def training_batches(
       Batches of batch_size / processes samples, step after step.
     """
     splits = {ref.split for refs, _ in pools for ref in refs}
-    # The crop is drawn before the processes part, so that one host and many cut the same.
+    # The crop is drawn before the processes part, so that the crops do not depend on the number of hosts.
     crops = _order(pools, seed).seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
     return iter(_iterate(_batches(crops, batch_size, process)[start_step:], reading))
 
@@ -166,7 +166,7 @@ def batch_refs(pools: list[tuple[list[Ref], float]], *, batch_size: int, seed: i
 
 
 def _order(pools: list[tuple[list[Ref], float]], seed: int) -> grain.MapDataset:
-    """The endless row of tiles: each pool shuffled anew every epoch, mixed by their shares."""
+    """Endless sequence of tiles: each pool is reshuffled every epoch, and the pools are mixed by their shares."""
     parts = [
         grain.MapDataset.source(refs).seed(seed + number).shuffle().repeat(None)
         for number, (refs, _) in enumerate(pools)
@@ -209,7 +209,7 @@ def evaluation_batches(
     batch_size: int,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Reads `windows` in order; the last batch is filled up with windows in which nothing is valid."""
+    """Reads `windows` in order; the last batch is padded with windows without valid pixels."""
     if not windows:
         return iter(())
     padding = [Window(windows[0].split, -1, 0, 0)] * (-len(windows) % batch_size)

@@ -6,9 +6,9 @@
 
 DFC2020 has the groups ROIs0000_validation and ROIs0000_test, and `dfc` beside `lc`: land cover at 10 m.
 
-SEN12MS is divided by scene: the authors' 26 hold-out scenes test; of the others those validate whose name's SHA-1 is
-divisible by ten, about a tenth, the same ones whichever seasons are there. DFC2020 is for evaluation: it has no
-training split.
+SEN12MS is split by scene. The authors' 26 hold-out scenes form the test split. Of the others, about a tenth form the
+validation split: those with a SHA-1 of the name divisible by ten, whichever seasons are present.
+DFC2020 is for evaluation and has no training split.
 
 Classes are the simplified IGBP scheme of ten; "no_savanna" ignores one of them, "dfc2020" (as the contest scores) two,
 savanna and snow.

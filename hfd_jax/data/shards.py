@@ -104,7 +104,7 @@ def write_shards(shards: list[Shard], workers: int) -> None:
     """Writes the missing shards on `workers` processes; shows progress and remaining time.
 
     Raises:
-      DataError: of the first bad tile that was met. Finished shards stay.
+      DataError: a tile is bad. Finished shards are kept.
     """
     todo = [shard for shard in shards if not os.path.exists(shard.staged)]
     total = sum(len(shard.keys) for shard in shards)

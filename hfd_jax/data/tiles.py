@@ -68,7 +68,7 @@ class TileSource(Protocol):
         """What `read` takes, per split of `facts.SPLITS`; a split may be empty or missing."""
 
     def read(self, key: Any) -> Tile:
-        """Reads one tile; DataError where a file is missing, damaged or contradicts the description."""
+        """Reads one tile. Raises DataError if a file is missing, damaged or contradicts the description."""
 
 
 class Relisted:

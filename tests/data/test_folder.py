@@ -254,7 +254,7 @@ def test_missing_or_broken_description(toy):
 
 
 def test_linear_power_called_db_is_refused(toy, tmp_path):
-    """Its values lie within the range of dB; that none is negative gives it away."""
+    """The values lie within the dB range, but the absence of negative values reveals the wrong unit."""
     for name in "abc":
         write(
             toy.root / f"sar/{name}.tif", 10 ** (toy.sar / 10), origin=(500000.0 + 10000 * "abc".index(name), 5750000.0)
@@ -278,7 +278,7 @@ def test_changed_folder_is_not_taken_for_the_prepared_one(toy, tmp_path):
     write(toy.root / "sar/a.tif", toy.sar[:, :20], origin=(500000.0, 5750000.0))
     with pytest.raises(DataError, match="settings.files"):
         prepare(Folder, toy.source(), data)
-    # What is to replace it is bad: the old one stays.
+    # The replacement fails, so the old data set is kept.
     with pytest.raises(DataError, match="eo/a.tif"):
         prepare(Folder, toy.source(), data, overwrite=True)
     assert catalogue.read_dataset(directory).size("test") == 1

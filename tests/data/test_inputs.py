@@ -109,7 +109,7 @@ def test_gain_and_speckle_have_the_stated_size():
 
 
 def test_augmentation_belongs_to_the_sample_not_to_its_place(batch):
-    """What two devices with half a batch each do, in another order, equals what one does with all of it."""
+    """Two half batches in another order are augmented like the whole batch."""
     options = spec(augment.Augmentation(flips=True, sar_gain_db=1.0, eo_gain=0.1, speckle_looks=4.0))
     whole = training_input(batch, options)
     order = np.array([4, 0, 5, 2, 1, 3])
