@@ -5,8 +5,8 @@ A scene is drawn on a ground grid (a height map in metres and a class map), then
 * by an optical camera straight above: colours, sun shadow, sensor noise;
 * by a radar that stands far to the LEFT of the image and looks along +x at a constant incidence angle. A point at
   ground position x and height h returns at the range of x - h / tan(incidence): buildings lean towards the radar
-  (layover); what lies behind them within h * tan(incidence) stays dark (shadow); a wall and the ground before it form
-  a corner that answers with a bright line at the foot of the wall (double bounce).
+  (layover); what lies behind them within h * tan(incidence) stays dark (shadow); a wall and the ground in front of it
+  form a corner that returns a bright line at the foot of the wall (double bounce).
 
 Both images, the label and the height map share the ground grid. Every tile is a function of (options, index) alone.
 Backscatter levels are round values typical of C to X band at 30 to 45 degrees; they are meant to be plausible, not
@@ -76,8 +76,8 @@ class SceneOptions:
       pixel_size: edge of a pixel on the ground, metres.
       looks: number of looks; speckle is Gamma distributed with this shape and mean 1.
       incidence: angle between the look direction and the vertical, degrees, 15 to 75.
-      misregistration: the optical image is shifted by a vector of this length (pixels) in a random direction.
-      unlabelled_share: share of the training pairs that get no label.
+      misregistration: length of the optical image's shift in a random direction, pixels.
+      unlabelled_share: share of the training pairs without label.
       seed: changes every tile.
     """
 

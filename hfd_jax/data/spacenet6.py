@@ -38,7 +38,7 @@ AREA = "AOI_11_Rotterdam"
 PREFIX = f"SN6_Train_{AREA}"
 SAR = "SAR-Intensity"
 SAR_BANDS = ("HH", "HV", "VH", "VV")
-# The four-band products are stored blue first, in spite of their name.
+# The four-band products store blue first, despite their name.
 EO_BANDS = {"PS-RGB": ("R", "G", "B"), "PS-RGBNIR": ("B", "G", "R", "NIR")}
 ORIENTATIONS = os.path.join("SummaryData", "SAR_orientations.txt")
 SUMMARY = os.path.join("SummaryData", f"{PREFIX}_Buildings.csv")

@@ -109,7 +109,7 @@ def test_bad_tiles_are_left_out_and_listed_on_request(tmp_path, workers):
 
 
 def test_a_mended_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path):
-    """The first tile decides how many go into a shard; what was staged while it was bad must not be taken."""
+    """The first good tile sets the shard size; shards staged with another size must not be reused."""
     for bad in ((0, 60), (60,)):
         with pytest.raises(DataError, match="is bad"):
             prepare(catalogue.Scenes, ManySource(bad=bad), str(tmp_path), workers=2)
@@ -117,7 +117,7 @@ def test_a_mended_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path
 
 
 def test_left_out_tiles_are_not_forgotten(serial, tmp_path):
-    """A set made with skip_bad is not taken for the whole one, once its tiles are mended."""
+    """A data set prepared with skip_bad is not reused as complete once its tiles are repaired."""
     prepare(catalogue.Scenes, ManySource(bad=(3,)), str(tmp_path), skip_bad=True)
     with pytest.raises(DataError, match="1 bad tiles were left out.*--overwrite replaces it"):
         prepare(catalogue.Scenes, ManySource(), str(tmp_path))

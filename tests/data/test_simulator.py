@@ -62,7 +62,7 @@ def test_wall_that_faces_the_radar_has_a_bright_line_at_its_foot():
 
 
 def test_power_is_conserved_over_flat_ground():
-    """Flat ground returns its sigma0, whatever the incidence: deposits add up to what was there."""
+    """Flat ground returns its sigma0 at any incidence angle: deposits preserve the total power."""
     flat = one_building(0.0, 40.0)
     meadow = 10 ** (simulator._SIGMA0_DB[simulator.GRASS] / 10)
     np.testing.assert_allclose(flat[20, 10:150], np.broadcast_to(meadow, (140, 2)), rtol=1e-3)
