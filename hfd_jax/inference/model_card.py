@@ -20,8 +20,8 @@ _CARD = """---
 
 ## Model description
 
-{title} assigns one of {count} classes to every pixel of a radar image: {classes}. It is a {architecture} network
-({parameters} parameters) trained with hfd_jax; {teaching}.
+{title} assigns one of {count} classes to every pixel of a radar image: {classes}. Its architecture is {architecture}
+({parameters} parameters). It was trained with hfd_jax; {teaching}.
 
 - Input: SAR, bands {bands} in this order, unit {unit}, pixel size {pixel_size}.
 - Output: a class index and {count} probabilities per pixel. Pixels without data get class 255 and probability 0.
@@ -156,8 +156,8 @@ def _result(record: Mapping[str, Any], split: str, row: Mapping[str, Any]) -> di
 def _teaching(record: Mapping[str, Any]) -> str:
     methods = record["config"]["distill"]["method"] if record["network"] == "student" else ()
     if not methods:
-        return "no teacher's features or predictions were distilled into it"
-    return f"a teacher that sees optical images was distilled into it ({', '.join(methods)})"
+        return "it was not distilled from a teacher"
+    return f"it was distilled from a teacher that reads optical images ({', '.join(methods)})"
 
 
 def _teacher(identity: Mapping[str, Any] | None) -> str:
