@@ -22,7 +22,7 @@ def tree(tmp_path):
 
 
 def test_scenes_are_stored_in_blocks_that_join_again(tree, tmp_path):
-    dataset = catalogue.read_dataset(prepare(WhuOptSar, WhuOptSarSource(str(tree.root), 32), str(tmp_path / "data")))
+    dataset = catalogue.read_dataset(prepare(WhuOptSar, WhuOptSarSource(str(tree.root), block=32), str(tmp_path / "data")))
     # 60 x 90 pixels in blocks of at most 32: 2 x 3.
     assert dataset.sizes == {"train": 8 * 6, "validation": 6, "test": 6}
     assert dataset.shared_ground == {}
@@ -45,7 +45,7 @@ def test_scenes_are_stored_in_blocks_that_join_again(tree, tmp_path):
 
 
 def test_a_label_without_its_last_column_is_ignored_there(tree):
-    source = WhuOptSarSource(str(tree.root), 64)
+    source = WhuOptSarSource(str(tree.root), block=64)
     write_raster(
         tree.root / "lbl" / f"{SCENES[0]}.tif", tree.images(0)["lbl"][:, :-1], (500000.0, 3400000.0), 5.0, "EPSG:32649"
     )
