@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, losses, devices, checkpoints, logs, the workdir."""

@@ -22,6 +22,7 @@ class Option:
       meaning: one phrase for the docs, with the unit or the source of the default.
       above, at_least, at_most: limits of a number, or of every number in a tuple.
       choices: the allowed values.
+      rule: a further rule in words, which the class itself checks.
     """
 
     default: Any
@@ -30,6 +31,7 @@ class Option:
     at_least: float | None = None
     at_most: float | None = None
     choices: Collection[Any] = ()
+    rule: str = ""
 
     @property
     def type(self) -> type:
@@ -46,7 +48,7 @@ class Option:
         parts = [f"more than {self.above:g}"] if self.above is not None else []
         parts += [f"{self.at_least:g} or more"] if self.at_least is not None else []
         parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        return ", ".join(parts)
+        return ", ".join(parts + ([self.rule] if self.rule else []))
 
     def problem(self, value: Any) -> str | None:
         """Describes why `value` is invalid; None if it is valid."""

@@ -1,0 +1,1 @@
+"""Distillation methods, one file each; `hfd.py` is the project's own."""

@@ -23,6 +23,8 @@ from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.distill.relations import label_at, mask_at, resized
 
+TAPS_RULE = "taps of both networks, none twice"
+TAP_WEIGHTS_RULE = "one number of 0 or more per tap, or ()"
 LOGITS = "logits"  # the name of the class scores in a list of taps
 Terms = dict[str, jax.Array]
 
@@ -170,7 +172,7 @@ class TapDistiller(Distiller):
 
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
-    taps: tuple[str, ...] = option(("A",), "features to compare")
+    taps: tuple[str, ...] = option(("A",), "features to compare", rule=TAPS_RULE)
     tap_weights: tuple[float, ...] = ()
 
     def weights(self) -> tuple[float, ...]:

@@ -101,7 +101,7 @@ class CIRKD(Distiller):
     )
     region_weight: float = option(0.1, "weight of the part with class means from the queue; as published", at_least=0)
     temperature: float = option(0.1, "temperature of the similarities; as published", above=0)
-    tap: str = option("A", "feature to compare")
+    tap: str = option("A", "feature to compare", rule="a tap of both networks")
     nodes: int = option(
         8, "maximum number of nodes along each axis; a node is the mean over a cell of positions", above=0
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
 from hfd_jax.core.options import option
-from hfd_jax.distill.base import LOGITS, Maps, TapDistiller, projected
+from hfd_jax.distill.base import LOGITS, TAP_WEIGHTS_RULE, TAPS_RULE, Maps, TapDistiller, projected
 from hfd_jax.distill.relations import divergence
 
 
@@ -29,9 +29,9 @@ class CWD(TapDistiller):
     accepts_logits: ClassVar[bool] = True
 
     weight: float = option(3.0, "weight of the loss; as published for logits; published for a feature: 50", above=0)
-    taps: tuple[str, ...] = option((LOGITS,), 'features to compare, or "logits"')
+    taps: tuple[str, ...] = option((LOGITS,), 'features to compare, or "logits"', rule=TAPS_RULE)
     temperature: float = option(4.0, "temperature; its square multiplies the loss; as published", above=0)
-    tap_weights: tuple[float, ...] = option((), "one weight per tap; (): equal weights")
+    tap_weights: tuple[float, ...] = option((), "weights of the taps; (): equal weights", rule=TAP_WEIGHTS_RULE)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, channels = maps.target.shape[0], maps.target.shape[-1]

@@ -45,7 +45,7 @@ class DisOptNet(Distiller):
     pixel_weight: float = option(
         8.0, "weight of the soft targets within the loss; published: 1, summed over 8 images", at_least=0
     )
-    tap: str = option("A", "feature that the branch starts from and imitates")
+    tap: str = option("A", "feature that the branch starts from and imitates", rule="a tap of both networks")
 
     @property
     def taps(self) -> tuple[str, ...]:

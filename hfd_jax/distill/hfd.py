@@ -6,8 +6,9 @@ At each tap t an adapter a_t maps the student's feature S_t into the teacher's f
 
 where s() standardises each channel of each sample over its valid positions: radar and optical features differ in scale
 and offset, and the student should learn only the spatial pattern. HFD is the weighted mean of loss_t over the taps. By
-default tap A, the input of the classifier, counts as much as four other taps. On the validation split this did better
-than equal weights with a tenth of the labels, and no worse with all of them (configs/sweeps/tuning_taps.py). The
+default tap A, the input of the classifier, has weight 4 and every other tap weight 1. On the validation split this did
+better than equal weights with a tenth of the labels, and no worse with all of them (configs/sweeps/tuning_taps.py). The
+student's total loss is cross-entropy + soft Dice + weight * ramp(step) * HFD (`train.steps.student_step`). The
 principle is the paper's (arXiv 2210.08988); the equations are this project's own. The adapters are trained together
 with the student and discarded at inference.
 """
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 
 from hfd_jax.core.losses import masked_mean
 from hfd_jax.core.options import option
-from hfd_jax.distill.base import Maps, TapDistiller
+from hfd_jax.distill.base import TAP_WEIGHTS_RULE, TAPS_RULE, Maps, TapDistiller
 from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
@@ -73,8 +74,10 @@ class HFD(TapDistiller):
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
 
     weight: float = option(17.5, "weight of the loss; this project's choice", above=0)
-    taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features to compare")
-    tap_weights: tuple[float, ...] = option((), "one weight per tap; (): A counts as much as four other taps")
+    taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features to compare", rule=TAPS_RULE)
+    tap_weights: tuple[float, ...] = option(
+        (), "weights of the taps; (): 4 for A, 1 for every other tap", rule=TAP_WEIGHTS_RULE
+    )
 
     def compare(self, tap: str, maps: Maps, train: bool):
         adapter = Adapter(maps.target.shape[-1], name=f"adapter_{tap}")

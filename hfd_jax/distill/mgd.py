@@ -18,7 +18,7 @@ import jax
 
 from hfd_jax.core.losses import masked_mean
 from hfd_jax.core.options import option
-from hfd_jax.distill.base import Maps, TapDistiller, projected
+from hfd_jax.distill.base import TAPS_RULE, Maps, TapDistiller, projected
 from hfd_jax.distill.relations import sample_keys
 
 
@@ -34,7 +34,7 @@ class MGD(TapDistiller):
 
     weight: float = option(168.0, "weight of the loss; published: 2e-5 of a sum over 2048 x 64 x 64 values", above=0)
     masked: float = option(0.75, "share of the positions to mask; as published", at_least=0, at_most=1)
-    taps: tuple[str, ...] = option(("A",), "features to compare; published: C5")
+    taps: tuple[str, ...] = option(("A",), "features to compare; published: C5", rule=TAPS_RULE)
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""Scores of networks on a split, the building score, figures, speed of inference."""

@@ -59,7 +59,9 @@ class DeepLabV3Plus(ResNetBased):
     sees_all: ClassVar[bool] = True
 
     rates: tuple[int, ...] = option(
-        (6, 12, 18), "dilations of the pyramid; a rate of crop / 16 or more sees only one position"
+        (6, 12, 18),
+        "dilations of the pyramid; a rate of crop / 16 or more sees only one position",
+        rule="whole numbers above 0, none twice",
     )
 
     @classmethod

@@ -22,7 +22,9 @@ def tree(tmp_path):
 
 
 def test_scenes_are_stored_in_blocks_that_join_again(tree, tmp_path):
-    dataset = catalogue.read_dataset(prepare(WhuOptSar, WhuOptSarSource(str(tree.root), block=32), str(tmp_path / "data")))
+    dataset = catalogue.read_dataset(
+        prepare(WhuOptSar, WhuOptSarSource(str(tree.root), block=32), str(tmp_path / "data"))
+    )
     # 60 x 90 pixels in blocks of at most 32: 2 x 3.
     assert dataset.sizes == {"train": 8 * 6, "validation": 6, "test": 6}
     assert dataset.shared_ground == {}

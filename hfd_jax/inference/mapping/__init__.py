@@ -1,0 +1,1 @@
+"""Large georeferenced scenes to maps and polygons."""
