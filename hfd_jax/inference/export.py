@@ -39,7 +39,7 @@ class Options:
     Attributes:
       sizes: (height, width) in pixels of each artifact; () for the training crop. A model file takes any size.
       format: one of FORMATS.
-      platforms: those that every artifact runs on, of PLATFORMS; does not apply to a model file.
+      platforms: members of PLATFORMS that every artifact runs on; not used for a model file.
       overwrite: replace an earlier export.
 
     Raises:
@@ -168,7 +168,7 @@ def write_model(network: Network, output: str, overwrite: bool, evaluation: dict
 
 
 def evaluation_of(workdir: Workdir, network: Network) -> dict[str, Any]:
-    """Returns split -> row of the run's evaluation.json, for rows of this very checkpoint's step."""
+    """Returns split -> row of the run's evaluation.json, for rows at the step of this checkpoint."""
     if not os.path.exists(workdir.evaluation):
         return {}
     name, step = network.record["network"], network.record["step"]
