@@ -1,7 +1,7 @@
 """The log of one network's training: means of the metrics, skipped steps and validation scores.
 
-A step whose loss, gradient or batch statistics are not finite leaves the state as it was (`steps._update`). Here, on
-the host, such steps get a name: which loss terms, which tiles. Too many of them in a row end the run.
+A step whose loss, gradient or batch statistics are not finite leaves the state unchanged (`steps._update`). The
+log reports the loss terms and tiles of such steps. Too many of them in a row end the run.
 """
 
 import math

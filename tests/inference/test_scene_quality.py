@@ -12,7 +12,7 @@ from tests.scene_files import read, run_tool, write
 
 @pytest.mark.slow
 def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
-    """Training, tiles and a scene from the simulator: the map is as good as the tiles' (whose borders hide more)."""
+    """Training, tiles and a scene from the simulator: the map scores at least as well as tiles, which lack context at their borders."""
     small = {
         "stage": "student",
         "distill.method": "()",

@@ -78,7 +78,7 @@ def write_polygons(
         if class_name not in names:
             raise ConfigError(f"{class_map}: has no class {class_name!r}; {nearest(class_name, names)}")
         if raster.crs is None:
-            raise DataError(f"{class_map}: has no CRS; polygons need to know where they are")
+            raise DataError(f"{class_map}: has no CRS; expected a georeferenced class map")
         other = stack.enter_context(_open_band(confidence)) if confidence else None
         if other:
             check_same_grid(confidence, _grid(other), class_map, _grid(raster))
@@ -105,7 +105,7 @@ def class_codes(raster: Any) -> dict[str, int]:
     found = {key: re.fullmatch(r"CLASS_(\d+)", key) for key in raster.tags()}
     codes = {raster.tags()[key]: int(match[1]) for key, match in found.items() if match}
     if not codes:
-        raise DataError(f"{raster.name}: has no tags CLASS_0, CLASS_1, ... with names of classes, as class maps have")
+        raise DataError(f"{raster.name}: has no tags CLASS_0, CLASS_1, ... with class names; expected a class map")
     return dict(sorted(codes.items(), key=lambda item: item[1]))
 
 
