@@ -68,10 +68,10 @@ def open_sar_network(workdir: Workdir, name: str, which: str | None, dtype: str 
     """Restores a SAR network of a run.
 
     Args:
-      workdir: of the run.
-      name: of the network and its folder below checkpoints/.
+      workdir: workdir of the run.
+      name: name of the network and of its folder below checkpoints/.
       which: "latest" or "best"; None for the checkpoint that the run evaluated.
-      dtype: of the computation, one of `DTYPES`; None for that of the training.
+      dtype: dtype of the computation, one of `DTYPES`; None for the dtype used in training.
 
     Raises:
       WorkdirError: the run has no such network.

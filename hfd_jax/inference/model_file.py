@@ -52,7 +52,7 @@ def read_model_file(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `write_model_file` wrote.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       (record, {"params", "batch_stats"} as NumPy arrays).

@@ -68,7 +68,7 @@ def make_setup(run: Run, spec: NetworkSpec, frozen: Network | None, total: int) 
     config, dataset = run.config, run.dataset
     inputs = build.make_inputs(config, dataset.facts, dataset.statistics)
     if frozen:
-        # The teacher keeps its own normalisation, even if it was trained on another data set.
+        # The teacher keeps the statistics of its own training data, even if that is another data set.
         inputs = dataclasses.replace(inputs, eo=frozen.inputs.eo)
     return steps.Setup(
         model=build.make_model(config, spec, len(dataset.facts.class_names)),

@@ -124,7 +124,7 @@ def faults_of(rows: Sequence[Row], last_step: int, tiles: Callable[[int], list[s
 
 
 def culprits(row: Row) -> list[str]:
-    """What of a skipped step was not finite: loss terms, else the gradient, else the batch statistics."""
+    """Returns what was not finite in a skipped step: loss terms, else the gradient, else the batch statistics."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     terms = [name for name in bad if name not in ("loss", "grad_norm") and not name.startswith("share_")]
     return terms or (["gradient"] if "grad_norm" in bad else ["batch statistics"])
