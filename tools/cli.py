@@ -19,8 +19,8 @@ def launch(
     Exits with 1 on a UserError, 130 on Ctrl-C, and 75 if training was stopped after saving a checkpoint.
 
     Args:
-      parser: of the tool's own arguments.
-      work: takes the parsed arguments.
+      parser: parser of the tool's own arguments.
+      work: the tool, called with the parsed arguments.
       with_config: also accepts --config=FILE and --config.FIELD=VALUE (`config_flags.config()`).
       default_config: returns the FILE to use without --config.
     """

@@ -94,7 +94,7 @@ def read_metrics(workdir: str) -> pd.DataFrame:
     """Reads the metrics that a run logged while it trained.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
 
     Returns:
       One row per line of metrics.jsonl: network, step, and the logged numbers (NaN where a line lacks one).
@@ -113,7 +113,7 @@ def read_evaluation(workdir: str) -> pd.DataFrame:
     """Reads the scores of a run's networks.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
 
     Returns:
       One row per split and network of evaluation.json: title, step, mean_iou, macro_f1, accuracy, kappa, pixels,

@@ -39,7 +39,7 @@ class Options:
     Attributes:
       sizes: (height, width) in pixels of each artifact; () for the training crop. A model file takes any size.
       format: one of FORMATS.
-      platforms: those that every artifact runs on, of PLATFORMS; does not apply to a model file.
+      platforms: members of PLATFORMS that every artifact runs on; not used for a model file.
       overwrite: replace an earlier export.
 
     Raises:
@@ -68,10 +68,10 @@ def open_sar_network(workdir: Workdir, name: str, which: str | None, dtype: str 
     """Restores a SAR network of a run.
 
     Args:
-      workdir: of the run.
-      name: of the network and its folder below checkpoints/.
+      workdir: workdir of the run.
+      name: name of the network and of its folder below checkpoints/.
       which: "latest" or "best"; None for the checkpoint that the run evaluated.
-      dtype: of the computation, one of `DTYPES`; None for that of the training.
+      dtype: dtype of the computation, one of `DTYPES`; None for the dtype used in training.
 
     Raises:
       WorkdirError: the run has no such network.
@@ -168,7 +168,7 @@ def write_model(network: Network, output: str, overwrite: bool, evaluation: dict
 
 
 def evaluation_of(workdir: Workdir, network: Network) -> dict[str, Any]:
-    """Returns split -> row of the run's evaluation.json, for rows of this very checkpoint's step."""
+    """Returns split -> row of the run's evaluation.json, for rows at the step of this checkpoint."""
     if not os.path.exists(workdir.evaluation):
         return {}
     name, step = network.record["network"], network.record["step"]

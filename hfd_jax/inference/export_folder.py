@@ -161,7 +161,7 @@ def describe(
 
 
 def _interface(network: Network) -> dict[str, Any]:
-    """Input, output and classes."""
+    """Describes input, output and classes."""
     facts, bands, inputs = network.record["facts"], network.record["bands"]["sar"], network.inputs
     names, colours = facts["class_names"], facts["class_colours"]
     image = ["batch", "height", "width"]

@@ -25,10 +25,10 @@ _PATH_FIELDS = ("data.dir", "teacher.checkpoint", "teacher.pretrained", "student
 
 
 def write_model_file(path: str, record: dict[str, Any], variables: dict[str, Any]) -> None:
-    """Writes a network and what is known of it to one file.
+    """Writes a network and its record to one file.
 
     Args:
-      path: of the file, which must not exist; an interrupted call may leave a part of it.
+      path: path of the file, which must not exist; an interrupted call may leave an incomplete file.
       record: JSON-ready record of the network's checkpoint.
       variables: {"params", "batch_stats"} of the network, NumPy arrays, float32.
 
@@ -52,7 +52,7 @@ def read_model_file(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `write_model_file` wrote.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       (record, {"params", "batch_stats"} as NumPy arrays).
@@ -85,7 +85,7 @@ def find_model_file(path: str) -> str:
     """Returns the model file that `path` names: itself, or the only one in the folder `path`.
 
     Raises:
-      CheckpointError: there is none, or the folder holds several.
+      CheckpointError: no model file is found, or the folder holds several.
     """
     if not os.path.isdir(path):
         if not os.path.exists(path):
@@ -100,7 +100,7 @@ def find_model_file(path: str) -> str:
 
 
 def shareable(record: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's record without its training state, and without the folders of the machine that it came from."""
+    """Returns a checkpoint's record without its training state and without the folders in its paths."""
     own = re.compile("(params|batch_stats)/model/")
     kept = {key: value for key, value in record.items() if key != "unlogged"}
     kept["arrays"] = {path: entry for path, entry in record["arrays"].items() if own.match(path)}

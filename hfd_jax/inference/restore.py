@@ -83,7 +83,7 @@ def find_network(workdir: Workdir, name: str, which: str | None, parallel: Jit |
     """Restores a network of a run by its name.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       name: "teacher" (including one that another run trained), "student" or a baseline.
       which: "latest" or "best"; None uses the checkpoint that the run evaluated.
       parallel: the devices to put the parameters on.
@@ -106,7 +106,7 @@ def open_network(path: str, name: str | None, which: str | None, parallel: Jit |
 
     Args:
       path: the workdir of a run, a model file, or the folder that holds one.
-      name: of the network; None for the student of a run, or whichever network the file holds.
+      name: name of the network; None for the student of a run or the network in the file.
       which: "latest" or "best" checkpoint of a run; None uses the one that the run evaluated.
       parallel: the devices to put the parameters on.
 
@@ -166,7 +166,7 @@ def check_fits(record: dict[str, Any], facts: Facts) -> None:
 
 
 def identity(network: Network | None) -> dict[str, Any] | None:
-    """What distinguishes one trained network from another: its step and the digests of its parameters."""
+    """Returns what identifies a trained network: its step and the digests of its parameters."""
     if network is None:
         return None
     arrays = network.record["arrays"].items()

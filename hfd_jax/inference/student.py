@@ -22,14 +22,14 @@ class Student:
     """A trained network and what it expects; made by `load`.
 
     Attributes:
-      title: of the network.
+      title: title of the network.
       sensor: "sar", or "eo" for a teacher.
       bands: names of the input bands, in order.
       unit: of the input: "db" (decibels), "raw" (the data set's own scale), or the NumPy type of EO.
       statistics: mean, std, and the 1st and 99th percentile (`low`, `high`) of each band over the training pixels.
       classes: names; class k of a prediction is classes[k].
       colours: one (r, g, b) of 0 to 255 per class.
-      pixel_size: of the training data, metres; None if unknown.
+      pixel_size: pixel size of the training data, metres; None if unknown.
     """
 
     title: str

@@ -91,7 +91,7 @@ def _unknown_field(path: str | None, argument: list[str], argv: list[str]) -> st
 
 
 def _wrong_value(argv: list[str], error: Exception) -> str:
-    """Names the field, value and expected type of the override that `error` is about; else repeats the error."""
+    """Returns the field, value and expected type of the override that caused `error`, or the error text."""
     text = str(error).splitlines()[0]
     for word in argv:
         field, _, value = word.partition("=")

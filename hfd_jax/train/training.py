@@ -20,15 +20,15 @@ from hfd_jax.train.state import TrainState, init_fn, initial_key, student_from_t
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What the loop works on.
+    """The network to train and everything that its training loop uses.
 
     Attributes:
       spec: the network that is trained.
       setup: the fixed part of its step.
-      frozen: its teacher; None if it has none.
-      checkpoints: where it is saved.
-      record: what each checkpoint says of itself.
-      total: its last step.
+      frozen: its teacher, or None.
+      checkpoints: its checkpoints.
+      record: metadata saved with each checkpoint.
+      total: number of training steps.
       pools: (tiles, share of every batch).
     """
 
@@ -68,7 +68,7 @@ def make_setup(run: Run, spec: NetworkSpec, frozen: Network | None, total: int) 
     config, dataset = run.config, run.dataset
     inputs = build.make_inputs(config, dataset.facts, dataset.statistics)
     if frozen:
-        # The teacher must see what it was trained on, also where it comes from another data set.
+        # The teacher keeps the statistics of its own training data, even if that is another data set.
         inputs = dataclasses.replace(inputs, eo=frozen.inputs.eo)
     return steps.Setup(
         model=build.make_model(config, spec, len(dataset.facts.class_names)),

@@ -1,7 +1,7 @@
 """The log of one network's training: means of the metrics, skipped steps and validation scores.
 
-A step whose loss, gradient or batch statistics are not finite leaves the state as it was (`steps._update`). Here, on
-the host, such steps get a name: which loss terms, which tiles. Too many of them in a row end the run.
+A step whose loss, gradient or batch statistics are not finite leaves the state unchanged (`steps._update`). The
+log reports the loss terms and tiles of such steps. Too many of them in a row end the run.
 """
 
 import math
@@ -124,7 +124,7 @@ def faults_of(rows: Sequence[Row], last_step: int, tiles: Callable[[int], list[s
 
 
 def culprits(row: Row) -> list[str]:
-    """What of a skipped step was not finite: loss terms, else the gradient, else the batch statistics."""
+    """Returns what was not finite in a skipped step: loss terms, else the gradient, else the batch statistics."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     terms = [name for name in bad if name not in ("loss", "grad_norm") and not name.startswith("share_")]
     return terms or (["gradient"] if "grad_norm" in bad else ["batch statistics"])

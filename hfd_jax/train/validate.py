@@ -125,15 +125,15 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
     _check_architectures(config)
     for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
         if _get(config, field) == "best" and not config.train.eval_every:
-            _fail(config, field, "the best checkpoint is known only with train.eval_every above 0")
+            _fail(config, field, "expected train.eval_every above 0, which selects the best checkpoint")
     if config.teacher.checkpoint and config.stage == "teacher":
         _fail(
             config,
             "teacher.checkpoint",
-            "stage 'teacher' trains one here; leave the field empty or choose stage 'student'",
+            "stage 'teacher' trains a new teacher; leave the field empty or choose stage 'student'",
         )
     if config.eval.split == "unlabelled":
-        _fail(config, "eval.split", "without labels there is nothing to compare with")
+        _fail(config, "eval.split", "expected a split with labels")
     if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
         _fail(
             config,
@@ -151,7 +151,7 @@ def _check_starts(config: ConfigDict) -> None:
     if config.teacher.checkpoint and config.teacher.pretrained:
         _fail(config, "teacher.pretrained", "teacher.checkpoint already names a teacher; leave one of the two empty")
     if config.student.pretrained and config.student.init == "teacher":
-        _fail(config, "student.pretrained", "student.init is 'teacher': choose one of the two starts")
+        _fail(config, "student.pretrained", "student.init is 'teacher'; leave one of the two unset")
 
 
 def _check_distillation(config: ConfigDict) -> None:
@@ -164,7 +164,7 @@ def _check_distillation(config: ConfigDict) -> None:
             if option != "weight":
                 _fail(config, f"distill.{method}.{option}", why)
             elif method in methods:
-                _fail(config, f"distill.{method}.weight", f"{why}; distill.method says which methods are used")
+                _fail(config, f"distill.{method}.weight", f"{why}; to drop a method, remove it from distill.method")
 
 
 def _encoder_first(tap: str) -> tuple[bool, str]:
@@ -214,7 +214,7 @@ def check_taps(config: ConfigDict, architecture: str) -> None:
                 known = ", ".join(f"{name} (stride {stride})" for name, stride in strides.items())
                 _fail(config, field, f"{architecture} has no tap {tap!r}; expected some of: {known}")
             if config.data.crop <= strides.get(tap, 1):
-                _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}: nothing to learn")
+                _fail(config, field, f"{tap} has a single position in a crop of {config.data.crop}")
 
 
 def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str], largest: tuple[int, int]) -> None:
@@ -232,7 +232,7 @@ def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str]
         _fail(
             config,
             "data.crop",
-            f"the largest training tile has {largest[0]} x {largest[1]} pixels; the rest is padding",
+            f"the largest training tile has {largest[0]} x {largest[1]} pixels; a larger crop adds only padding",
         )
     for sensor in ("sar", "eo"):
         field, stored = f"data.{sensor}_bands", getattr(facts, f"{sensor}_bands")

@@ -63,7 +63,7 @@ def random_state(model, bands, rng):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a run that has a student with a filter, a clip and chosen bands, and its teacher."""
+    """The workdir of a run with a teacher and a student that uses a filter, a clip and chosen bands."""
     config = default.get_config()
     config.model.width, config.data.sar_bands = 4, ("VH", "HH")
     config.normalise.sar_filter, config.normalise.clip = "lee", True

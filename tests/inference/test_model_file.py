@@ -1,4 +1,4 @@
-"""One file to share: what it holds, how it is refused when damaged, and the tools that take it."""
+"""The model file: its content, the errors for damaged files, and the tools that read it."""
 
 import json
 import os

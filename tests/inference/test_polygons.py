@@ -1,4 +1,4 @@
-"""Polygons from class maps: exact where they can be, the same for every strip, valid, placed and measured on the ground."""
+"""Polygons from class maps: exact if possible, independent of the strips, valid, georeferenced, with areas on the ground."""
 
 import json
 import math
@@ -167,7 +167,7 @@ def test_a_rotated_grid(make, run):
 
 
 def metres_per_degree(latitude):
-    """Of latitude and of longitude, WGS 84: the usual series of cosines, good to a metre per degree."""
+    """Lengths of a degree of latitude and longitude (WGS 84) as cosine series, accurate to about a metre."""
     a = math.radians(latitude)
     north = 111132.954 - 559.822 * math.cos(2 * a) + 1.175 * math.cos(4 * a)
     return north, 111412.84 * math.cos(a) - 93.5 * math.cos(3 * a) + 0.118 * math.cos(5 * a)

@@ -33,7 +33,7 @@ SMALL = {"window": 64, "overlap": 32}
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a run that trained a student; its selection averages over 32 pixels."""
+    """The workdir of a run with a trained student; its selection module averages over 32 pixels."""
     folder = tmp_path_factory.mktemp("run")
     write_network(folder)
     return folder
@@ -152,7 +152,7 @@ def test_windows_batches_and_devices_change_nothing(predictors, scene, tmp_path)
 
 
 def test_small_windows_leave_no_seams(predictors, scene, tmp_path):
-    """Windows too small for what the network looks at: their maps differ a little, but not more at their borders."""
+    """Windows smaller than the receptive field: maps differ a little, but not more at window borders."""
     path = write(tmp_path / "scene.tif", scene.sar)
     expected, _ = mapped(predictors(window=416, batch_size=1), path, tmp_path)
     found, _ = mapped(predictors(**SMALL), path, tmp_path)
@@ -355,7 +355,7 @@ def test_the_teacher_maps_optical_scenes(scene, tmp_path):
 
 
 def test_memory_is_that_of_the_window(predictors, tmp_path):
-    """A scene four times as long needs no more (the network left out: it sees one batch after the other)."""
+    """A scene four times as long needs no more memory. A stub replaces the network."""
     predictor, peaks = Predictor.__new__(Predictor), []
     vars(predictor).update(vars(predictors(**SMALL)))
     predictor._step = lambda variables, batch: np.zeros((len(batch["rows"]), 5, 64, 64), np.float32)
@@ -369,7 +369,7 @@ def test_memory_is_that_of_the_window(predictors, tmp_path):
     assert peaks[1] < 1.1 * peaks[0]
 
 
-@pytest.mark.skipif(not ROTTERDAM.exists(), reason="the real scene is not here")
+@pytest.mark.skipif(not ROTTERDAM.exists(), reason="the real scene is missing")
 def test_the_real_rotterdam_scene_keeps_its_place(predictors, tmp_path):
     predictor = predictors(**SMALL, described=Interpretation(bands=("4", "3")))
     found, _ = mapped(predictor, str(ROTTERDAM), tmp_path)

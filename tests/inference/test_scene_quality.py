@@ -1,4 +1,4 @@
-"""What a trained network makes of large scenes, against the truth."""
+"""Compares the maps that a trained network makes of large scenes with the truth."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.scene_files import read, run_tool, write
 
 @pytest.mark.slow
 def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
-    """Training, tiles and a scene from the simulator: the map is as good as the tiles' (whose borders hide more)."""
+    """Training, tiles and a scene from the simulator: the map scores at least as well as tiles, which lack context at their borders."""
     small = {
         "stage": "student",
         "distill.method": "()",
@@ -40,6 +40,6 @@ def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
             wrong[window].append((found != scene.label)[near].mean())
         np.add.at(counts, (scene.label, found), 1)
     tiles = evaluation(tmp_path / "run")["student"]["mean_iou"]
-    # Four scenes are no more than 256 tiles of a few places each: some points of mIoU either way.
+    # Four scenes hold only 256 tiles from a few places, so mIoU varies by several points.
     assert scores(counts, CLASS_NAMES).mean_iou > tiles - 0.05
     assert np.mean(wrong[256]) < 1.02 * np.mean(wrong[512]), "no more errors at the borders than where there are none"

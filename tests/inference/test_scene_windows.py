@@ -1,4 +1,4 @@
-"""Windows of a scene and how they are put together, without any network or file."""
+"""Windows of a scene and how they are blended, without any network or file."""
 
 import numpy as np
 import pytest

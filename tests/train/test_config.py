@@ -86,7 +86,7 @@ def set_field(config, field, value):
         ("data.scenes.incidence", 90.0, "config.data.scenes.incidence is 90.0; expected 15 to 75 degrees"),
         ("distill.hfd.taps", ("A", "A"), "config.distill.hfd.taps is .*a tap is named twice"),
         ("teacher.which", "best", "config.teacher.which is 'best': .*train.eval_every"),
-        ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': without labels"),
+        ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': expected a split with labels"),
         ("normalise.sar_looks", 0.0, "config.normalise.sar_looks is 0.0: expected more than 0"),
         ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
     ],

@@ -1,8 +1,8 @@
 """Connected components of one class and their outlines: masks in, shapely polygons out. No files.
 
-Coordinates are those of pixels, x to the right and y down: pixel (row, column) is the square from (column, row) to
-(column + 1, row + 1). A mask too large for memory comes as horizontal strips; what crosses from one strip into the next
-is joined again, and the result is the same for every height of the strips.
+Coordinates count pixels, x to the right and y down: pixel (row, column) is the square from (column, row) to
+(column + 1, row + 1). A mask too large for memory is read in horizontal strips; components that cross from one strip
+into the next are joined again, so the result does not depend on the height of the strips.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from scipy.sparse.csgraph import connected_components
 
 CONNECTIVITIES = (4, 8)  # pixels that share an edge are one component; with 8, also those that share a corner
 NO_CONFIDENCE = 255  # stored value of a pixel without confidence
-FULL_CONFIDENCE = 254  # stored value that stands for 1
-LARGEST_CHANGE = 0.25  # of a shape's area, by simplification
-MOST_RINGS = 5000  # of a shape that is simplified vertex by vertex
+FULL_CONFIDENCE = 254  # stored value of confidence 1
+LARGEST_CHANGE = 0.25  # largest share of a shape's area that simplification may add or remove
+MOST_RINGS = 5000  # shapes with more rings are not simplified vertex by vertex
 
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """N components, or the parts of them that some strips hold.
+    """N components, or the parts of components found in some strips.
 
     Attributes:
       pixels: [N] int64, number of pixels.
       first: [N] int64, the smallest row * width + column among them.
       confidence: [N] int64, sum of the stored confidences.
-      confident: [N] int64, number of pixels that have one.
+      confident: [N] int64, number of pixels with a confidence.
       polygons: [M] shapely polygons, M >= N.
       owner: [M] int64, the piece that each polygon belongs to.
     """
@@ -47,12 +47,12 @@ class Pieces:
         return len(self.pixels)
 
     def with_more(self, other: "Pieces") -> "Pieces":
-        """Those of both; the other's come after these."""
+        """Returns the pieces of both; those of `other` come last."""
         other = dataclasses.replace(other, owner=other.owner + len(self))
         return Pieces(*(np.concatenate(pair) for pair in zip(_arrays(self), _arrays(other), strict=True)))
 
     def joined(self, group: np.ndarray, count: int) -> "Pieces":
-        """`count` pieces, the k-th made of all those whose `group` [N] is k."""
+        """Merges the pieces into `count` new ones; piece i becomes part of piece `group[i]`."""
         first = np.full(count, np.iinfo(np.int64).max)
         np.minimum.at(first, group, self.first)
         # Sums in float64 are exact below 2^53, which no raster reaches.
@@ -61,7 +61,7 @@ class Pieces:
         return Pieces(pixels, first, confidence, confident, self.polygons, group[self.owner])
 
     def select(self, wanted: np.ndarray) -> "Pieces":
-        """Those where `wanted` [N] is True, in the same order."""
+        """Returns the pieces for which `wanted` [N] is True, in the same order."""
         kept = wanted[self.owner]
         number = np.cumsum(wanted) - 1
         numbers = (x[wanted] for x in (self.pixels, self.first, self.confidence, self.confident))
@@ -69,16 +69,16 @@ class Pieces:
 
 
 def label(mask: np.ndarray, connectivity: int = 4) -> tuple[np.ndarray, int]:
-    """([H, W] int32: 0 outside of `mask`, 1 to count in its components; count)."""
+    """Returns ([H, W] int32, 0 outside of `mask` and 1 to `count` in its components; count)."""
     return ndimage.label(mask, ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1))
 
 
 def outlines(labels: np.ndarray, top: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Polygons along the pixels' edges.
+    """Traces the components along the edges of their pixels.
 
     Args:
-      labels: [H, W] int32 of `label`.
-      top: row number of the first line.
+      labels: [H, W] int32, as returned by `label`.
+      top: row of the mask at which `labels` starts.
 
     Returns:
       (polygons [M], the component 0 .. count - 1 of each [M] int64, ascending). A 4-connected component is one valid
@@ -96,14 +96,14 @@ def outlines(labels: np.ndarray, top: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trace(strips: Iterable[tuple[np.ndarray, np.ndarray | None]], connectivity: int = 4) -> Iterator[Pieces]:
-    """Finds the components of a mask that comes in strips from top to bottom.
+    """Finds the components of a mask that is read in strips from top to bottom.
 
     Args:
       strips: (mask [h, W] bool, confidence [h, W] uint8 or None).
       connectivity: 4 or 8.
 
     Yields:
-      After each strip, the components that cannot go on below it. Only those that may go on are kept.
+      After each strip, the components that end above the next one. The others stay in memory.
     """
     waiting, above, top = _no_pieces(), None, 0
     for mask, confidence in strips:
@@ -124,26 +124,27 @@ def trace(strips: Iterable[tuple[np.ndarray, np.ndarray | None]], connectivity: 
 
 
 def shapes_of(pieces: Pieces) -> np.ndarray:
-    """[N] one valid Polygon or MultiPolygon per component, without redundant vertices, from a fixed starting point."""
+    """Returns [N] valid Polygons or MultiPolygons, one per component, normalised and without redundant vertices."""
     if not len(pieces):
         return pieces.polygons
     ends = np.cumsum(np.bincount(pieces.owner, minlength=len(pieces)))
     polygons = np.split(pieces.polygons[np.argsort(pieces.owner, kind="stable")], ends[:-1])
     shapes = np.array([parts[0] if len(parts) == 1 else shapely.union_all(parts) for parts in polygons], object)
     shapes = shapely.normalize(shapes)
-    joined = np.array([len(parts) > 1 for parts in polygons], bool)  # has vertices in straight edges, where strips met
+    joined = np.array([len(parts) > 1 for parts in polygons], bool)  # strips leave vertices within straight edges
     if joined.any():
         shapes[joined] = shapely.normalize(_only_corners(shapes[joined]))
     return shapes
 
 
 def simplified(shapes: np.ndarray, tolerance: float) -> np.ndarray:
-    """The shapes of `shapes_of` without the staircase of the pixels; valid, no part and no hole is lost.
+    """Simplifies the staircase outlines of `shapes_of`; shapes stay valid and keep all parts and holes.
 
     Vertices closer than `tolerance` to the new outline are left out, as far as topology allows. Features about a pixel
     wide would turn into triangles: a shape whose area would change by more than LARGEST_CHANGE is simplified with half
-    or a quarter of the tolerance, or stays. The time this takes grows with the square of the number of holes: with more
-    than MOST_RINGS rings, corners are cut by half a pixel instead, which makes diagonals of stairs and is always valid.
+    or a quarter of the tolerance, or left as it is. The run time grows with the square of the number of holes, so a
+    shape with more than MOST_RINGS rings has its corners cut by half a pixel instead. This turns stairs into diagonals
+    and always gives a valid shape.
     """
     result, area = shapes.copy(), shapely.area(shapes)
     parts, owner = shapely.get_parts(shapes, return_index=True)
@@ -160,7 +161,7 @@ def simplified(shapes: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _only_corners(shapes: np.ndarray) -> np.ndarray:
-    """Leaves out vertices within straight edges; rings must start at a corner, as `normalize` sees to."""
+    """Removes vertices within straight edges; rings must start at a corner, which `normalize` guarantees."""
     kind, xy, (rings, *others) = shapely.to_ragged_array(shapes)
     before, after = np.diff(xy, axis=0, prepend=xy[:1]), np.diff(xy, axis=0, append=xy[-1:])
     corner = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
@@ -196,7 +197,7 @@ def _measure(labels: np.ndarray, count: int, confidence: np.ndarray | None, top:
     places = np.flatnonzero(flat)
     owner = flat[places] - 1
     first = np.zeros(count, np.int64)
-    first[owner[::-1]] = places[::-1] + top * labels.shape[1]  # of equal indices the last one written stays
+    first[owner[::-1]] = places[::-1] + top * labels.shape[1]  # for equal indices, the last assignment wins
     pixels = np.bincount(owner, minlength=count)
     sums, confident = np.zeros((2, count), np.int64)
     if confidence is not None:
@@ -208,7 +209,7 @@ def _measure(labels: np.ndarray, count: int, confidence: np.ndarray | None, top:
 
 
 def _touching(above: np.ndarray, below: np.ndarray, connectivity: int) -> np.ndarray:
-    """[P, 2] pairs of pieces that meet between two lines [W] of piece numbers (-1: none)."""
+    """Returns [P, 2], pairs of pieces that touch across two adjacent rows [W] of piece numbers (-1: no piece)."""
     pairs, width = [], len(above)
     for shift in (-1, 0, 1) if connectivity == 8 else (0,):
         one, other = above[max(0, -shift) : width - max(0, shift)], below[max(0, shift) : width - max(0, -shift)]
@@ -218,7 +219,7 @@ def _touching(above: np.ndarray, below: np.ndarray, connectivity: int) -> np.nda
 
 
 def _groups(count: int, pairs: np.ndarray) -> tuple[int, np.ndarray]:
-    """(number of groups, [count] the group of each) where the two of each pair are in the same one."""
+    """Returns (number of groups, [count] group of each piece); the pieces of a pair share a group."""
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     number, group = connected_components(links, directed=False)
     return number, group

@@ -11,14 +11,14 @@ ENDINGS = (".tif", ".tiff")
 
 
 def find_scenes(where: str) -> list[str]:
-    """Returns the paths of the scenes that --input names, sorted (those of a list keep its order).
+    """Returns the paths of the scenes that --input names, sorted; a list keeps its order.
 
     Args:
-      where: a raster; a folder of GeoTIFFs; a pattern with * or ?; or NAME.txt with one path per line, where relative
-        paths start at the list's folder.
+      where: a raster; a folder of GeoTIFFs; a pattern with * or ?; or NAME.txt with one path per line, relative to the
+        list's folder.
 
     Raises:
-      DataError: there is no scene.
+      DataError: no scene is found.
     """
     if os.path.isdir(where):
         found = sorted(os.path.join(where, n) for n in os.listdir(where) if n.lower().endswith(ENDINGS))

@@ -1,4 +1,4 @@
-"""Assembles windows: sums their weighted logits and passes on finished rows."""
+"""Blends windows: sums their weighted logits and writes finished rows."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ Write = Callable[[int, int, np.ndarray, np.ndarray], None]
 
 
 class Mosaic:
-    """Takes the windows of a grid in their order and writes every pixel of the scene once.
+    """Blends the windows of a grid in order and writes every pixel of the scene once.
 
     Args:
-      grid: of the scene.
+      grid: the scene's windows.
       classes: number of classes.
       write: called with (row, column, logits [classes, H, W] float32, valid [H, W] bool) for runs of finished rows; row
-        and H are multiples of the stride, except at the scene's end. The arrays are reused afterwards.
+        and H are multiples of the stride, except at the scene's lower edge. The arrays are reused after the call.
     """
 
     def __init__(self, grid: Grid, classes: int, write: Write):
@@ -32,7 +32,7 @@ class Mosaic:
 
         Args:
           window: later in the grid's order than all windows added before.
-          logits: [classes, height, width] float32, times the window's weights.
+          logits: [classes, height, width] float32, multiplied by the window's weights.
           valid: [height, width] bool.
         """
         while self._panel < window.panel:

@@ -1,6 +1,6 @@
 """Polygons of one class from a class map: GeoTIFF in, GeoPackage or GeoJSON out.
 
-Memory holds a strip of the map, the outlines of what is unfinished at its lower edge, and the finished polygons.
+Memory holds one strip of the map, the outlines that continue below it, and the finished polygons.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ _WRITE_ERRORS = (
 )
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 STRIP_PIXELS = 2**22
-CACHE_BYTES = 2**26  # of decoded blocks; every one is read once or twice, but GDAL would keep a twentieth of the memory
-TRUE_TO_AREA = 0.01  # a projection that keeps areas so well is measured in its own plane
+CACHE_BYTES = 2**26  # each block is read once or twice; by default, GDAL would cache blocks in 5 % of the memory
+TRUE_TO_AREA = 0.01  # relative error up to which areas are measured in the plane of the CRS
 
 
 def write_polygons(
@@ -47,27 +47,27 @@ def write_polygons(
     """Writes the connected components of one class as polygons, in the order of their first pixel.
 
     Fields: id (1, 2, ...), class (its name), area_m2 and, with a raster of confidence, confidence (mean over the
-    component's pixels, 0 to 1; null where none has one). The area is that of the pixels, whatever the simplification:
-    in the plane of the map's CRS where that is true to area within 1 % (UTM is), else on the ellipsoid (longitude and
-    latitude, Web Mercator).
-    A GeoPackage keeps the map's CRS; GeoJSON is in longitude and latitude (WGS 84), as RFC 7946 demands.
+    component's pixels, 0 to 1; null if no pixel has a confidence). The area is that of the pixels and does not depend
+    on the simplification. It is measured in the plane of the map's CRS if that preserves areas within 1 % (as UTM
+    does), otherwise on the ellipsoid (longitude and latitude, Web Mercator).
+    A GeoPackage keeps the map's CRS; GeoJSON is in longitude and latitude (WGS 84), as RFC 7946 requires.
 
     Args:
-      class_map: GeoTIFF, one band uint8 class index, with tags CLASS_0, CLASS_1, ... that hold the classes' names.
-      confidence: GeoTIFF on the same grid, one band uint8, 0 to 254 for 0 to 1, 255 where there is none; or None.
-      path: .gpkg or .geojson to write; replaced as a whole when it is complete.
-      class_name: which class.
-      min_area: smaller components are left out, square metres.
+      class_map: GeoTIFF with one band of uint8 class indices and the class names as tags CLASS_0, CLASS_1, ...
+      confidence: GeoTIFF on the same grid, one band uint8, 0 to 254 for 0 to 1, 255 for no value; or None.
+      path: .gpkg or .geojson to write; an existing file is replaced once the new one is complete.
+      class_name: the class to outline.
+      min_area: square metres; smaller components are dropped.
       simplify: tolerance in pixels (see `components.simplified`); 0 keeps every corner of the pixels.
       connectivity: 4 or 8 neighbours; with 8, parts that touch at a corner are one MultiPolygon.
-      strip_pixels: size of the parts the map is read in; changes nothing but memory and time.
+      strip_pixels: pixels to read at a time; affects only memory and time.
 
     Returns:
-      The number of polygons; with none, a file without features is written.
+      The number of polygons; if it is 0, the file has no features.
 
     Raises:
-      ConfigError: no such class, or an option out of its range.
-      DataError: a raster is missing, damaged, or not what is described above.
+      ConfigError: the map has no such class, or an option is out of range.
+      DataError: a raster is missing, damaged, or not as described above.
       WorkdirError: `path` cannot be written.
     """
     _check_options(path, min_area, simplify, connectivity)
@@ -78,7 +78,7 @@ def write_polygons(
         if class_name not in names:
             raise ConfigError(f"{class_map}: has no class {class_name!r}; {nearest(class_name, names)}")
         if raster.crs is None:
-            raise DataError(f"{class_map}: has no CRS; polygons need to know where they are")
+            raise DataError(f"{class_map}: has no CRS; expected a georeferenced class map")
         other = stack.enter_context(_open_band(confidence)) if confidence else None
         if other:
             check_same_grid(confidence, _grid(other), class_map, _grid(raster))
@@ -101,11 +101,11 @@ def write_polygons(
 
 
 def class_codes(raster: Any) -> dict[str, int]:
-    """Class name -> index, from the tags CLASS_0, CLASS_1, ... of an open raster; DataError where it has none."""
+    """Class name -> index, from the tags CLASS_0, CLASS_1, ... of a raster; raises DataError if there are none."""
     found = {key: re.fullmatch(r"CLASS_(\d+)", key) for key in raster.tags()}
     codes = {raster.tags()[key]: int(match[1]) for key, match in found.items() if match}
     if not codes:
-        raise DataError(f"{raster.name}: has no tags CLASS_0, CLASS_1, ... with names of classes, as class maps have")
+        raise DataError(f"{raster.name}: has no tags CLASS_0, CLASS_1, ... with class names; expected a class map")
     return dict(sorted(codes.items(), key=lambda item: item[1]))
 
 
@@ -113,8 +113,8 @@ class Ground:
     """Places pixel coordinates in a raster's CRS and measures areas.
 
     Args:
-      path: of the raster, for messages.
-      grid: its size, CRS and transform.
+      path: path of the raster, for error messages.
+      grid: size, CRS and transform of the raster.
     """
 
     def __init__(self, path: str, grid: dict[str, Any]):
@@ -125,7 +125,7 @@ class Ground:
         try:
             x, y = self._transform @ (width / 2, height / 2)
             (longitude,), _ = rasterio.warp.transform(self._crs, "EPSG:4326", [x], [y])
-            # Lambert's cylindrical projection is true to area everywhere on the ellipsoid.
+            # Lambert's cylindrical projection preserves areas everywhere on the ellipsoid.
             self._equal_area = rasterio.CRS.from_user_input(f"+proj=cea +lon_0={longitude} +datum=WGS84 +units=m")
             true = self._on_ellipsoid(pixels)
         except Exception as error:  # GDAL's own errors share no base class that rasterio exports
@@ -135,13 +135,13 @@ class Ground:
         self._pixel = plane if np.all(np.abs(true - plane) <= TRUE_TO_AREA * true) else None
 
     def placed(self, shapes: np.ndarray) -> np.ndarray:
-        """Pixel coordinates -> the CRS."""
+        """Transforms shapes from pixel coordinates to the CRS."""
         t = self._transform
         matrix, offset = np.array([[t.a, t.d], [t.b, t.e]]), np.array([t.c, t.f])
         return shapely.transform(shapes, lambda xy: xy @ matrix + offset)
 
     def areas(self, pixels: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-        """Square metres of components: `pixels` counts them, `shapes` are their outlines in pixel coordinates."""
+        """Returns areas in square metres from pixel counts [N] and outlines [N] in pixel coordinates."""
         return self._on_ellipsoid(self.placed(shapes)) if self._pixel is None else pixels * self._pixel
 
     def _on_ellipsoid(self, shapes: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ def _strips(raster: Any, confidence: Any, code: int, pixels: int) -> Iterator[tu
 
 
 def _finished(pieces: Pieces, ground: Ground, min_area: float, simplify: float) -> tuple[np.ndarray, ...]:
-    """(first pixel, square metres, mean confidence, well-known binary in the map's CRS) of complete components."""
+    """Returns (first pixel, square metres, mean confidence, WKB in the map's CRS) of complete components."""
     shapes = shapes_of(pieces)
     areas = ground.areas(pieces.pixels, shapes)
     large = areas >= min_area
@@ -215,7 +215,7 @@ def _write(path: str, shapes: np.ndarray, fields: dict[str, np.ndarray], crs: st
             geometry_type="Polygon" if connectivity == 4 else "MultiPolygon",
             promote_to_multi=connectivity == 8,
             crs=crs,
-            # GDAL then brings the coordinates to longitude and latitude, and rings into the order demanded.
+            # GDAL then converts coordinates to longitude and latitude and orients the rings as the RFC requires.
             layer_options={"RFC7946": "YES"} if extension == ".geojson" else {},
         )
         os.replace(temporary, path)

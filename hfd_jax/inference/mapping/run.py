@@ -1,4 +1,4 @@
-"""Maps many scenes in turn: finished maps are kept, and a scene that fails does not stop the others."""
+"""Maps scenes in turn, keeps finished maps, and continues after a scene that fails."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ class Polygons:
     simplify: float = 1.0
 
     def write(self, target: Target) -> str:
-        """Writes the polygons of a scene's maps, also if they exist, which costs little; returns a description."""
+        """Writes the polygons of a scene's maps, replacing existing ones; returns a description."""
         path = f"{target.stem}_{re.sub(r'[^A-Za-z0-9]+', '_', self.class_name)}.{self.ending}"
         maps = target.path(CLASSES), target.path(CONFIDENCE)
         options = {"min_area": self.min_area, "simplify": self.simplify}
@@ -49,11 +49,11 @@ def predict_scenes(
     """Maps this process's share of the scenes, every n-th one on n processes.
 
     Args:
-      predictor: to use.
-      scenes: paths.
+      predictor: the network and its options.
+      scenes: paths of all scenes.
       targets: the maps of each scene.
-      overwrite: make all maps again.
-      polygons: to make from every map; the targets must then include CONFIDENCE.
+      overwrite: replace finished maps.
+      polygons: polygons to make from every map; the targets must then include CONFIDENCE.
 
     Raises:
       DataError: some scenes failed; the maps of all others are written.
@@ -95,7 +95,7 @@ def _is_finished(predictor: Predictor, path: str, target: Target) -> bool:
 
 
 def _predict(predictor: Predictor, path: str, target: Target, label: str) -> tuple[float, float]:
-    """(Mpixel, seconds)."""
+    """Maps a scene; returns (megapixels, seconds)."""
     with predictor.open(path) as scene:
         height, width = scene.shape
         print(f"{label}: {path}, {width} x {height} pixels", flush=True)

@@ -1,8 +1,8 @@
-"""Positions of a scene's windows and weights of their pixels: geometry, no files and no networks.
+"""Positions of a scene's windows and weights of their pixels: geometry only, no files and no networks.
 
-Windows overlap and begin at multiples of the network's stride, so that its coarse maps lie on one grid for every window
-size. Within an overlap the weight rises as a raised cosine; a margin at the border, where a window sees little of its
-surroundings, has weight 0. Per axis, the weights of all windows at a pixel add up to 1.
+Windows overlap and begin at multiples of the network's stride, so that its coarse maps share one grid whatever the
+window size. Within an overlap the weight rises as a raised cosine; a margin at the border, where a window sees little
+of its surroundings, has weight 0. Per axis, the weights of all windows at a pixel add up to 1.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from hfd_jax.models.base import STRIDE
 
-BLOCK = 512  # columns; edge of the blocks in which maps are stored, so that panels end where blocks do
+BLOCK = 512  # edge of the blocks in which maps are stored, pixels; panels end at block boundaries
 
 
 class Window(NamedTuple):
@@ -21,8 +21,8 @@ class Window(NamedTuple):
 
     Attributes:
       number: position in the order in which windows are computed.
-      panel: index of the part of the scene that it is computed for.
-      row, col: its first pixel in the scene.
+      panel: index of the panel that the window is computed for.
+      row, col: first pixel of the window in the scene.
       row_weights, col_weights: [height], [width] float32; their product is the weight of a pixel.
     """
 
@@ -47,10 +47,10 @@ def place(length: int, window: int, overlap: int) -> Axis:
     """Covers `length` pixels, rounded up to the stride.
 
     Args:
-      length: of the scene.
-      window: multiple of the stride; if the scene is shorter, there is one window of the scene's rounded length.
-      overlap: of neighbours; multiple of the stride, less than `window`. The last window ends with the scene and may
-        overlap more.
+      length: length of the scene, pixels.
+      window: multiple of the stride; a shorter scene gets a single window of its rounded length.
+      overlap: overlap of adjacent windows; multiple of the stride, less than `window`. The last window ends with the
+        scene and may overlap more.
     """
     end = round_up(length, STRIDE)
     if end <= window:
@@ -69,7 +69,7 @@ def place(length: int, window: int, overlap: int) -> Axis:
 
 
 def _rise(window: int, overlap: int) -> np.ndarray:
-    """[window]: 0 over a quarter of the overlap, then half of it a raised cosine, then 1."""
+    """Returns [window]: 0 over a quarter of the overlap, a raised cosine over half of it, then 1."""
     if not overlap:
         return np.ones(window)
     margin = overlap / 4
@@ -84,7 +84,7 @@ class Grid:
     with the scene.
 
     Args:
-      height, width: of the scene, pixels.
+      height, width: size of the scene, pixels.
       window, overlap: pixels, multiples of the stride.
       panel: maximum number of columns in a panel; rounded down to whole blocks, at least one.
     """
@@ -94,7 +94,7 @@ class Grid:
         self._rows, self._cols = place(height, window, overlap), place(width, window, overlap)
         columns = round_up(-(-width // -(-width // max(panel // BLOCK * BLOCK, BLOCK))), BLOCK)
         self.panels = [(start, min(start + columns, width)) for start in range(0, width, columns)]
-        # A window across two panels is computed for both: otherwise its logits would have to be kept for the
+        # A window across two panels is computed for both; otherwise its logits would have to be kept for the
         # whole height of the scene.
         self._members = [[j for j in range(len(self._cols.starts)) if self._counts(j, *p)] for p in self.panels]
 

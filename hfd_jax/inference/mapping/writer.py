@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio._err import CPLE_BaseError  # what rasterio.shutil lets through
+from rasterio._err import CPLE_BaseError  # rasterio.shutil does not wrap it
 from rasterio.enums import ColorInterp
 
 from hfd_jax.core.errors import WorkdirError
@@ -24,7 +24,7 @@ from hfd_jax.models.base import STRIDE
 NO_DATA = 255
 HIGHEST = 254  # stored for a probability of 1
 SETTINGS = "HFD_JAX_SETTINGS"  # the tag that records how a map was made
-ROWS = 2 * STRIDE  # converted at a time, which keeps temporary arrays small
+ROWS = 2 * STRIDE  # rows converted at a time, to keep temporary arrays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Product:
     """A kind of map.
 
     Attributes:
-      suffix: of its file's name.
+      suffix: suffix of the file name.
       overviews: resampling method of the overviews.
-      predictor: of the compression.
+      predictor: predictor of the compression.
     """
 
     suffix: str
@@ -106,14 +106,14 @@ def stored_settings(path: str) -> dict[str, Any] | None:
 def maps(
     target: Target, shape: tuple[int, int], georeference: dict[str, Any], facts: Facts, tags: dict[str, str]
 ) -> Iterator["Maps"]:
-    """Opens maps, which are completed when the block ends and removed if it raises.
+    """Opens maps; completes them when the block ends and removes them if it raises.
 
     Args:
       target: names and products.
       shape: rows and columns.
-      georeference: as of `Scene`.
+      georeference: see `Scene`.
       facts: classes and colours.
-      tags: of every file.
+      tags: tags for every file.
 
     Raises:
       WorkdirError: another process is writing the same maps, or they cannot be written.
@@ -148,7 +148,7 @@ class Maps:
         """Writes a part of the scene.
 
         Args:
-          row, col: of its first pixel; multiples of the network's stride and of the blocks' width.
+          row, col: first pixel of the part; multiples of the network's stride and of the block width.
           logits: [classes, H, W] float32.
           valid: [H, W] bool; the maps have no data elsewhere, nor where a logit is not finite.
         """
@@ -162,7 +162,7 @@ class Maps:
                 self._sums[product] += int(bands.sum(dtype=np.int64))
 
     def finish(self) -> None:
-        """Copies the maps to cloud-optimised files and renames these, the class map last.
+        """Copies the maps to cloud-optimised files and renames them, the class map last.
 
         On a full disk GDAL may leave a damaged file without an error, so each file is read back before it is renamed.
         """
@@ -190,7 +190,7 @@ class Maps:
 
     def _create(self, product: Product, shape: tuple[int, int], georeference: dict[str, Any], facts: Facts):
         count = len(facts.class_names) if product == PROBABILITIES else 1
-        # Blocks are as high as the runs of rows that are written, so that each is compressed once.
+        # Blocks are as high as the runs of rows written at once, so each block is compressed once.
         layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": STRIDE, "compress": "DEFLATE", "zlevel": 1}
         file = rasterio.open(
             self._growing(product),
@@ -218,7 +218,7 @@ class Maps:
 
 
 def products_of(logits: np.ndarray, valid: np.ndarray, products: Sequence[Product]) -> dict[Product, np.ndarray]:
-    """[bands, H, W] uint8 of every product from logits [classes, H, W]; NO_DATA where not `valid`."""
+    """Converts logits [classes, H, W] to [bands, H, W] uint8 of every product; NO_DATA where not `valid`."""
     classes = np.argmax(logits, 0).astype(np.uint8)
     found = {CLASSES: np.where(valid, classes, NO_DATA)[None]}
     if len(products) > 1:
@@ -244,7 +244,7 @@ def reads_back(path: str, total: int) -> bool:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
+    """Softmax over the first axis."""
     powers = np.exp(logits - logits.max(0))
     return powers / powers.sum(0)
 
@@ -262,7 +262,7 @@ def _cog_options(product: Product) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses the warning about missing georeferences: the map of a scene without one has none either."""
+    """Suppresses the warning about missing georeferences; a scene without one gives a map without one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield
