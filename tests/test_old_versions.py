@@ -6,9 +6,19 @@ import shutil
 import tarfile
 
 import pytest
+from ml_collections import ConfigDict
 
+from configs import default, quickstart
 from hfd_jax.core.checkpoint import CheckpointReader
+from hfd_jax.core.options import option
+from hfd_jax.core.workdir import Workdir, check_claim, differences, read_config
 from hfd_jax.data.catalogue import read_dataset
+from hfd_jax.distill.fitnet import FitNet
+from hfd_jax.distill.registry import METHODS
+from hfd_jax.models.hfdnet import HFDNet
+from hfd_jax.models.registry import ARCHITECTURES
+from hfd_jax.train.networks import declared_fields
+from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, run_python
 
 # The flags of the run with version 0.1.
@@ -82,3 +92,31 @@ def test_a_prepared_data_set_opens(old):
     assert dataset.sizes == {"train": 8, "validation": 2, "test": 2}
     tile = dataset.source("train")[0]
     assert tile["sar"].shape == (64, 64, 2) and tile["label"].shape == (64, 64)
+
+
+def test_the_defaults_are_those_of_version_0_1(old):
+    """Fields that moved into the classes of methods and networks kept their defaults."""
+    stored = json.loads((old / "run" / "config.json").read_text())
+    changed = {field for field, _ in differences(stored, json.loads(default.get_config().to_json_best_effort()))}
+    assert changed - {"data.dir", "data.label_share", "data.batch_size"} <= {"distill.cache", *FLAGS}
+
+
+def test_a_run_opens_after_a_method_and_a_network_were_added(old, monkeypatch):
+    """Their options are missing from its config and count as defaults."""
+
+    class Later(FitNet):
+        method = "later"
+
+    class Deeper(HFDNet):
+        blocks: int = option(1, "blocks", above=0)
+
+    config = ConfigDict(read_config(Workdir(str(old / "run"))))
+    monkeypatch.setitem(METHODS, "later", Later)
+    monkeypatch.setitem(ARCHITECTURES, "deeper", Deeper)
+    with pytest.raises(KeyError):
+        check_fields(config)
+    workdir = Workdir(str(old / "run"))
+    check_fields(ConfigDict(read_config(workdir, declared_fields())))
+    today = quickstart.get_config()
+    today.update_from_flattened_dict(FLAGS | {"data.dir": "elsewhere", "baselines": ()})
+    check_claim(workdir, today, declared_fields())

@@ -36,7 +36,7 @@ from hfd_jax.inference.model_file import find_model_file, read_model_file
 from hfd_jax.inference.restore import check_fits
 from hfd_jax.models.base import STRIDE
 from hfd_jax.models.registry import ARCHITECTURES
-from hfd_jax.train.networks import BASELINES, teacher_folder
+from hfd_jax.train.networks import BASELINES, declared_fields, teacher_folder
 from hfd_jax.train.run import open_run
 from hfd_jax.train.validate import check_fields
 from tools import cli
@@ -95,7 +95,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     """Evaluates the networks of a run."""
     refuse(arguments, {"output": "--model"})
     workdir = Workdir(arguments.workdir)
-    config = ConfigDict(read_config(workdir))
+    config = ConfigDict(read_config(workdir, declared_fields()))
     if arguments.data_dir:
         config.data.dir = arguments.data_dir
     for field in ("batch_size", "window", "split", "panels"):

@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from absl import logging
@@ -25,7 +27,7 @@ FREE = (
     "data.threads",
     "data.workers",
     "teacher.checkpoint",  # only its location; the checkpoints identify the teacher
-    "distill.cache",  # a removed field that never changed a result
+    "distill.cache",  # a removed field, which changed results only by rounding to float16
     "train",
     "eval",
 )
@@ -78,13 +80,13 @@ class Workdir:
         return os.path.join(folder, name)
 
 
-def check_claim(workdir: Workdir, config: ConfigDict) -> None:
+def check_claim(workdir: Workdir, config: ConfigDict, declared: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Raises WorkdirError if the folder holds a run with another config; the message names the differing fields."""
     if os.path.exists(workdir.root) and not os.path.isdir(workdir.root):
         raise WorkdirError(f"{workdir.root} is a file; --workdir names a folder")
     if not os.path.exists(workdir.config):
         return
-    stored = read_config(workdir)
+    stored = read_config(workdir, declared)
     differing = {
         field: line
         for field, line in differences(stored, _jsonable(config))
@@ -97,14 +99,19 @@ def check_claim(workdir: Workdir, config: ConfigDict) -> None:
         + "; ".join(differing.values())
     )
     teacher = stored["teacher"]["checkpoint"] or workdir.checkpoints("teacher")
-    if all(field.startswith(STUDENT_ONLY) for field in differing) and os.path.isdir(teacher):
-        message += f". To reuse this run's teacher: --workdir=NEW_FOLDER --config.teacher.checkpoint={teacher}"
+    finished = os.path.join(teacher, str(stored["teacher"]["steps"]))
+    if all(field.startswith(STUDENT_ONLY) for field in differing) and os.path.isdir(finished):
+        pretrained = " --config.teacher.pretrained=''" if stored["teacher"]["pretrained"] else ""
+        message += (
+            f". To reuse this run's teacher: --workdir=NEW_FOLDER --config.teacher.checkpoint={shlex.quote(teacher)}"
+        )
+        message += pretrained
     raise WorkdirError(message)
 
 
-def claim(workdir: Workdir, config: ConfigDict) -> None:
+def claim(workdir: Workdir, config: ConfigDict, declared: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Checks the workdir with `check_claim`, then writes config.json and versions.json."""
-    check_claim(workdir, config)
+    check_claim(workdir, config, declared)
     with writing(workdir.root):
         os.makedirs(workdir.root, exist_ok=True)
     write_json(workdir.config, _jsonable(config))
@@ -154,14 +161,31 @@ def read_json(path: str) -> Any:
         raise WorkdirError(f"{path}: not valid JSON ({error})") from error
 
 
-def read_config(workdir: Workdir) -> dict[str, Any]:
-    """Returns the config of the run in a workdir, completed with fields added since; tuples are lists.
+def read_config(workdir: Workdir, declared: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Reads the config of a run and fills in the fields that it was written without.
+
+    Args:
+      workdir: the run's.
+      declared: defaults of the fields that later code declared, as a nested dict.
+
+    Returns:
+      Nested dict, with lists where the config has tuples.
 
     Raises:
-      WorkdirError: config.json is missing or invalid.
+      WorkdirError: see `read_json`.
     """
-    config = read_json(workdir.config)
-    return config | {part: fields | config.get(part, {}) for part, fields in _LATER.items()}
+    return _filled(_filled(read_json(workdir.config), _LATER), declared)
+
+
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what it lacks of `defaults`; both are nested."""
+    filled = dict(values)
+    for key, default in defaults.items():
+        if isinstance(default, Mapping):
+            filled[key] = _filled(filled.get(key, {}), default)
+        else:
+            filled.setdefault(key, default)
+    return filled
 
 
 def write_json(path: str, values: Any) -> None:

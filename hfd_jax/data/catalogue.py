@@ -109,11 +109,6 @@ class Dataset:
         self._check(split)
         return tfds.builder_from_directory(self.directory).as_data_source(split=split)
 
-    def files(self) -> dict[str, list[int]]:
-        """Name -> [bytes, time of the last change] of every file with tiles: another preparation has others."""
-        paths = sorted(glob.glob(os.path.join(glob.escape(self.directory), "*.array_record*")))
-        return {os.path.basename(path): [os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths}
-
     def tile_ids(self, tiles: Sequence[tuple[str, int]]) -> list[str]:
         """Ids of the tiles given as (split, index); reads each tile."""
         sources = {split: self.source(split) for split in {split for split, _ in tiles}}

@@ -75,9 +75,10 @@ class Distiller(nn.Module):
         """
         yield from options.problems(cls, values)
         for name, taps in chosen_taps(values):
-            unknown = [tap for tap in taps if tap not in (*known, LOGITS)[: None if cls.accepts_logits else -1]]
+            choices = (*known, LOGITS) if cls.accepts_logits else known
+            unknown = [tap for tap in taps if tap not in choices]
             if unknown:
-                yield name, f"{unknown[0]!r} is unknown; {nearest(unknown[0], known)}"
+                yield name, f"{unknown[0]!r} is unknown; {nearest(unknown[0], choices)}"
             elif not taps:
                 yield name, "expected at least one tap"
             elif len(set(taps)) < len(taps):

@@ -21,6 +21,7 @@ from hfd_jax.core.logs import duration
 from hfd_jax.core.workdir import Workdir, check_claim, read_json
 from hfd_jax.experiments.sweep import Job
 from hfd_jax.train import stages
+from hfd_jax.train.networks import declared_fields
 
 _stop: Any = None  # in a worker: an event; once set, no further run starts
 
@@ -32,7 +33,7 @@ def is_finished(job: Job) -> bool:
       WorkdirError: the folder contains a run with a different config.
     """
     workdir = Workdir(job.root)
-    check_claim(workdir, job.config)
+    check_claim(workdir, job.config, declared_fields())
     if not os.path.exists(workdir.evaluation):
         return False
     row = read_json(workdir.evaluation).get(job.config.eval.split, {}).get(job.network)

@@ -158,7 +158,7 @@ def write_model(network: Network, output: str, overwrite: bool, evaluation: dict
       WorkdirError: `output` holds other files, or cannot be written.
     """
     variables = jax.device_get(network.variables)
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     name = network.record["network"] + ENDING
     with export_folder.replacing(output, overwrite) as folder, writing(output):
         write_model_file(os.path.join(folder, name), network.record, variables)
@@ -173,6 +173,8 @@ def evaluation_of(workdir: Workdir, network: Network) -> dict[str, Any]:
         return {}
     name, step = network.record["network"], network.record["step"]
     rows = {split: networks.get(name) for split, networks in read_json(workdir.evaluation).items()}
+    if network.record["dtype"] != network.record["config"]["dtype"]:
+        return {}  # measured in another precision
     return {split: row for split, row in rows.items() if row and row["step"] == step}
 
 

@@ -111,7 +111,7 @@ def _check_replaceable(output: str, overwrite: bool) -> None:
 def _files_of_export(folder: str) -> set[str]:
     """Names of the files that an earlier export wrote; empty if the folder holds no export."""
     models = {n for n in os.listdir(folder) if n.endswith(ENDING) and is_model_file(os.path.join(folder, n))}
-    if models:
+    if len(models) == 1:  # several were put together by hand
         return {CARD, *models}
     path = os.path.join(folder, DESCRIPTION)
     description = read_json(path) if os.path.exists(path) else {}

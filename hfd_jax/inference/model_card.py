@@ -85,7 +85,7 @@ def model_card(record: Mapping[str, Any], parameters: int, file: str, evaluation
 
     Args:
       record: of the network's checkpoint.
-      parameters: number of parameters and batch statistics.
+      parameters: number of parameters.
       file: name of the model file.
       evaluation: split -> the network's row of evaluation.json, of this very checkpoint.
     """

@@ -95,7 +95,7 @@ def _wrong_value(argv: list[str], error: Exception) -> str:
     text = str(error).splitlines()[0]
     for word in argv:
         field, _, value = word.partition("=")
-        if field.startswith("--config.") and field in text:
+        if field.startswith("--config.") and f"{word}: " in text:
             reason = text.rpartition(f"{word}: ")[2]
             return f"{field[2:]} is {value!r}: expected {_expected_type(field)} ({reason})"
     return text
@@ -103,7 +103,7 @@ def _wrong_value(argv: list[str], error: Exception) -> str:
 
 def _expected_type(flag: str) -> str:
     kind = re.sub("Parser$", "", type(flags.FLAGS[flag[2:]].parser).__name__) if flag[2:] in flags.FLAGS else ""
-    kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "True or False", "_LiteralParser": "a tuple"}
+    kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "True or False", "_Literal": "a tuple"}
     return {**kinds, "Tuple": "a tuple such as ('a','b')"}.get(kind, "a value of the field's type")
 
 
@@ -127,4 +127,5 @@ def _nearest_field(field: str, known: list[str]) -> str:
     best = max(scores.values())
     if best < 0.6:
         return f"expected a field of {', '.join(sorted({other.split('.')[0] for other in known}))}"
-    return f"did you mean {' or '.join(repr(other) for other in known if scores[other] == best)}?"
+    nearest = [repr(other) for other in known if scores[other] == best]
+    return f"did you mean {' or '.join(nearest[:3])}?"

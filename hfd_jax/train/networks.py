@@ -5,10 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfd_jax.core.options import options_of
-from hfd_jax.core.workdir import Workdir
+from hfd_jax.core.options import defaults, options_of
+from hfd_jax.core.workdir import Workdir, jsonable
 from hfd_jax.distill.registry import METHODS
-from hfd_jax.models.registry import ARCHITECTURES
+from hfd_jax.models.registry import ARCHITECTURES, default_options
 
 BASELINES = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
 
@@ -78,6 +78,13 @@ def architecture_name(config: ConfigDict, spec: NetworkSpec) -> str:
     if spec.name == "teacher":
         return config.model.architecture
     return spec.name if spec.name in ARCHITECTURES else config.student.architecture or config.model.architecture
+
+
+def declared_fields() -> dict[str, Any]:
+    """The fields of config.model and config.distill that networks and methods declare, with their defaults."""
+    return jsonable(
+        {"model": default_options(), "distill": {name: defaults(method) for name, method in METHODS.items()}}
+    )
 
 
 def model_config(config: ConfigDict, spec: NetworkSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.evaluation.evaluator import Evaluator
 from hfd_jax.train import build
-from hfd_jax.train.networks import networks_to_train, teacher_folder
+from hfd_jax.train.networks import declared_fields, networks_to_train, teacher_folder
 from hfd_jax.train.prerequisites import check_pretrained, check_teacher
 from hfd_jax.train.validate import check_against_data, check_fields
 
@@ -69,7 +69,7 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     enable_compilation_cache()
     check_fields(config, jax.device_count())
     workdir = Workdir(root)
-    check_claim(workdir, config)
+    check_claim(workdir, config, declared_fields())
     facts, sizes, largest = describe_data(config)
     check_against_data(config, facts, sizes, largest)
     specs = networks_to_train(config)
@@ -78,7 +78,7 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     check_pretrained(config, workdir, specs)
     with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
-            claim(workdir, config)
+            claim(workdir, config, declared_fields())
         wait_for_all("workdir claimed")
         check_shared(workdir)
         run = open_run(config, workdir)

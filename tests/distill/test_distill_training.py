@@ -48,8 +48,7 @@ def prepared(kind, devices):
     """Returns (parallel, compiled step, state, teacher)."""
     parallel = make_parallel(kind, jax.devices()[:devices])
     setup = make_setup()
-    plain = setup.model
-    initialise = init_fn(plain, setup.tx, 2, setup.distiller, (setup.teacher, 3), 32)
+    initialise = init_fn(setup.model, setup.tx, 2, setup.distiller, (setup.teacher, 3), 32)
     state = parallel.init(initialise, jax.random.key(0))
     teacher = jax.jit(setup.teacher.init)(jax.random.key(9), jnp.zeros((1, 32, 32, 3)))
     return parallel, parallel.train_step(steps.train_step(setup)), state, parallel.replicate(jax.device_get(teacher))

@@ -104,7 +104,7 @@ def test_damaged_and_foreign_files_are_named(exported, tmp_path):
             read_model_file(str(path))
     for length in (0, 7, 100, start, len(good) - 1):
         path.write_bytes(good[:length])
-        with pytest.raises(CheckpointError, match="student.safetensors: cannot be read as safetensors, or is damaged"):
+        with pytest.raises(CheckpointError, match="student.safetensors: damaged or not a safetensors file"):
             read_model_file(str(path))
     path.write_bytes(safetensors.numpy.save({"weight": np.zeros(3, np.float32)}, {"format": "pt"}))
     with pytest.raises(CheckpointError, match="student.safetensors: not a model file; expected one written by"):
@@ -134,6 +134,11 @@ def test_only_an_earlier_export_is_overwritten(workdir, tmp_path):
     (folder / "notes.txt").write_text("notes")
     with pytest.raises(WorkdirError, match=r"notes.txt in it is not part of an earlier export"):
         run_export(workdir, folder, "--format=model", "--overwrite")
+    (folder / "notes.txt").unlink()
+    (folder / "another.safetensors").write_bytes((folder / "student.safetensors").read_bytes())
+    with pytest.raises(WorkdirError, match=r"in it is not part of an earlier export"):
+        run_export(workdir, folder, "--format=model", "--overwrite")
+    assert (folder / "another.safetensors").exists()
     with pytest.raises(ConfigError, match="format model: the file serves images of any size"):
         run_export(workdir, tmp_path / "other", "--format=model", "--size=64")
     assert os.listdir(tmp_path) == ["student"]

@@ -250,6 +250,38 @@ def test_folding_does_not_depend_on_layer_names(rng):
     np.testing.assert_allclose(model.apply(folded, x)[0], model.apply(variables, x)[0], rtol=1e-4, atol=1e-5)
 
 
+class NotFoldable(SegmentationNetwork):
+    """Networks in which a convolution before a norm must keep its kernel: `case` says why."""
+
+    title, stem = "not foldable", ("first",)
+    tap_strides: ClassVar[dict[str, int]] = {"A": 1}
+    case: str = ""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        first, norm = nn.Conv(4, (3, 3), name="first"), BatchNorm(train, name="norm")
+        y = first(x)
+        if self.case == "output read elsewhere":
+            y = norm(y) + y
+        elif self.case == "norm called twice":
+            y = norm(norm(y))
+        elif self.case == "convolution called twice":
+            y = norm(y) + BatchNorm(train, name="other")(first(2 * x))
+        return nn.Conv(self.classes, (1, 1), name="classifier")(y), {"A": y}
+
+
+@pytest.mark.parametrize("case", ["output read elsewhere", "norm called twice", "convolution called twice"])
+def test_a_norm_is_folded_only_where_that_changes_nothing(rng, case):
+    x = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model = NotFoldable(classes=2, case=case)
+    variables = jax.tree.map(
+        lambda v: v + 0.5 * rng.uniform(0.1, 1, v.shape).astype(np.float32), model.init(jax.random.key(0), x)
+    )
+    folded = fold(model, variables)
+    assert "norm" in folded["batch_stats"]
+    np.testing.assert_allclose(model.apply(folded, x)[0], model.apply(variables, x)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_remat_stores_less_for_the_backward_pass_and_gives_the_same_gradients(rng):
     x = rng.normal(size=(8, 64, 64, 2)).astype(np.float32)
     plain = ResNet(18, 8)

@@ -152,6 +152,10 @@ def test_decibel_augmentation_needs_decibels(config, facts):
         (["--config.learning_rate=1"], "config.learning_rate does not exist: did you mean 'optim.learning_rate'[?]$"),
         (["--config.optim.learning_rte=1"], "did you mean 'optim.learning_rate'[?]$"),
         (["--config.qqq=1"], "config.qqq does not exist: expected a field of augment, "),
+        (
+            ["--config.model.align=none", "--config.model.align_channels=abc"],
+            "config.model.align_channels is 'abc': expected a whole number",
+        ),
         (["--config.train.remat=maybe"], "config.train.remat is 'maybe': expected True or False"),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),

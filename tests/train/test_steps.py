@@ -71,10 +71,8 @@ def make_setup(sensor="sar", hfd=2.0, kd=0.5, **objective):
 
 
 def make_state(setup):
-    plain = setup.model
-    distiller = setup.distiller if setup.distiller else None
     bands = 2 if setup.sensor == "sar" else 3
-    return init_fn(plain, setup.tx, bands, distiller, (setup.teacher, 3), 32)
+    return init_fn(setup.model, setup.tx, bands, setup.distiller, (setup.teacher, 3), 32)
 
 
 def make_teacher():
