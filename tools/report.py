@@ -4,13 +4,13 @@
   python -m tools.report --workdir=runs/quickstart runs/other --output=comparison.html
   python -m tools.report --workdir=runs/sen12ms --split=validation --limit=500
 
-The page has the scores of all networks, learning curves of everything that was logged, confusion matrices, the best and
-the worst tiles with maps and errors, how alike the student's features are to the teacher's, throughput, and the config;
-of several runs also the fields in which they differ. It needs no network and no other file. Runs that are not finished
-are shown as far as they are; what is missing is said on the page and printed.
+The page shows the scores of all networks, learning curves of all logged quantities, confusion matrices, the best and
+worst tiles with maps and errors, the similarity of student and teacher features, throughput, and the config. For
+several runs, it also lists the config fields that differ. The page works offline and needs no other file. It also
+covers unfinished runs; the page and the output list what is missing.
 
-The networks are run over the split once, from the checkpoints that the run evaluates (config.eval.checkpoint); nothing
-is written but the page.
+The tool runs each network over the split once, from the checkpoint that the run evaluates (config.eval.checkpoint), and
+writes only the page.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main(arguments: argparse.Namespace) -> None:
     page.check_writable(path)
     surveys = []
     for run in runs:
-        print(f"{run.name}: looking at split {run.split}", flush=True)
-        # A batch is shared out evenly among the devices.
+        print(f"{run.name}: evaluating split {run.split}", flush=True)
+        # The number of devices must divide the batch size.
         devices = jax.local_devices()[: math.gcd(jax.local_device_count(), run.config.eval.batch_size)]
         surveys.append(make_survey(run, arguments.data_dir, arguments.tiles, arguments.limit, Jit(devices)))
     text = page.render(runs, surveys, defaults)
@@ -55,13 +55,13 @@ def main(arguments: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("report", __doc__)
     parser.add_argument(
-        "--workdir", required=True, nargs="+", action="extend", help="of a run, as main.py was given it; or several"
+        "--workdir", required=True, nargs="+", action="extend", help="workdir of one or more main.py runs"
     )
     parser.add_argument("more", nargs="*", help="further workdirs")
     parser.add_argument("--output", help="HTML file to write; default: report.html in the first workdir")
-    parser.add_argument("--split", help="of the data sets; default: each run's config.eval.split")
-    parser.add_argument("--tiles", type=int, default=6, help="so many of the best tiles and so many of the worst")
-    parser.add_argument("--limit", type=int, default=0, help="look at so many tiles, spread over the split; 0: at all")
+    parser.add_argument("--split", help="split to evaluate; default: each run's config.eval.split")
+    parser.add_argument("--tiles", type=int, default=6, help="number of best tiles and of worst tiles to show")
+    parser.add_argument("--limit", type=int, default=0, help="tiles to evaluate, spread over the split; 0: all")
     parser.add_argument("--data_dir", help="root of the prepared data sets; default: config.data.dir")
     return parser
 

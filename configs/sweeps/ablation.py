@@ -1,6 +1,6 @@
-"""The method taken apart: one thing changed per row. "without alignment" has a teacher without it, too.
+"""Ablation of the method: each row changes one thing. In "without alignment", the teacher has no alignment either.
 
-Where taps are left out or weighed differently the others keep their pull (weight times share of the tap).
+If taps are removed or reweighted, each remaining tap keeps its effective weight (weight times the tap's share).
 
 tools/env python -m tools.compare --sweep=configs/sweeps/ablation.py --workdir=runs/compare --seeds=3
 """

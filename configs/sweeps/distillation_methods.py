@@ -1,6 +1,7 @@
-"""Ways to distil, each alone and with its default weight, and HFD in combination.
+"""Distillation methods, each alone with its default weight, and combinations with HFD.
 
-Defaults are the published weights in this project's normalisation; those of HFD, NFD, AICSD and FAKD are ours.
+Default weights are the published ones in this project's normalisation; those of HFD, NFD, AICSD and FAKD are this
+project's own.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
 """

@@ -1,14 +1,14 @@
-"""HFD beside SAR segmentation networks that are trained on SAR alone, on the same budget.
+"""Compares HFD with SAR segmentation networks that are trained on SAR only with the same budget.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/hfd_vs_baselines.py --workdir=runs/compare --seeds=3
 
-The teacher is the ceiling; "student from teacher's weights" is the cheap rival of distillation. Networks are of about
-the student's size, 0.7 to 2 million parameters (HR-SARNet: as published): a quarter of the published width and ResNets
-of 18 layers; HRNet and SegFormer, which are small as published, half of the width. DeepLabV3+'s rates are in proportion
-to the map. On SAR alone each has the learning rate, of 0.01, 0.03 and 0.1, that does best on the validation split
-(tuning_networks.py); the HFD-Net student is as good at 0.1 as at the quickstart's 0.03, and has 0.03. Two of them are
-distilled as well, from the same teacher and at its rate. HFD-Net's students have twice the steps, too: the cost of the
-larger networks.
+The teacher is the upper bound; "student from teacher's weights" is the inexpensive alternative to distillation. The
+networks have about the student's size, 0.7 to 2 million parameters (HR-SARNet: as published): a quarter of the
+published width and ResNets with 18 layers; HRNet and SegFormer, which are small as published, have half the width.
+DeepLabV3+'s rates are scaled to the size of the feature map. On SAR only, each network uses the learning rate among
+0.01, 0.03 and 0.1 that scores best on the validation split (tuning_networks.py); the HFD-Net student scores equally
+well at 0.1 and at the quickstart's 0.03 and uses 0.03. Two networks are also distilled, from the same teacher and at
+its learning rate. HFD-Net's students also run for twice the steps, which matches the cost of the larger networks.
 """
 
 CONFIG = "configs/quickstart.py"

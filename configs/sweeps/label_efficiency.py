@@ -1,9 +1,9 @@
-"""What labels are worth, and what pairs without labels are worth instead of them.
+"""mIoU over the share of labelled pairs, with and without distillation on unlabelled pairs.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --workdir=runs/compare --seeds=3
 
-"HFD, labelled pairs alone" distils on the pairs that have a label; "HFD, all pairs" on the others, too. Every share has
-a teacher of its own, which knows no more labels than its students.
+"HFD, labelled pairs alone" distils on labelled pairs only; "HFD, all pairs" also on unlabelled ones. Each share has its
+own teacher, which is trained on the same labels as its students.
 """
 
 CONFIG = "configs/quickstart.py"

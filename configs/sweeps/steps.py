@@ -1,8 +1,8 @@
-"""What more steps bring with and without distillation, after the same teacher and with a tenth of the labels.
+"""Effect of the number of steps with and without distillation, with the same teacher and a tenth of the labels.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/steps.py --workdir=runs/compare --seeds=3
 
-What sees few labels alone soon knows them by heart; the pairs without labels go on teaching.
+The SAR-only student soon overfits its few labels; distillation keeps learning from the unlabelled pairs.
 """
 
 CONFIG = "configs/quickstart.py"

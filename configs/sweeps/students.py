@@ -1,4 +1,4 @@
-"""What distillation from EO brings: teacher, SAR-only student, student from the teacher's weights, HFD student.
+"""The gain from EO distillation: teacher, SAR-only student, student from the teacher's weights, HFD student.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/students.py --workdir=runs/compare --seeds=5
 """

@@ -1,4 +1,4 @@
-"""HFD, its strongest rivals, and both together, compared on the validation split.
+"""HFD, the strongest other methods, and their combinations, compared on the validation split.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_combinations.py --workdir=runs/compare --seeds=3 \
     --config.eval.split=validation

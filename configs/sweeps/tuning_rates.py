@@ -1,4 +1,4 @@
-"""Learning rate and number of steps, of the student with and without distillation, compared on the validation split.
+"""Learning rates and numbers of steps for the teacher and both students, compared on the validation split.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_rates.py --workdir=runs/compare --seeds=1 \
     --config.eval.split=validation

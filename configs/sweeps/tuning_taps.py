@@ -1,9 +1,9 @@
-"""How much HFD's aggregated tap should count, chosen on the validation split, with few labels and with all.
+"""The weight of HFD's aggregated tap, chosen on the validation split, with few labels and with all labels.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_taps.py --workdir=runs/compare --seeds=3 \
     --config.eval.split=validation
 
-The weights of both rows give the encoder's taps the same pull, 2.5 each; A has 2.5, too, or 10.
+In both rows, each encoder tap has the effective weight 2.5; tap A has either 2.5 or 10.
 """
 
 CONFIG = "configs/quickstart.py"

@@ -59,7 +59,7 @@ def run_all(jobs: Sequence[Job], at_once: int, say: Callable[[str], None] = prin
       StoppedError: the process received SIGTERM; the same call resumes.
     """
     if at_once > 1 and at_once > (gpus := _gpus()) > 0:
-        raise UserError(f"--at_once is {at_once}, and every run takes a GPU of its own: there are {gpus}")
+        raise UserError(f"--at_once is {at_once}; every run needs its own GPU: expected at most {gpus}")
     waiting = [job for job in jobs if not is_finished(job)]
     say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished")
     failed: list[tuple[Job, UserError]] = []
@@ -98,8 +98,8 @@ def _side_by_side(jobs: Sequence[Job], at_once: int, say: Callable[[str], None])
                 raise StoppedError("a run was stopped; the same command continues") from error
             begun = [job.root for job in jobs if os.path.exists(_output(job)) and not is_finished(job)]
             raise UserError(
-                f"a worker process died (out of memory? fewer --at_once need less) in one of: {', '.join(begun)}; its "
-                "output.txt may say more. The same command continues"
+                f"a worker process died (out of memory? try a smaller --at_once) in one of: {', '.join(begun)}; its "
+                "output.txt may contain details. The same command resumes the sweep"
             ) from error
         except BaseException:
             stop.set()

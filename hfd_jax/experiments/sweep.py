@@ -64,12 +64,12 @@ class Sweep:
 
 
 def curve(row: str) -> str:
-    """ "HFD" of "HFD @ 10 %"."""
+    """Returns the name of a row's curve: "HFD" for "HFD @ 10 %"."""
     return row.split(_POINT)[0]
 
 
 def at_same_point(name: str, row: str) -> str:
-    """The point of curve `name` at the same value as `row`; `name` itself if `row` is not a point of a curve."""
+    """Returns the point of curve `name` at the value of `row`, or `name` if `row` is not a point of a curve."""
     return name + row[len(curve(row)) :]
 
 
@@ -233,5 +233,5 @@ def _folder(root: str, kind: str, overrides: Mapping[str, Any], base: ConfigDict
 
 
 def value_at(config: ConfigDict, field: str) -> Any:
-    """The value of "part.field"."""
+    """Returns the value of a nested field, "part.field"."""
     return functools.reduce(operator.getitem, field.split("."), config)

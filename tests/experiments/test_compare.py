@@ -1,4 +1,4 @@
-"""Sweeps: which runs they are made of, what is computed from their results, and the tool as a user starts it."""
+"""Tests of sweeps: their runs, the statistics of their results, and the command-line tool."""
 
 import csv
 import dataclasses
@@ -170,7 +170,7 @@ def die(job):
 
 
 def test_a_worker_that_is_killed_is_an_error_that_names_its_run(monkeypatch, tmp_path):
-    """As out of memory ends it: a plea to start the same command again would never end."""
+    """The system kills a worker that runs out of memory; resuming without an error would fail forever."""
     monkeypatch.setattr(runner, "_attempt_quietly", die)
     job, _ = sweep.plan(some_sweep({}), default.get_config(), [0, 1], str(tmp_path))
     (tmp_path / "students" / "distill.method_none" / "seed_0").mkdir(parents=True)
@@ -182,14 +182,14 @@ def test_a_worker_that_is_killed_is_an_error_that_names_its_run(monkeypatch, tmp
 def test_no_two_runs_share_a_gpu(monkeypatch):
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with pytest.raises(UserError, match="--at_once is 3, and every run takes a GPU of its own: there are 2"):
+    with pytest.raises(UserError, match="--at_once is 3; every run needs its own GPU: expected at most 2"):
         runner.run_all([], 3)
     assert [runner._own_gpu(number) for number in (0, 1)] == ["3", "5"]
     runner.run_all([], 2)
 
 
 def test_time_is_that_of_steps_that_nothing_disturbed():
-    rates = [10.0] * 5 + [2.0] * 20 + [10.0] * 5  # other work on the machine, most of the time
+    rates = [10.0] * 5 + [2.0] * 20 + [10.0] * 5  # other load most of the time
     assert statistics.undisturbed(rates, 600) == pytest.approx(60.0)
     assert statistics.undisturbed([], 600) is None
 
@@ -311,7 +311,7 @@ def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_p
 
 
 def test_no_further_run_begins_once_the_tool_is_interrupted(monkeypatch, tmp_path):
-    """A signal that comes while a run is evaluated does not end it, and the pool has handed out the next one already."""
+    """A signal does not interrupt an evaluation, and the pool has already assigned the next run."""
     begun, codes = [], []
     monkeypatch.setattr(runner, "run", lambda job: begun.append(job.root))
     monkeypatch.setattr(runner.os, "dup2", lambda *descriptors: None)

@@ -1,4 +1,4 @@
-"""The report: a page about runs whose files are written here by hand, and networks that were never trained."""
+"""Tests of the report, on hand-written run files and untrained networks."""
 
 import html.parser
 import json
@@ -78,7 +78,7 @@ def write_files(root, config, log, evaluation):
 
 
 def evaluated(class_names, networks=TITLES):
-    """evaluation.json of the networks: each confuses less than the one before; the last class is absent."""
+    """Returns rows of evaluation.json; each network confuses less than the previous one; the last class is absent."""
     rows = {}
     for number, name in enumerate(("sar_only", "student", "teacher")):
         if name in networks:
@@ -93,7 +93,7 @@ def one_device():
 
 
 def save_checkpoint(workdir, config, dataset, run):
-    """The student as it is before training; of the other networks some numbers, which need no compilation."""
+    """Saves the untrained student; other networks get random numbers, which need no compilation."""
     model = build.make_model(config, run, len(dataset.facts.class_names))
     bands = len(getattr(dataset.facts, f"{run.sensor}_bands"))
     if run.name == "student":
@@ -112,7 +112,7 @@ def save_checkpoint(workdir, config, dataset, run):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, scenes, scenes_dir):
-    """A run with three networks, its log and scores."""
+    """The workdir of a run with three networks, a log and scores."""
     root = tmp_path_factory.mktemp("report") / "first"
     config = small_config(scenes_dir)
     workdir = write_files(root, config, log_of(TITLES), evaluated(scenes.facts.class_names))
@@ -125,7 +125,7 @@ def finished(tmp_path_factory, scenes, scenes_dir):
 
 @pytest.fixture(scope="module")
 def pictured(finished, tmp_path_factory):
-    """(page, what was printed apart) of the finished run and an unfinished one whose data is gone."""
+    """The page about the finished run and an unfinished one whose data is missing."""
     other = tmp_path_factory.mktemp("report") / "second"
     config = small_config(str(other / "nowhere"))
     config.distill.hfd.weight, config.seed = 2.5, 7
@@ -133,7 +133,7 @@ def pictured(finished, tmp_path_factory):
     log[1]["faults"] = [{"step": 2, "terms": ["<b>ce</b>"], "tiles": ["<script>alert(2)</script>"]}]
     write_files(other, config, log, evaluated(("land", "<script>alert(1)</script>", "none"), ["teacher"]))
     with open(other / "metrics.jsonl", "a") as file:
-        file.write('{"network": "teacher", "st')  # the line a killed run left
+        file.write('{"network": "teacher", "st')  # an incomplete line from a killed run
     output = other / "page.html"
     arguments = report.make_parser().parse_args(
         [f"--workdir={finished}", str(other), f"--output={output}", "--tiles=2"]
@@ -143,7 +143,7 @@ def pictured(finished, tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags are balanced; collects what is referred to, and the text."""
+    """Checks that tags are balanced; collects references and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -237,7 +237,7 @@ def test_two_runs_show_what_differs(pictured):
 
 @pytest.fixture(scope="module")
 def looked(finished):
-    """(run, its survey) of a copy without scores, over the validation split."""
+    """(run, survey) over the validation split, which has no stored scores."""
     run = read_run(str(finished), "first", DEFAULTS, "validation")
     return run, survey.make_survey(run, None, count=6, limit=0, parallel=one_device())
 
@@ -263,7 +263,7 @@ def test_tiles_are_scored_one_by_one_and_ranked(looked, scenes):
 
 
 def test_the_network_before_training_is_the_one_the_run_began_with(looked):
-    """The student of this run was saved untrained: its features are those of the network before training."""
+    """The student of this run was saved untrained, so its features equal those of the network before training."""
     similarity = looked[1].similarity
     assert set(similarity) == {survey.UNTRAINED, "sar_only", "student"}
     assert similarity[survey.UNTRAINED] == similarity["student"] != similarity["sar_only"]
@@ -279,7 +279,7 @@ def test_ties_and_tiles_without_labels():
 
 
 def direct_cka(x, y):
-    """From the Gram matrices of the positions, as the paper defines it: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
+    """Computes CKA from Gram matrices, as the paper defines it: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
     centring = np.eye(len(x)) - 1 / len(x)
     k, l = (centring @ (f @ f.T) @ centring for f in (x, y))  # noqa: E741 - the paper's letters
     return np.sum(k * l) / np.sqrt(np.sum(k * k) * np.sum(l * l))
@@ -319,14 +319,14 @@ def test_what_all_tiles_share_can_be_left_out(rng):
 
 
 def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):
-    with pytest.raises(WorkdirError, match="nowhere: no such folder; --workdir names the folder of a run"):
+    with pytest.raises(WorkdirError, match="nowhere: no such folder; expected the --workdir of a main.py run"):
         read_run(str(tmp_path / "nowhere"), "x", DEFAULTS, None)
     with pytest.raises(WorkdirError, match=r"config.json: missing; is .* the workdir of a run"):
         read_run(str(tmp_path), "x", DEFAULTS, None)
     claim(Workdir(str(tmp_path)), small_config(scenes_dir))
     with pytest.raises(WorkdirError, match=r"metrics.jsonl: missing; no step has been logged"):
         read_run(str(tmp_path), "x", DEFAULTS, None)
-    with pytest.raises(WorkdirError, match="the same workdir twice"):
+    with pytest.raises(WorkdirError, match="--workdir contains the same folder twice"):
         short_names([str(finished), str(finished) + "/"])
     assert short_names(["a/x/1", "b/x/1", "b/x/2"]) == ["a/x/1", "b/x/1", "b/x/2"]
     assert short_names(["runs/one", "runs/two/"]) == ["one", "two"]
@@ -341,13 +341,13 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, t
     networks = survey.load_networks(run, survey.open_run(run, None, one_device()))
     assert list(networks) == ["student"]
     assert any("SAR-only student: no checkpoint" in remark for remark in run.remarks)
-    assert any("teacher (EO): left out of tiles and similarity." in remark for remark in run.remarks)
+    assert any("teacher (EO): excluded from tiles and similarity." in remark for remark in run.remarks)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output=nowhere/page.html"], "nowhere/page.html: cannot be written, there is no such folder"),
+        (["--output=nowhere/page.html"], "nowhere/page.html: cannot be written, the folder does not exist"),
         (["--tiles=-1"], "--tiles=-1: expected 0 or more"),
         (["--split=tset"], r"no split 'tset'; did you mean 'test'"),
     ],

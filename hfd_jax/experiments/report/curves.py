@@ -20,18 +20,18 @@ MARKED = 12
 LOGARITHMIC = 30
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 3 1 3 1 3")
 GROUPS = (
-    ("Validation", "Scores on the validation split, where the run looked at it.", r"validation_"),
-    ("Loss terms, weighted", "As they add up to the loss; means since the last line of the log.", r""),
+    ("Validation", "Scores on the validation split, at the steps at which the run evaluated it.", r"validation_"),
+    ("Loss terms, weighted", "Terms of the total loss; each point is a mean since the previous line of the log.", r""),
     ("Share of the total loss", "", r"share_"),
     ("Distillation per tap, unweighted", "", r".*_(C\d|A)$"),
-    ("Optimisation", "Skipped: steps that were not finite, counted up.", r"learning_rate|grad_norm|skipped"),
+    ("Optimisation", "skipped: cumulative number of non-finite steps.", r"learning_rate|grad_norm|skipped"),
 )
 OTHERS = 1  # index of the default group
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One network of one run: who it is, "x,y x,y ...", points to be marked, and the last value as text."""
+    """The curve of one network of one run: labels, points as "x,y x,y ...", markers, and the last value as text."""
 
     network: str
     run: str
@@ -64,7 +64,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class _Series:
-    """steps and values [N]."""
+    """The finite values of one quantity for one network; `steps` and `values` are [N] float64."""
 
     run: RunFiles
     network: str
@@ -74,7 +74,7 @@ class _Series:
 
 
 def learning_curves(runs: Sequence[RunFiles]) -> list[Group]:
-    """Every quantity in the logs, of all networks of all runs, grouped; a chart for each."""
+    """Returns one chart per logged quantity, with the curves of all networks of all runs, in groups."""
     names = dict.fromkeys(key for run in runs for line in run.log for key in line if is_quantity(line, key))
     last = max((line["step"] for run in runs for line in run.log), default=0)
     groups: list[list[Chart]] = [[] for _ in GROUPS]
@@ -95,7 +95,7 @@ def is_quantity(line: Mapping[str, Any], key: str) -> bool:
 
 
 def group_of(name: str) -> int:
-    """Which of GROUPS a quantity belongs to."""
+    """Returns the index in GROUPS of a quantity's group."""
     matching = (k for k, (_, _, pattern) in enumerate(GROUPS) if pattern and re.match(pattern, name))
     return next(matching, OTHERS)
 
@@ -117,7 +117,7 @@ def thinned(values: np.ndarray) -> np.ndarray:
 
 
 def chart(name: str, series: Sequence[_Series], last_step: int) -> Chart:
-    """Of one quantity, over the steps from 0 to `last_step`."""
+    """Returns the chart of one quantity over the steps from 0 to `last_step`."""
     values = np.concatenate([one.values for one in series])
     from_zero = name.startswith("share_") or name == "skipped"
     logarithmic = bool(not from_zero and values.min() > 0 and values.max() > LOGARITHMIC * values.min())
@@ -145,7 +145,7 @@ Scale = tuple[Callable[[float], float], list[tuple[float, str]]]
 
 
 def axis(low: float, high: float, start: float, end: float) -> Scale:
-    """(value -> position, ticks) of a linear axis from position `start` to `end`."""
+    """Returns (value -> position, ticks) of a linear axis from position `start` to `end`."""
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
 
@@ -158,7 +158,7 @@ def axis(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def log_axis(low: float, high: float, start: float, end: float) -> Scale:
-    """As `axis`, logarithmic; ticks at powers of ten, or at 1, 2 and 5 times those where there are few."""
+    """Logarithmic version of `axis`; ticks are powers of ten, and multiples of them if there are fewer than three."""
     position, _ = axis(np.log10(low), np.log10(high), start, end)
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
@@ -170,7 +170,7 @@ def log_axis(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def number(value: float) -> str:
-    """Short: 0.002, 250, 1.5k, 1e-05."""
+    """Formats a tick label: 0.002, 250, 1.5k, 1e-05."""
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.0e}"
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""Puts together what the page shows and renders it: one HTML file that needs nothing else."""
+"""Collects the contents of the report and renders them as one self-contained HTML file."""
 
 import math
 import os
@@ -17,14 +17,14 @@ from hfd_jax.experiments.report.tables import REFERENCE, Row
 from hfd_jax.models.base import TAPS
 from hfd_jax.train.networks import BASELINES
 
-# Networks that style.css has a colour of their own for; the others share its spare ones.
+# Networks with their own colour in style.css; the others share the spare colours.
 COLOURED = ("teacher", "student", REFERENCE, "teacher_init", UNTRAINED)
 SPARE_COLOURS = 3
 PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 
 
 def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
-    """The page about runs and what was found of each; `defaults` is the default config."""
+    """Renders the page for runs and their surveys; `defaults` is the default config."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         autoescape=True,
@@ -51,16 +51,20 @@ def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults:
 
 
 def check_writable(path: str) -> None:
-    """WorkdirError where `write` would have no folder to write to."""
+    """Raises WorkdirError if the folder of `path` is missing or not writable."""
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        raise WorkdirError(f"{path}: cannot be written, there is no such folder")
+        raise WorkdirError(f"{path}: cannot be written, the folder does not exist")
     if not os.access(folder, os.W_OK):
         raise WorkdirError(f"{path}: cannot be written, no permission")
 
 
 def write(path: str, page: str) -> None:
-    """Replaces the file as a whole; WorkdirError where that is not possible."""
+    """Writes the file atomically.
+
+    Raises:
+      WorkdirError: the file cannot be written.
+    """
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
         with open(temporary, "w", encoding="utf-8") as file:
@@ -69,7 +73,7 @@ def write(path: str, page: str) -> None:
 
 
 def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of one run."""
+    """Returns the template variables of one run."""
     return {
         "name": run.name,
         "root": run.workdir.root,
@@ -90,7 +94,7 @@ def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -
 
 
 def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Survey | None]) -> dict[str, Any]:
-    """Scores per class and confusion matrices of networks with the same classes."""
+    """Returns scores per class and confusion matrices for networks with the same classes."""
     facts = next((survey.facts for survey in surveys if survey and survey.facts.class_names == names), None)
     colours = facts.class_colours if facts else [None] * len(names)
     return {
@@ -102,7 +106,7 @@ def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Surve
 
 
 def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
-    """The best and the worst tiles, and how the networks compare tile by tile."""
+    """Returns the best and the worst tiles, and the comparison of the networks per tile."""
     order = sorted(survey.confusion, key=lambda name: (name == "teacher", name != survey.judge))
     titles = {name: survey.records[name]["title"] for name in order}
     reached = {name: survey.tile_scores(name) for name in order}
@@ -132,7 +136,7 @@ def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
 
 
 def similarity_section(survey: Survey) -> dict[str, Any]:
-    """Likeness of features with the teacher's, all of it and that of their content."""
+    """Returns the similarity to the teacher's features, overall and centred at each position of the tile."""
     known = [name for name in (UNTRAINED, *BASELINES, "student") if name in survey.similarity]
     names = known + sorted(set(survey.similarity) - set(known))
     titles = {name: record["title"] for name, record in survey.records.items()}
@@ -145,8 +149,8 @@ def similarity_section(survey: Survey) -> dict[str, Any]:
 
     return {
         "blocks": [
-            ("All of the features", block(survey.similarity)),
-            ("What differs from tile to tile: centred at each position of the tile", block(survey.content)),
+            ("All variation: features centred over all positions", block(survey.similarity)),
+            ("Variation between tiles: features centred at each position of the tile", block(survey.content)),
         ],
         "before": titles[before],
         "positions": [survey.positions.get(tap, 0) for tap in TAPS],
@@ -165,7 +169,7 @@ def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
 
 
 def training(run: RunFiles) -> list[dict[str, Any]]:
-    """The last entry of timing.jsonl of every network."""
+    """Returns the last entry of timing.jsonl for each network."""
     last = {line["network"]: line for line in run.timing if "steps_per_second" in line}
     return [
         {
@@ -179,7 +183,7 @@ def training(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def faults(run: RunFiles) -> list[str]:
-    """Skipped steps, as the log describes them."""
+    """Returns descriptions of the skipped steps in the log."""
     return [
         f"{run.title(line['network'])}, step {fault['step']}: {', '.join(fault['terms'])} not finite; "
         f"tiles {', '.join(fault['tiles'])}"
@@ -193,14 +197,14 @@ def every_network(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def curve_networks(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
-    """(network, title) of all that have curves."""
+    """Returns (network, title) for every network with logged values."""
     logged = {line["network"]: run for run in runs for line in run.log}
     names = dict.fromkeys(name for run in runs for name in run.networks() if name in logged)
     return [(name, logged[name].title(name)) for name in names]
 
 
 def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
-    """CSS class of a network: the same colour in every chart."""
+    """Returns the CSS class of a network, the same in every chart."""
     if network in COLOURED:
         return f"n-{network}"
     others = [name for name in every_network(runs) if name not in COLOURED]
@@ -208,12 +212,12 @@ def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
 
 
 def rgb(colour: tuple[int, int, int] | None) -> str | None:
-    """As CSS writes it."""
+    """Formats a colour for CSS."""
     return "rgb({}, {}, {})".format(*map(int, colour)) if colour else None
 
 
 def three_digits(value: float) -> str:
-    """1750, 12.5, 0.0312."""
+    """Formats a number with three significant digits: 1750, 12.5, 0.0312."""
     return f"{float(f'{value:.3g}'):.12g}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of tiles as data URIs: what the sensors saw, what the networks say, and where they are wrong."""
+"""Pictures of tiles as data URIs: sensor images, labels, predicted maps and error maps."""
 
 import base64
 import io
@@ -12,26 +12,26 @@ from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import Facts
 from hfd_jax.evaluation import figures
 
-# Larger tiles are reduced to at most so many pixels along an edge: the page stays small enough to send.
+# Maximum edge length in pixels; larger tiles are reduced to keep the page small.
 MAX_EDGE = 256
 RIGHT, WRONG, UNKNOWN = (222, 226, 230), (208, 2, 27), (60, 60, 60)
 
 
 def columns(titles: Mapping[str, str]) -> list[str]:
-    """Headings: SAR, EO, label, then for every network its map and its errors."""
+    """Returns the column headings: SAR, EO, label, then map and errors for each network."""
     return ["SAR", "EO", "label", *(heading for title in titles.values() for heading in (title, "errors"))]
 
 
 def tile_pictures(
     tile: Mapping[str, Any], titles: Mapping[str, str], facts: Facts, eo_bands: tuple[str, ...]
 ) -> list[str]:
-    """Data URIs of a tile's pictures, in the order of `columns`.
+    """Returns data URIs of a tile's pictures, in the order of `columns`.
 
     Args:
-      tile: of `survey.Survey`.
-      titles: network -> heading, in order.
-      facts: colours and class names.
-      eo_bands: names of the bands in the tile's eo.
+      tile: an entry of `survey.Survey.best` or `worst`.
+      titles: network -> heading, in column order.
+      facts: class names and colours of the data set.
+      eo_bands: names of the bands of the tile's "eo".
     """
     drawn = figures.tile_pictures(tile, titles, facts, eo_bands)
     pictures = [photo_uri(drawn["SAR"]), photo_uri(drawn["EO"]), map_uri(drawn["label"])]
@@ -44,23 +44,23 @@ def tile_pictures(
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """[H, W] class indices -> [H, W, 3] uint8: right, wrong, or not judged."""
+    """Converts [H, W] class indices to a [H, W, 3] uint8 picture: correct, wrong or ignored."""
     colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
     return colours[np.where(label == IGNORE_LABEL, 2, (prediction != label).astype(int))]
 
 
 def photo_uri(picture: np.ndarray) -> str:
-    """[H, W] or [H, W, 3] in 0..1; a large one is averaged down."""
+    """Encodes a [H, W] or [H, W, 3] float picture in 0..1 as JPEG; averages blocks of a large one."""
     factor = -(-max(picture.shape[:2]) // MAX_EDGE)
     height, width = (edge // factor * factor for edge in picture.shape[:2])
     parts = picture[:height, :width].reshape(height // factor, factor, width // factor, factor, -1).mean((1, 3))
     pixels = np.broadcast_to((255 * parts).round().astype(np.uint8), (*parts.shape[:2], 3))
-    # Speckle does not compress without loss.
+    # Speckle barely compresses with a lossless codec.
     return _uri(pixels, "jpeg", {"quality": 92, "subsampling": 0})
 
 
 def map_uri(picture: np.ndarray) -> str:
-    """[H, W, 3] uint8 of few colours; of a large one every n-th pixel is taken, so that no colours mix."""
+    """Encodes a [H, W, 3] uint8 map as PNG; subsamples a large one, since averaging would mix class colours."""
     factor = -(-max(picture.shape[:2]) // MAX_EDGE)
     return _uri(picture[::factor, ::factor], "png", {"optimize": True})
 

@@ -20,9 +20,9 @@ class Scored:
     """A network's scores on the split.
 
     Attributes:
-      title: of the network.
-      step: of the checkpoint that was evaluated.
-      scores: on the split.
+      title: title of the network.
+      step: step of the evaluated checkpoint.
+      scores: scores on the split.
     """
 
     title: str
@@ -35,13 +35,13 @@ class RunFiles:
     """The contents of a run's workdir.
 
     Attributes:
-      name: the end of the folder's path, different for every run of a report.
-      workdir: of the run.
-      stored: its config as it was written.
-      config: the same, with the defaults in fields that did not exist when it was written.
+      name: trailing part of the folder's path, unique within a report.
+      workdir: the run's workdir.
+      stored: the config as stored in the workdir.
+      config: the stored config, with defaults for fields that it lacks.
       versions: package -> version.
       log, timing: lines of metrics.jsonl and timing.jsonl.
-      split: of the data set.
+      split: evaluated split of the data set.
       evaluated: network -> scores on the split, from evaluation.json; more may be added.
       remarks: what is missing, one sentence each; more may be added.
     """
@@ -71,7 +71,7 @@ class RunFiles:
         return {line["network"] for line in self.log}
 
     def title(self, network: str) -> str:
-        """Of a network, for tables and charts."""
+        """Returns the title of a network for tables and charts."""
         runs = {run.name: run.title for run in networks_to_train(self.config)}
         if network in self.evaluated:
             return self.evaluated[network].title
@@ -82,20 +82,20 @@ def read_runs(roots: Sequence[str], defaults: dict[str, Any], split: str | None 
     """Reads workdirs.
 
     Args:
-      roots: of the workdirs; all different.
-      defaults: the default config, for fields that an older run did not know.
-      split: default: each run's config.eval.split.
+      roots: paths of the workdirs; no duplicates.
+      defaults: the default config, for fields that an older run lacks.
+      split: split to report; None for each run's config.eval.split.
 
     Raises:
-      WorkdirError: a folder is missing, or no run has ever begun in it.
+      WorkdirError: a folder is missing or contains no logged run, or a workdir is given twice.
     """
     return [read_run(root, name, defaults, split) for root, name in zip(roots, short_names(roots), strict=True)]
 
 
 def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) -> RunFiles:
-    """One run; arguments and errors as of `read_runs`."""
+    """Reads one run; arguments and errors as in `read_runs`."""
     if not os.path.isdir(root):
-        raise WorkdirError(f"{root}: no such folder; --workdir names the folder of a run, as main.py was given it")
+        raise WorkdirError(f"{root}: no such folder; expected the --workdir of a main.py run")
     workdir, remarks = Workdir(root), []
     stored = read_json(workdir.config)
     if not os.path.exists(workdir.metrics):
@@ -119,7 +119,7 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
 
 
 def unfinished(run: RunFiles) -> list[str]:
-    """A sentence for every network of the run that was not trained to its end."""
+    """Returns a sentence for each network of the run whose training is unfinished."""
     sentences = []
     for network in networks_to_train(run.config):
         total = run.config.teacher.steps if network.name == "teacher" else run.config.student.steps
@@ -137,7 +137,7 @@ def _read_log(path: str, remarks: list[str]) -> list[dict[str, Any]]:
 
 
 def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
-    """network -> scores on a split; empty where nothing has been evaluated."""
+    """Returns network -> scores on a split; empty if nothing has been evaluated."""
     rows = read_json(workdir.evaluation).get(split, {}) if os.path.exists(workdir.evaluation) else {}
     return {
         name: Scored(
@@ -150,7 +150,7 @@ def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
 
 
 def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored config, with defaults for missing fields."""
+    """Returns the stored config with defaults for missing fields."""
     both = {
         key: overlaid(defaults[key], stored[key]) for key in defaults.keys() & stored.keys() if _nested(stored[key])
     }
@@ -158,7 +158,7 @@ def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """field -> value, fields as the command line names them ("distill.hfd.weight")."""
+    """Returns field -> value with dotted field names ("distill.hfd.weight")."""
     fields: dict[str, Any] = {}
     for key, value in config.items():
         fields |= flat(value, f"{prefix}{key}.") if _nested(value) else {f"{prefix}{key}": value}
@@ -170,10 +170,10 @@ def _nested(value: Any) -> bool:
 
 
 def short_names(roots: Sequence[str]) -> list[str]:
-    """The shortest trailing parts of the paths that are unique."""
+    """Returns the shortest trailing parts of the paths that are unique."""
     parts = [os.path.abspath(root).strip(os.sep).split(os.sep) for root in roots]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise WorkdirError(f"the same workdir twice: {', '.join(roots)}")
+    raise WorkdirError(f"--workdir contains the same folder twice: {', '.join(roots)}")

@@ -1,4 +1,4 @@
-"""One pass of a run's networks over a split: a confusion matrix per tile, likeness of features, maps of some tiles."""
+"""Runs a run's networks over a split: confusion matrix per tile, feature similarity, maps of selected tiles."""
 
 import dataclasses
 import os
@@ -34,13 +34,13 @@ UNTRAINED = "untrained"
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """Of one network's inference, its input on the device already.
+    """Inference speed of one network, with the input already on the device.
 
     Attributes:
-      network: which one.
-      megapixels: per second; median.
-      batch: [tiles, height, width].
-      dtype, devices: of the computation.
+      network: name of the network.
+      megapixels: median speed in megapixels per second.
+      batch: shape of the batch, (tiles, height, width).
+      dtype, devices: dtype and devices of the computation.
     """
 
     network: str
@@ -52,21 +52,21 @@ class Throughput:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Results of the pass.
+    """Results of one pass over a split.
 
     Attributes:
-      facts: of the data set.
+      facts: class names, colours and bands of the data set.
       records: network -> its checkpoint's record.
-      tiles: positions in the split of the tiles that were looked at.
-      whole: they are all there are.
-      confusion: network -> [tiles, K, K] int64, rows: reference.
+      tiles: positions in the split of the surveyed tiles.
+      whole: whether `tiles` is the whole split.
+      confusion: network -> [tiles, K, K] int64; rows are reference classes.
       similarity: SAR network or UNTRAINED -> {tap: linear CKA with the teacher's feature}; empty without a teacher.
-      content: the same, centred at each position of the tile (`similarity.linear_cka`).
-      positions: tap -> number of positions behind it.
-      worst, best: some of the tiles, as `Evaluator.predictions` returns them, with "position" (in
-        `tiles`), "id", "rotated", and "entire": whether one window holds it.
-      judge: network by whose scores they were chosen.
-      throughput: of `judge`.
+      content: as `similarity`, with features centred at each position of the tile (`similarity.linear_cka`).
+      positions: tap -> number of positions that the similarity is computed from.
+      worst, best: the lowest and highest scoring tiles, as `Evaluator.predictions` returns them, with "position" (in
+        `tiles`), "id", "rotated", and "entire": whether one window covers the tile.
+      judge: network whose scores rank the tiles.
+      throughput: inference speed of `judge`.
     """
 
     facts: Facts
@@ -83,12 +83,12 @@ class Survey:
     throughput: Throughput
 
     def tile_scores(self, network: str) -> np.ndarray:
-        """mIoU of every tile, over the classes that its label or the prediction has; NaN without a labelled pixel."""
+        """Returns the mIoU of each tile over the classes in its label or prediction; NaN without labelled pixels."""
         names = self.facts.class_names
         return np.array([scores(matrix, names).mean_iou for matrix in self.confusion[network]])
 
     def whole_scores(self) -> dict[str, Scored]:
-        """Network -> scores over the split; empty where only some of its tiles were looked at."""
+        """Returns network -> scores over the split; empty if only part of the split was surveyed."""
         if not self.whole:
             return {}
         return {
@@ -100,9 +100,9 @@ class Survey:
 
 
 def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
-    """Returns (variables, batch, teacher's features or {}) -> (what is found in the batch, features).
+    """Returns a function (variables, batch, teacher's features or {}) -> (results, features).
 
-    Found: {"confusion": [B, K, K], "prediction": [B, H, W] uint8, "moments": {tap: see `similarity.moments`}}.
+    Results: {"confusion": [B, K, K], "prediction": [B, H, W] uint8, "moments": {tap: see `similarity.moments`}}.
     """
 
     def step(variables, batch, teacher_features):
@@ -110,7 +110,7 @@ def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
         logits, features = model.apply(variables, batch[sensor], train=False)
         prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
         valid = batch["sar_valid"] & batch["eo_valid"]
-        # Another architecture may lack a tap of the teacher's, or have it on another grid.
+        # Another architecture may lack one of the teacher's taps or have it at another resolution.
         opened = [
             tap for tap, x in teacher_features.items() if tap in features and features[tap].shape[:3] == x.shape[:3]
         ]
@@ -125,14 +125,14 @@ def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
 
 
 def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, parallel: Jit) -> Survey | None:
-    """Takes the pass; None where there is no data or no network to take it with, which run.remarks then say.
+    """Runs the pass; returns None and adds a remark if the data or all checkpoints are unreadable.
 
     Args:
-      run: whose networks and data; its remarks grow, and its scores where evaluation.json lacks some.
-      data_dir: root of the prepared data sets; default: config.data.dir.
-      count: so many of the worst tiles and so many of the best ones.
-      limit: look at so many tiles, spread over the split; 0: at all of them.
-      parallel: devices.
+      run: the run to survey; remarks, and scores that evaluation.json lacks, are added to it.
+      data_dir: root of the prepared data sets; None for config.data.dir.
+      count: number of best tiles and of worst tiles to show.
+      limit: number of tiles to survey, spread over the split; 0 for all tiles.
+      parallel: devices to run on.
 
     Raises:
       DataError: the data set has no such split.
@@ -141,24 +141,24 @@ def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, par
     try:
         opened = open_run(run, data_dir, parallel)
     except DataError as error:
-        run.remarks.append(f"No tiles and no similarity of features: the prepared data cannot be opened. {error}")
+        run.remarks.append(f"Tiles and feature similarity are missing: the prepared data cannot be opened. {error}")
     else:
         evaluator = opened.evaluator(run.split)
         networks = load_networks(run, opened)
         if networks:
             survey = look(opened, evaluator, networks, count, limit)
         else:
-            run.remarks.append("No tiles and no similarity of features: no checkpoint can be read.")
+            run.remarks.append("Tiles and feature similarity are missing: no checkpoint can be read.")
     fill_in(run, survey)
     return survey
 
 
 def fill_in(run: RunFiles, survey: Survey | None) -> None:
-    """Adds scores that evaluation.json lacks, where the survey saw the whole split; and remarks on what is missing."""
+    """Adds scores that evaluation.json lacks if the survey covers the whole split, and remarks on missing scores."""
     for name, entry in run.evaluated.items():
         if survey and name in survey.records and survey.records[name]["step"] != entry.step:
             other = survey.records[name]["step"]
-            run.remarks.append(f"{entry.title}: scores are of step {entry.step}, maps and features of step {other}.")
+            run.remarks.append(f"{entry.title}: scores from step {entry.step}, maps and features from step {other}.")
     missing = [name for name in run.networks() if name not in run.evaluated]
     here = survey.whole_scores() if survey else {}
     computed = {name: here[name] for name in missing if name in here}
@@ -172,7 +172,7 @@ def fill_in(run: RunFiles, survey: Survey | None) -> None:
 
 
 def open_run(run: RunFiles, data_dir: str | None, parallel: Jit) -> Run:
-    """The run with its data as it was prepared; nothing is prepared anew."""
+    """Opens the run with its prepared data set; never prepares data."""
     config = run.config
     name = config.data.name
     if name == "scenes":
@@ -182,26 +182,26 @@ def open_run(run: RunFiles, data_dir: str | None, parallel: Jit) -> Run:
 
 
 def load_networks(run: RunFiles, opened: Run) -> dict[str, Network]:
-    """Every network whose checkpoint can be read and fits the data, teacher first; remarks name the others."""
+    """Loads all networks with a readable checkpoint that fits the data, teacher first; adds remarks on the others."""
     networks = {}
     for name in dict.fromkeys([*(["teacher"] if run.needs_teacher() else []), *run.networks()]):
         folder, which = opened.checkpoint(name)
         if not os.path.isdir(folder):
             if name in run.logged() or (name == "teacher" and run.config.teacher.checkpoint):
-                run.remarks.append(f"{run.title(name)}: no checkpoint ({folder}), so neither maps nor features.")
+                run.remarks.append(f"{run.title(name)}: no checkpoint ({folder}); its maps and features are missing.")
             continue
         try:
             network = load_network(folder, which, opened.parallel)
             check_fits(network.record, opened.dataset.facts)
         except UserError as error:
-            run.remarks.append(f"{run.title(name)}: left out of tiles and similarity. {error}")
+            run.remarks.append(f"{run.title(name)}: excluded from tiles and similarity. {error}")
         else:
             networks[name] = network
     return networks
 
 
 def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
-    """The student before its first training step."""
+    """Returns the student as initialised, before its first training step."""
     config = student.record["config"]
     bands = len(student.record["bands"][student.sensor])
     init = init_fn(student.model, optax.identity(), bands)
@@ -212,7 +212,7 @@ def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
 
 
 def look(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count: int, limit: int) -> Survey:
-    """`make_survey` with networks and data at hand."""
+    """Surveys the split with loaded networks and opened data; arguments as in `make_survey`."""
     tiles = spread(opened.dataset.size(evaluator.split), limit)
     runner = _Runner(opened.parallel, networks)
     confusion, sums = runner.over(evaluator, [w for w in evaluator.windows if w.index in set(tiles)], tiles)
@@ -240,19 +240,19 @@ def look(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count:
 
 
 def likeness(taps: Mapping[str, Any], each_position: bool = False) -> dict[str, float]:
-    """tap -> CKA with the teacher from {tap: moments}; NaN where there is nothing to compare."""
+    """Returns tap -> CKA with the teacher, from {tap: moments}; NaN for a tap without moments."""
     return {tap: linear_cka(taps[tap], each_position) if tap in taps else float("nan") for tap in TAPS}
 
 
 def pictures(
     opened: Run, evaluator: Evaluator, runner: "_Runner", tiles: list[int], positions: list[int]
 ) -> list[dict[str, Any]]:
-    """The tiles at these positions in `tiles`, with maps and all that `Survey` says of them."""
+    """Returns the tiles at these positions in `tiles`, with maps and the keys listed in `Survey`."""
     source = opened.dataset.source(evaluator.split)
     pictured = runner.maps(evaluator, [tiles[position] for position in positions])
     for position, tile in zip(positions, pictured, strict=True):
         stored = source[tiles[position]]
-        height, width = stored["label"].shape  # the window may reach beyond
+        height, width = stored["label"].shape  # the window may extend beyond the tile
         tile |= {key: value[:height, :width] for key, value in tile.items() if np.ndim(value) > 1}
         tile |= {"position": position, "id": stored["id"].decode(), "rotated": bool(stored["rotated"])}
         tile["entire"] = tile["label"].shape == (height, width)
@@ -260,18 +260,18 @@ def pictures(
 
 
 def spread(size: int, limit: int) -> list[int]:
-    """`limit` positions spread over 0 .. size - 1; all of them for 0."""
+    """Returns `limit` positions spread evenly over 0 .. size - 1, or all positions if `limit` is 0."""
     return sorted({int(i) for i in np.linspace(0, size - 1, min(limit or size, size)).round()})
 
 
 def ranked(tile_scores: np.ndarray) -> list[int]:
-    """Positions from the lowest score to the highest, ties in the split's order; tiles without a score left out."""
+    """Sorts positions by ascending score, ties in the split's order; omits tiles without a score."""
     order = np.argsort(tile_scores, kind="stable")
     return [int(position) for position in order if not np.isnan(tile_scores[position])]
 
 
 class _Runner:
-    """Runs every network on a batch, the teacher first: the others are compared with its features."""
+    """Runs all networks on a batch, teacher first, since the others are compared with its features."""
 
     def __init__(self, parallel: Jit, networks: dict[str, Network]):
         self._parallel, self._compiled = parallel, {}
@@ -282,7 +282,7 @@ class _Runner:
             self._networks[UNTRAINED] = untrained(student, networks["teacher"], parallel)
 
     def over(self, evaluator: Evaluator, windows: Sequence[Window], tiles: list[int]):
-        """(network -> [tiles, K, K] counts, SAR network -> {tap: moments}) of all windows."""
+        """Returns (network -> [tiles, K, K] counts, SAR network -> {tap: moments}) over all windows."""
         place = {index: position for position, index in enumerate(tiles)}
         classes = len(evaluator.facts.class_names)
         confusion = {name: np.zeros((len(tiles), classes, classes), np.int64) for name in self._networks}
@@ -299,7 +299,7 @@ class _Runner:
         return confusion, sums
 
     def maps(self, evaluator: Evaluator, tiles: list[int]) -> list[dict[str, np.ndarray]]:
-        """The first window of each tile, in this order: the stored arrays and a class map per network."""
+        """Returns the stored arrays and a class map per network for the first window of each tile, in order."""
         firsts = {window.index: window for window in evaluator.windows if window.row == window.col == 0}
         pictured = []
         for batch in evaluator.batches([firsts[index] for index in tiles]):

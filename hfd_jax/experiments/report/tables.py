@@ -16,15 +16,16 @@ NONE = "\N{EN DASH}"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A network of a run and what it reaches.
+    """The scores of one network of a run.
 
     Attributes:
-      run, network, title: whose scores.
-      step: of the checkpoint.
-      scores: on the split.
-      gain: in mIoU over the SAR-only student of the same run; None where there is none, and for itself.
-      closed: share of the difference between teacher and SAR-only student that the distilled student makes up for;
-        None for other networks, and where the teacher is not the better one.
+      run, network, title: names of the run and the network, and the network's title.
+      step: step of the evaluated checkpoint.
+      scores: scores on the split.
+      gain: difference in mIoU to the SAR-only student of the same run; None for that student, for the teacher, and if
+        the run has no SAR-only student.
+      closed: share of the gap between the SAR-only student and the teacher that the distilled student closes; None for
+        other networks, and if the teacher does not score higher than the SAR-only student.
     """
 
     run: str
@@ -37,7 +38,7 @@ class Row:
 
 
 def score_rows(run: RunFiles) -> list[Row]:
-    """Rows of one run, in the order of its networks."""
+    """Returns the rows of one run, in the order of its networks."""
     reached = {name: entry.scores.mean_iou for name, entry in run.evaluated.items()}
     floor, ceiling = reached.get(REFERENCE), reached.get("teacher")
     rows = []
@@ -53,7 +54,7 @@ def score_rows(run: RunFiles) -> list[Row]:
 
 
 def by_classes(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
-    """Rows that have the same classes, together: only those fit in one table."""
+    """Groups rows by their classes; only rows with the same classes share a table."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.scores.class_names, []).append(row)
@@ -61,12 +62,12 @@ def by_classes(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
 
 
 def shares(matrix: np.ndarray) -> np.ndarray:
-    """[K, K] counts -> share of each row's sum; a class that does not occur has zeros."""
+    """Normalises each row of [K, K] counts to sum 1; rows of absent classes remain 0."""
     return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
 def changed(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, default, value) of a config's fields that are not as the defaults have them."""
+    """Returns (field, default, value) for every field that differs from its default."""
     before, now = flat(dict(defaults)), flat(dict(config))
     return [
         (field, _shown(before.get(field, MISSING)), _shown(value))
@@ -76,7 +77,7 @@ def changed(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[tupl
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(field, its value in every config) of the fields that are not the same in all."""
+    """Returns (field, value in each config) for every field that differs between configs."""
     fields = [flat(dict(config)) for config in configs]
     names = dict.fromkeys(name for one in fields for name in one)
     found = {name: [one.get(name, MISSING) for one in fields] for name in names}
@@ -88,7 +89,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
 
 
 def everything(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(field, value) of a whole config."""
+    """Returns (field, value) for every field of a config."""
     return [(field, _shown(value)) for field, value in flat(dict(config)).items()]
 
 
