@@ -9,6 +9,7 @@ import numpy as np
 
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError, ConfigError, WorkdirError, nearest
+from hfd_jax.core.options import options_of
 from hfd_jax.core.parallel import Jit, Pmap
 from hfd_jax.core.trees import listed, shape_differences
 from hfd_jax.core.workdir import Workdir, read_json
@@ -143,6 +144,12 @@ def model_config(record: dict[str, Any]) -> dict[str, Any]:
     if model["architecture"] not in ARCHITECTURES:
         found = model["architecture"]
         raise CheckpointError(f"{record['title']} is of architecture {found!r}; {nearest(found, ARCHITECTURES)}")
+    unknown = sorted(model.keys() - options_of(ARCHITECTURES[model["architecture"]]) - {"architecture"})
+    if unknown:
+        raise CheckpointError(
+            f"{record['title']} has the option {unknown[0]!r}, which {model['architecture']} does not have in this "
+            "version; a newer hfd_jax may have written it"
+        )
     return model
 
 

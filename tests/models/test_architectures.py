@@ -13,6 +13,7 @@ from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.collectives import AXIS
 from hfd_jax.core.errors import CheckpointError, ConfigError
 from hfd_jax.core.workdir import Workdir, check_claim, claim, jsonable
+from hfd_jax.inference import restore
 from hfd_jax.inference.restore import network_from_record
 from hfd_jax.models import hrnet, registry, resnet, segformer
 from hfd_jax.models.folding import fold
@@ -326,6 +327,12 @@ def test_a_record_describes_its_network(name, scenes):
         assert record["model"]["architecture"] == (DEFAULT if run.name == "teacher" else name)
         found = network_from_record(record)
         assert found == build.make_model(config, run, len(scenes.facts.class_names)) and hash(found)
+
+
+def test_an_option_of_a_newer_version_is_named():
+    record = {"title": "student", "model": {"architecture": "unet", "width": 8, "attention": True}}
+    with pytest.raises(CheckpointError, match="student has the option 'attention', which unet does not have"):
+        restore.model_config(record)
 
 
 def test_hfdnet_teaches_another_architecture(shallow):
