@@ -60,8 +60,8 @@ def test_the_file_holds_the_network_and_nothing_of_its_training(workdir, exporte
 
 def test_the_file_names_no_folder_of_the_machine(workdir, tmp_path):
     config = json.loads((workdir / "config.json").read_text())
-    record = {"arrays": {}, "config": config | {"data": config["data"] | {"dir": "/home/somebody/data"}}}
-    record["pretrained"] = {"file": "/home/somebody/encoder.safetensors", "source": "resnet.pth"}
+    record = {"arrays": {}, "config": config | {"data": config["data"] | {"dir": str(tmp_path / "somebody" / "data")}}}
+    record["pretrained"] = {"file": str(tmp_path / "somebody" / "encoder.safetensors"), "source": "resnet.pth"}
     from hfd_jax.inference.model_file import shareable
 
     assert "somebody" not in json.dumps(shareable(record))
