@@ -174,15 +174,15 @@ def read_config(workdir: Workdir, declared: Mapping[str, Any] = MappingProxyType
     Raises:
       WorkdirError: see `read_json`.
     """
-    return _filled(_filled(read_json(workdir.config), _LATER), declared)
+    return completed(completed(read_json(workdir.config), _LATER), declared)
 
 
-def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with what it lacks of `defaults`; both are nested."""
+def completed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict `values` with the entries of `defaults` that it lacks."""
     filled = dict(values)
     for key, default in defaults.items():
-        if isinstance(default, Mapping):
-            filled[key] = _filled(filled.get(key, {}), default)
+        if isinstance(default, Mapping) and isinstance(filled.get(key, {}), Mapping):
+            filled[key] = completed(filled.get(key, {}), default)
         else:
             filled.setdefault(key, default)
     return filled

@@ -14,10 +14,10 @@ from configs import default
 from hfd_jax.core.checkpoint import Checkpoints
 from hfd_jax.core.errors import UserError, WorkdirError
 from hfd_jax.core.parallel import Jit
-from hfd_jax.core.workdir import Workdir, claim, jsonable
+from hfd_jax.core.workdir import Workdir, claim, completed, jsonable
 from hfd_jax.evaluation.metrics import scores
 from hfd_jax.experiments.report import curves, survey, tables
-from hfd_jax.experiments.report.records import overlaid, read_run, short_names
+from hfd_jax.experiments.report.records import read_run, short_names
 from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.train import build
 from hfd_jax.train.networks import networks_to_train
@@ -359,7 +359,11 @@ def test_mistakes_are_found_before_the_work(finished, flags, message):
 
 
 def test_an_older_config_gets_the_defaults_of_newer_fields():
-    assert overlaid({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}, "e": 6}) == {"a": {"b": 5, "c": 2}, "d": 3, "e": 6}
+    assert completed({"a": {"b": 5}, "e": 6}, {"a": {"b": 1, "c": 2}, "d": 3}) == {
+        "a": {"b": 5, "c": 2},
+        "d": 3,
+        "e": 6,
+    }
     assert tables.changed({"a": {"b": 1}}, {"a": {"b": 2}, "x": []}) == [("a.b", "1", "2"), ("x", "\N{EN DASH}", "()")]
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.logs import read_log
-from hfd_jax.core.workdir import Workdir, read_json
+from hfd_jax.core.workdir import Workdir, completed, read_json
 from hfd_jax.evaluation.metrics import Scores, scores
 from hfd_jax.train.networks import BASELINES, networks_to_train, teacher_spec
 
@@ -100,7 +100,7 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
     stored = read_json(workdir.config)
     if not os.path.exists(workdir.metrics):
         raise WorkdirError(f"{workdir.metrics}: missing; no step has been logged in {root} yet")
-    config = ConfigDict(overlaid(defaults, stored))
+    config = ConfigDict(completed(stored, defaults))
     split = split or config.eval.split
     run = RunFiles(
         name=name,
@@ -147,14 +147,6 @@ def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
         )
         for name, row in rows.items()
     }
-
-
-def overlaid(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns the stored config with defaults for missing fields."""
-    both = {
-        key: overlaid(defaults[key], stored[key]) for key in defaults.keys() & stored.keys() if _nested(stored[key])
-    }
-    return {**defaults, **stored, **both}
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
