@@ -21,7 +21,7 @@ class Option:
       default: value unless the config sets another; also determines the type.
       meaning: one phrase for the docs, with the unit or the source of the default.
       above, at_least, at_most: limits of a number, or of every number in a tuple.
-      choices: the allowed values.
+      choices: the allowed values, or the allowed members of a tuple.
       rule: a further rule in words, which the class itself checks.
     """
 
@@ -52,10 +52,13 @@ class Option:
 
     def problem(self, value: Any) -> str | None:
         """Describes why `value` is invalid; None if it is valid."""
+        if self.type is tuple and not isinstance(value, tuple | list):
+            return f"expected a tuple such as {self.default or (value,)!r}"
+        members = value if isinstance(value, tuple | list) else (value,)
         if self.choices:
-            return None if value in self.choices else nearest(value, self.choices)
-        valid = all(map(self._is_within, value if isinstance(value, tuple | list) else (value,)))
-        return None if valid else f"expected {self.limits}"
+            wrong = [member for member in members if member not in self.choices]
+            return nearest(wrong[0], self.choices) if wrong else None
+        return None if all(map(self._is_within, members)) else f"expected {self.limits}"
 
     def _is_within(self, value: Any) -> bool:
         return not (

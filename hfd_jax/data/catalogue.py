@@ -28,9 +28,9 @@ class SceneSource:
     """A `TileSource` of simulated tiles: `train`, `validation` and `test` tiles in this order of index."""
 
     options: simulator.SceneOptions
-    train: int = option(600, "train tiles")
-    validation: int = option(100, "validation tiles")
-    test: int = option(200, "test tiles")
+    train: int = option(600, "training tiles", above=0)
+    validation: int = option(100, "validation tiles", at_least=0)
+    test: int = option(200, "test tiles", at_least=0)
 
     @property
     def settings(self) -> dict[str, Any]:

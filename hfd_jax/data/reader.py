@@ -1,7 +1,9 @@
 """The base class of the readers in `registry.py`."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from hfd_jax.core import options
 from hfd_jax.data.tiles import Relisted
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ class Reader(Relisted):
 
     builder: ClassVar[type["PairedTiles"]]
     left_out: ClassVar[dict[str, int]] = {}
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yields (option, problem) for each invalid value of the options; subclasses may add rules."""
+        yield from options.problems(cls, values)
 
     @staticmethod
     def recognise(raw_dir: str) -> bool:

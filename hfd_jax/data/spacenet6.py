@@ -73,8 +73,8 @@ class Spacenet6Source(Reader):
     raw_dir: str
     eo_product: str = option("PS-RGB", "optical product", choices=tuple(EO_BANDS))
     splitting: str = option("ten_fold", "how tiles are split; see hfd_jax/data/spacenet6.py", choices=SPLITTINGS)
-    fold: int = option(0, "fold of ten_fold, 0 to 9")
-    min_area: float = option(0.0, "drop footprints smaller than this, square metres")
+    fold: int = option(0, "fold of ten_fold, 0 to 9", at_least=0, at_most=9)
+    min_area: float = option(0.0, "drop footprints smaller than this, square metres", at_least=0)
     sar_order: str = option("", "stored order of the SAR bands; default: HH,HV,VH,VV")
     eo_order: str = option("", "stored order of the optical bands; default: R,G,B or B,G,R,NIR")
 

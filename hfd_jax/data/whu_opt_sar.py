@@ -93,7 +93,7 @@ class WhuOptSarSource(Reader):
     relisted = ("_scenes", "_keys")
 
     raw_dir: str
-    block: int = option(512, "largest edge of a stored block, pixels")
+    block: int = option(512, "largest edge of a stored block, pixels", above=0)
 
     @staticmethod
     def recognise(raw_dir: str) -> bool:
