@@ -14,7 +14,7 @@ class Reader(Relisted):
     """A raw data set in a folder: a `TileSource` that the tools can select by name.
 
     A subclass is a dataclass. Its first field is `raw_dir`, the folder with the raw data; fields declared with
-    `core.options.option` become command-line options. It must also provide `name`, `facts`, `settings`, `keys` and
+    `core.options.option` become command-line options, checked by `problems`. It must also provide `name`, `facts`, `settings`, `keys` and
     `read` of `TileSource`.
 
     Attributes:

@@ -141,7 +141,7 @@ def test_large_sets_have_few_files():
 
 
 def test_a_split_of_nothing_but_bad_tiles_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="split 'test': not one good tile; the first problem is: tile 50 is bad"):
+    with pytest.raises(DataError, match="split 'test': all tiles are bad; the first problem is: tile 50 is bad"):
         prepare(catalogue.Scenes, ManySource(bad=tuple(range(50, 70))), str(tmp_path), skip_bad=True)
 
 

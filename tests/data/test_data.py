@@ -112,7 +112,7 @@ def test_interrupted_preparation_leaves_nothing_that_looks_complete(tmp_path, fa
 
 
 def test_missing_data_set_says_what_is_there(scenes_dir, scenes):
-    with pytest.raises(DataError, match=r"folder/nope.*prepared there: scenes/.*tools.prepare_data --dataset=folder"):
+    with pytest.raises(DataError, match=r"folder/nope.*existing: scenes/.*tools.prepare_data --dataset=folder"):
         catalogue.find_dataset("folder/nope", scenes_dir)
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
         scenes.size("tset")

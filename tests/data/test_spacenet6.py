@@ -76,11 +76,11 @@ def test_four_bands_are_blue_first_and_checked(tree):
     red_first = Spacenet6Tree(tree.root / "other", EASTINGS[:1], products=("PS-RGB", "PS-RGBNIR"))
     spoiled = red_first.file("PS-RGBNIR", red_first.names[0])
     write_raster(spoiled, red_first.images(0)[1], (EASTINGS[0], 5750000.0), 7.5)
-    with pytest.raises(DataError, match=r"the band called R by the order B,G,R,NIR resembles the blue .*--eo_order"):
+    with pytest.raises(DataError, match=r"in the order B,G,R,NIR, band R resembles the blue .*--eo_order"):
         Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR").keys()
     named = Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B,NIR")
     assert named.keys()["test"] == red_first.names and named.facts.eo_bands == ("R", "G", "B", "NIR")
-    with pytest.raises(DataError, match="eo_order is 'R,G,B'; expected some order of B,G,R,NIR"):
+    with pytest.raises(DataError, match="eo_order is 'R,G,B'; expected B,G,R,NIR in any order"):
         Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B")
 
 
@@ -120,12 +120,12 @@ def test_splits_of_the_real_tiles():
         ('{"features": null}', "not a GeoJSON feature collection"),
         (
             '{"crs": {"properties": {"name": "EPSG:none"}}, "features": [%s]}',
-            "a footprint cannot be placed; its CRS is",
+            "the footprints, with CRS .* cannot be transformed to the tile",
         ),
-        ('{"features": [%s]}', "a footprint cannot be placed; its CRS is 'OGC:CRS84'"),
+        ('{"features": [%s]}', "the footprints, with CRS 'OGC:CRS84', cannot be transformed to the tile"),
         (
             '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}}]}',
-            "a footprint cannot be placed",
+            "the footprints, with CRS .*, cannot be transformed to the tile",
         ),
     ],
 )
@@ -177,7 +177,7 @@ def test_what_is_wrong_is_named(tree):
     (tree.area / "SummaryData" / "SAR_orientations.txt").write_text(f"{tree.STRIPS[0]} 0\n")
     with pytest.raises(DataError, match=r"strip 20190804111851_20190804112030 has flag None; expected 0 or 1"):
         Spacenet6Source(str(tree.root)).read(tree.names[3])
-    with pytest.raises(DataError, match=r"SAR-Intensity: no such folder, nor in train/AOI_11_Rotterdam"):
+    with pytest.raises(DataError, match=r"SAR-Intensity: no such folder, and none in train/AOI_11_Rotterdam"):
         Spacenet6Source(str(tree.root / "train"))
     with pytest.raises(DataError, match="fold is 10; expected one of 0, 1"):
         Spacenet6Source(str(tree.root), fold=10)

@@ -181,7 +181,10 @@ def test_decibel_augmentation_needs_decibels(config, facts):
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
         (["--config.data.sar_bands=VV"], r"config.data.sar_bands is 'VV': expected a tuple, \('VV',\)"),
         (["--config.data.eo_bands=R,G"], r"config.data.eo_bands is 'R,G': expected a tuple, \('R','G'\)"),
-        (["--config.baselines", "(sar_only)"], r"config.baselines is '\(sar_only\)': expected a tuple, \('sar_only',\)"),
+        (
+            ["--config.baselines", "(sar_only)"],
+            r"config.baselines is '\(sar_only\)': expected a tuple, \('sar_only',\)",
+        ),
         (["--config.distill.hfd.taps='A'"], r"config.distill.hfd.taps is \"'A'\": expected a tuple, \('A',\)"),
         (["--config.model.rates=6"], r"config.model.rates is '6': expected a tuple, \(6,\)"),
         (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
