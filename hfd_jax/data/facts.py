@@ -60,7 +60,12 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class BandStatistics:
-    """Statistics per band over valid training pixels, in stored units; low, high: 1st and 99th percentile of a sample."""
+    """Statistics per band over valid training pixels, in stored units.
+
+    Attributes:
+      mean, std: over all pixels.
+      low, high: 1st and 99th percentile, of a sample.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -94,7 +99,7 @@ class Statistics:
 
 
 class _BandAccumulator:
-    """Sums over valid pixels, and a sample of them for the percentiles; accumulators of several shards can be merged."""
+    """Sums over valid pixels, and a sample of them for the percentiles; those of several shards can be merged."""
 
     def __init__(self, bands: int):
         self.count, self.sum, self.squares = 0, np.zeros(bands), np.zeros(bands)

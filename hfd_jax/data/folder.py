@@ -13,9 +13,9 @@ The three rasters of a NAME share one grid: size, CRS and transform (to half a p
      "look_axis": "x",
      "split": ...}
 
-unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel is invalid if ALL its bands have this value (default:
-the raster's nodata tag) or any band is NaN. offset: added to every valid optical value; {"NAME": value} sets it per tile.
-split is one of
+unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel is invalid if ALL its bands have this value
+(default: the raster's nodata tag) or any band is NaN. offset: added to every valid optical value; {"NAME": value} sets
+it per tile. split is one of
 
     {"by": "list", "train": "train.txt", "validation": "val.txt", "test": "test.txt"}     one NAME per line
     {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   tile centres, degrees
@@ -186,7 +186,7 @@ class FolderSource(Reader):
         return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
 
     def _extent(self, name: str) -> tuple[int, dict[str, tuple[int, int]]]:
-        """(height, split -> columns) from a readable raster of the pair; reading the tile reports unreadable rasters."""
+        """(height, split -> columns), from a readable raster of the pair; `read` reports an unreadable one."""
         for kind in ("sar", "eo"):
             with contextlib.suppress(RasterError), open_raster(self._file(kind, name)) as raster:
                 return raster.height, self._parts(name, raster)

@@ -9,7 +9,7 @@ import shapely
 
 from hfd_jax.data.tiles import Tile
 
-# Overlap that does not count, as a share of the smaller tile's area: half a pixel along the edge of a tile of 500 pixels,
+# Overlap that does not count, as a share of the smaller tile's area: half a pixel along the edge of a 500-pixel tile,
 # or rounding at a shared edge.
 TOLERATED = 0.002
 LONGITUDE_LATITUDE = "EPSG:4326"

@@ -14,8 +14,8 @@ class Reader(Relisted):
     """A raw data set in a folder: a `TileSource` that the tools can select by name.
 
     A subclass is a dataclass. Its first field is `raw_dir`, the folder with the raw data; fields declared with
-    `core.options.option` become command-line options, checked by `problems`. It must also provide `name`, `facts`, `settings`, `keys` and
-    `read` of `TileSource`.
+    `core.options.option` become command-line options, which `problems` checks. It must also provide `name`, `facts`,
+    `settings`, `keys` and `read` of `TileSource`.
 
     Attributes:
       builder: TFDS builder that writes the prepared data set; its name in snake case becomes the folder below data_dir.

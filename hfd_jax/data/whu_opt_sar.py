@@ -4,9 +4,9 @@
     RAW_DIR/sar/NH49E001013.tif          one band
     RAW_DIR/lbl/NH49E001013.tif          codes 10 to 70 in tens; 0, background, is ignored
 
-The 20 test scenes are those of the authors' list. Every eighth of the other scenes, sorted by name, is in the validation
-split. Scenes are read and stored in blocks. A label raster may lack the last row or column (one published raster does),
-which is then ignored; any other difference in size is an error.
+The 20 test scenes are those of the authors' list. Every eighth of the other scenes, sorted by name, is for validation.
+Scenes are read and stored in blocks. A label raster may lack the last row or column (one published raster does), which
+is then ignored; any other difference in size is an error.
 """
 
 import contextlib
