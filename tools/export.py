@@ -8,7 +8,7 @@
 --format=model writes OUTPUT/student.safetensors: parameters as arrays, and as JSON everything else that is needed
 (architecture, bands, unit, statistics, classes, config, provenance, digests); no code. hfd_jax.load, tools.predict and
 tools.evaluate take the file in place of a workdir, for images of any size. Beside it lies OUTPUT/README.md, a model
-card filled from the run; --license names the licence of the weights. Complete the card before you publish the model.
+card that the run fills in; --license names the licence of the weights. Complete the card before you publish the model.
 
 --format=stablehlo and savedmodel write a program that maps (sar [batch, height, width, bands] float32 in the unit of
 the data set, valid [batch, height, width] bool) to logits [batch, height, width, classes] float32. Filter,
@@ -79,9 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--platforms",
         type=words,
         default="cpu,cuda,tpu",
-        help=f"of each program, separated by commas: {', '.join(export.PLATFORMS)}",
+        help=f"platforms of each program, separated by commas: {', '.join(export.PLATFORMS)}",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the computation; default: as in training")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="dtype of the computation; default: as in training")
     parser.add_argument(
         "--license", metavar="SPDX", help="licence of the weights, for the model card; default: not stated"
     )

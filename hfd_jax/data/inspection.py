@@ -95,7 +95,7 @@ def summary(findings: Findings) -> str:
     total = sum(findings.sizes.values())
     per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
     lines.append(f"{facts.name}: {total} tiles ({per_split})")
-    lines += [f"left out by the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
+    lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
     lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
     lines.append(
         f"doubtful tiles: {len(findings.doubtful)}"
