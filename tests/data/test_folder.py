@@ -212,9 +212,9 @@ def truncate(path):
         (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; expected a pair of numbers, since split.by is 'longitude'"),
         (change("split", to={"by": "columns", "train": [0, 0.6], "test": [0.5, 1]}), r"split.train and split.test overlap"),
         (change("split", to={"by": "columns", "train": [0, 0.5], "test": [0.5, 2]}), r"split.test is \[0.5, 2\]; expected"),
-        (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is in split 'train' as well"),
-        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; .*eo/a.tif has uint8"),
-        (change("name", to="../elsewhere"), r"name is '../elsewhere'; it names a folder"),
+        (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is also in split 'train'"),
+        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; expected uint8, as in .*eo/a.tif"),
+        (change("name", to="../elsewhere"), r"name is '../elsewhere'; expected letters, digits"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],
 )  # fmt: skip
@@ -270,7 +270,8 @@ def test_changed_folder_is_not_taken_for_the_prepared_one(toy, tmp_path):
     assert prepare(Folder, toy.source(), data)
     toy.text["look_axis"] = "y"
     with pytest.raises(
-        DataError, match=r"was prepared from something else \(different: facts.look_axis, settings.description\)"
+        DataError,
+        match=r"exists, prepared from other data or settings \(different: facts.look_axis, settings.description\)",
     ):
         prepare(Folder, toy.source(), data)
     directory = prepare(Folder, toy.source(), data, overwrite=True)

@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named(tree):
     geojson.write_text(json.dumps(text))
     assert not source.read(tree.names[0]).label.any(), "longitude and latitude, beside the tile"
     geojson.unlink()
-    with pytest.raises(DataError, match=r"tile_1.geojson: no such file; a tile without buildings has one"):
+    with pytest.raises(DataError, match=r"tile_1.geojson: no such file; a tile without buildings needs a file"):
         source.read(tree.names[0])
     tree.file("PS-RGB", tree.names[1]).unlink()
     with pytest.raises(DataError, match=r"PS-RGB_2019.*tile_2.tif: no such file"):
