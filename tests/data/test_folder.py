@@ -234,7 +234,7 @@ def test_nodata_tag_of_the_raster_is_respected(toy):
     assert not toy.read_all()["a_0_0"].eo_valid[2, 3]
 
 
-def test_tiles_in_no_split_are_counted(toy, caplog):
+def test_tiles_without_a_split_are_counted(toy, caplog):
     (toy.root / "train.txt").write_text("a\n")
     toy.source().keys()
     assert "1 tile(s) belong to no split, for example c" in caplog.text
@@ -253,7 +253,7 @@ def test_missing_or_broken_description(toy):
         FolderSource(str(toy.root))
 
 
-def test_linear_power_called_db_is_refused(toy, tmp_path):
+def test_linear_power_declared_as_db_is_refused(toy, tmp_path):
     """The values lie within the dB range, but the absence of negative values reveals the wrong unit."""
     for name in "abc":
         write(
@@ -264,7 +264,7 @@ def test_linear_power_called_db_is_refused(toy, tmp_path):
         prepare(Folder, source, str(tmp_path / "data"))
 
 
-def test_changed_folder_is_not_taken_for_the_prepared_one(toy, tmp_path):
+def test_a_changed_folder_differs_from_the_prepared_one(toy, tmp_path):
     data = str(tmp_path / "data")
     prepare(Folder, toy.source(), data)
     assert prepare(Folder, toy.source(), data)

@@ -63,7 +63,7 @@ def test_hold_out_is_the_official_one():
     assert len(lines) == 26 and set(lines) == sen12ms.HOLD_OUT_SCENES
 
 
-def test_a_tenth_of_the_scenes_validates():
+def test_a_tenth_of_the_scenes_is_for_validation():
     scenes = [f"{season}/s1_{number}" for season in sen12ms.SEASONS for number in range(1, 150)]
     splits = [split_of(scene) for scene in scenes]
     assert splits.count("test") == 26
@@ -102,7 +102,7 @@ def test_dfc2020_has_no_training_split(tmp_path):
     assert set(label[codes == 10]) == {7} and set(label[(codes == 3) | (codes == 8) | (codes == 0)]) == {IGNORE_LABEL}
 
 
-def test_strange_files_are_named_or_ignored(tree):
+def test_unexpected_files_are_named_or_ignored(tree):
     (tree.root / "ROIs1158_spring" / "s1_63.tar").write_bytes(b"")
     source = Sen12msSource(str(tree.root))
     key = source.keys()["train"][0]
@@ -117,7 +117,7 @@ def test_strange_files_are_named_or_ignored(tree):
         source.read(key)
 
 
-def test_what_is_wrong_is_named(tree):
+def test_mistakes_are_named(tree):
     source = Sen12msSource(str(tree.root))
     key = source.keys()["train"][0]
     lc = tree.root / sen12ms.swap_source(key, "s1", "lc")

@@ -45,7 +45,7 @@ def test_tiles_of_southern_strips_are_turned_by_position(tree):
         assert tile.sar.dtype == np.float32 and tile.eo.dtype == tile.label.dtype == np.uint8
 
 
-def test_georeference_turns_along(tree):
+def test_the_georeference_is_rotated_too(tree):
     source = Spacenet6Source(str(tree.root))
     for number in (0, 1):
         tile = source.read(tree.names[number])
@@ -136,7 +136,7 @@ def test_broken_footprints_are_named(tree, text, message):
         Spacenet6Source(str(tree.root)).read(tree.names[0])
 
 
-def test_one_damaged_raster_spoils_its_own_tile_only(tree):
+def test_a_damaged_raster_affects_only_its_own_tile(tree):
     for part in ("SAR-Intensity", "PS-RGB"):
         tree.file(part, tree.names[4]).write_bytes(b"")
     source = Spacenet6Source(str(tree.root))
@@ -145,7 +145,7 @@ def test_one_damaged_raster_spoils_its_own_tile_only(tree):
         source.read(tree.names[4])
 
 
-def test_other_processes_get_no_list_of_all_files(tree):
+def test_a_pickled_source_contains_no_list_of_files(tree):
     source = Spacenet6Source(str(tree.root))
     before = len(pickle.dumps(source))
     assert source.keys() and source.settings and source.facts.eo_dtype == "uint8"
@@ -154,7 +154,7 @@ def test_other_processes_get_no_list_of_all_files(tree):
     np.testing.assert_array_equal(copy.read(tree.names[0]).sar, source.read(tree.names[0]).sar)
 
 
-def test_what_is_wrong_is_named(tree):
+def test_mistakes_are_named(tree):
     source = Spacenet6Source(str(tree.root))
     geojson = tree.file("", tree.names[0], "geojson")
     text = json.loads(geojson.read_text())

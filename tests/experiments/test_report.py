@@ -177,7 +177,7 @@ def test_the_page_needs_nothing_else_and_is_well_formed(page_text):
     assert len(page_text.encode()) < 500_000
 
 
-def test_what_comes_from_files_is_text(page_text):
+def test_text_from_files_is_escaped(page_text):
     text = Page(page_text).text
     assert "<script>alert(1)</script>" in text and "<script>alert(2)</script>" in text and "<b>ce</b>" in text
     assert "<script" not in page_text
@@ -198,7 +198,7 @@ def test_every_quantity_of_the_log_is_drawn(page_text, finished):
     assert groups["Loss terms, weighted"] == ["loss", "ce", "hfd", "gram"]
 
 
-def test_a_share_is_drawn_from_zero_also_where_it_rises_from_next_to_nothing(finished):
+def test_the_axis_of_a_share_starts_at_zero(finished):
     run = read_run(str(finished), "first", DEFAULTS, None)
     series = curves._Series(run, "student", "", np.array([1.0, 2.0]), np.array([0.001, 0.96]))
     shares, losses = (curves.chart(name, [series], 2) for name in ("share_hfd", "hfd"))
@@ -206,7 +206,7 @@ def test_a_share_is_drawn_from_zero_also_where_it_rises_from_next_to_nothing(fin
     assert {"0", "1"} <= {text for _, text in shares.y_ticks}
 
 
-def test_scores_gain_and_what_is_missing_are_named(page_text, scenes):
+def test_the_page_shows_scores_and_gain_and_names_what_is_missing(page_text, scenes):
     text = " ".join(Page(page_text).text.split())
     for words in (*scenes.facts.class_names, *TITLES.values(), "student before training (seed 0)"):
         assert words in text
@@ -262,7 +262,7 @@ def test_tiles_are_scored_one_by_one_and_ranked(surveyed, scenes):
     assert found.throughput.megapixels > 0 and found.throughput.batch == (5, 64, 64)
 
 
-def test_the_network_before_training_is_the_one_the_run_began_with(surveyed):
+def test_the_untrained_network_is_the_one_the_run_started_from(surveyed):
     """The student of this run was saved untrained, so its features equal those of the network before training."""
     similarity = surveyed[1].similarity
     assert set(similarity) == {survey.UNTRAINED, "sar_only", "student"}
@@ -287,7 +287,7 @@ def direct_cka(x, y):
     return np.sum(k * l) / np.sqrt(np.sum(k * k) * np.sum(l * l))
 
 
-def test_cka_is_what_the_paper_defines_over_the_valid_positions(rng):
+def test_cka_equals_the_papers_definition_over_the_valid_positions(rng):
     x, y = rng.normal(size=(2, 8, 4, 5)) + 3, rng.normal(size=(2, 8, 4, 3))
     y[..., 0] += x[..., 0]
     valid = np.repeat(np.repeat(rng.random((2, 8, 4)) < 0.6, 4, 1), 4, 2)
@@ -302,7 +302,7 @@ def test_cka_is_what_the_paper_defines_over_the_valid_positions(rng):
     assert linear_cka(both, each_position=True) == pytest.approx(direct_cka(*apart), abs=1e-5)
 
 
-def test_cka_does_not_see_rotation_scale_and_offset(rng):
+def test_cka_is_invariant_to_rotation_scale_and_offset(rng):
     x = rng.normal(size=(1, 64, 64, 4)) * [1, 2, 3, 4] + 5
     everywhere = np.ones((1, 64, 64), bool)
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -313,14 +313,14 @@ def test_cka_does_not_see_rotation_scale_and_offset(rng):
     assert np.isnan(linear_cka(moments(x, np.full_like(x, 0.3), everywhere)))
 
 
-def test_what_all_tiles_share_can_be_left_out(rng):
+def test_centring_each_position_removes_what_all_tiles_share(rng):
     pattern = 10 * rng.normal(size=(4, 4, 3))
     x, y = (pattern + rng.normal(size=(400, 4, 4, 3)) for _ in "xy")
     sums = moments(x, y, np.ones((400, 4, 4), bool))
     assert linear_cka(sums) > 0.95 and linear_cka(sums, each_position=True) < 0.01
 
 
-def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):
+def test_a_folder_without_a_run_is_refused(tmp_path, finished, scenes_dir):
     with pytest.raises(WorkdirError, match="nowhere: no such folder; expected the --workdir of a main.py run"):
         read_run(str(tmp_path / "nowhere"), "x", DEFAULTS, None)
     with pytest.raises(WorkdirError, match=r"config.json: missing; is .* the workdir of a run"):
@@ -334,7 +334,7 @@ def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):
     assert short_names(["runs/one", "runs/two/"]) == ["one", "two"]
 
 
-def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, tmp_path, scenes_dir):
+def test_a_missing_checkpoint_is_named_and_the_others_are_shown(finished, tmp_path, scenes_dir):
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
     shutil.rmtree(root / "checkpoints" / "sar_only")
@@ -354,7 +354,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, t
         (["--split=tset"], r"no split 'tset'; did you mean 'test'"),
     ],
 )
-def test_mistakes_are_found_before_the_work(finished, flags, message):
+def test_invalid_flags_are_refused_before_the_survey(finished, flags, message):
     with pytest.raises(UserError, match=message):
         report.main(report.make_parser().parse_args([f"--workdir={finished}", *flags]))
     assert not (finished / "report.html").exists()

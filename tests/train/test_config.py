@@ -92,7 +92,7 @@ def set_field(config, field, value):
         ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
     ],
 )
-def test_impossible_values_are_named(config, field, value, message):
+def test_invalid_values_are_named(config, field, value, message):
     check_fields(config, devices=8)
     set_field(config, field, value)
     if message is None:
@@ -191,7 +191,7 @@ def test_decibel_augmentation_needs_decibels(config, facts):
         (["--config.optim.learning_rate=fast"], "config.optim.learning_rate is 'fast': expected a number"),
     ],
 )
-def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments, message):
+def test_the_launcher_prints_one_line_and_writes_nothing(tmp_path, arguments, message):
     import re
 
     done = run_python(
