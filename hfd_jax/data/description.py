@@ -43,7 +43,8 @@ def read_description(path: str) -> dict[str, Any]:
             if key not in values and key not in _OPTIONAL:
                 raise DataError(f"{where}{key} is missing")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(text["name"])):
-        raise DataError(f"{path}: name is {text['name']!r}; expected only letters, digits, '_', '-' and '.'")
+        expected = "letters, digits, '_', '-' and '.', first a letter or digit"
+        raise DataError(f"{path}: name is {text['name']!r}; expected {expected}")
     _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
     _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
     _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
