@@ -240,7 +240,7 @@ def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> l
         if current[part].get(key) != stored[part].get(key)
     ]
     skipped = sum(map(len, stored["skipped"].values()))
-    return [*differing, f"{skipped} bad tiles were left out"] if skipped and not skip_bad else differing
+    return [*differing, f"{skipped} bad tile(s) left out"] if skipped and not skip_bad else differing
 
 
 def _link(staged: str, final: str) -> None:

@@ -119,7 +119,7 @@ def test_a_repaired_tile_does_not_mix_with_shards_of_another_size(serial, tmp_pa
 def test_a_data_set_without_its_bad_tiles_is_not_reused_as_complete(serial, tmp_path):
     """A data set prepared with skip_bad is not reused as complete once its tiles are repaired."""
     prepare(catalogue.Scenes, ManySource(bad=(3,)), str(tmp_path), skip_bad=True)
-    with pytest.raises(DataError, match="1 bad tiles were left out.*--overwrite replaces it"):
+    with pytest.raises(DataError, match=r"1 bad tile\(s\) left out.*replace it with --overwrite"):
         prepare(catalogue.Scenes, ManySource(), str(tmp_path))
     assert digest(prepare(catalogue.Scenes, ManySource(), str(tmp_path), overwrite=True)) == digest(serial)
 
