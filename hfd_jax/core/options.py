@@ -23,6 +23,7 @@ class Option:
       above, at_least, at_most: limits of a number, or of every number in a tuple.
       choices: the allowed values, or the allowed members of a tuple.
       rule: a further rule in words, which the class itself checks.
+      before: what configs and checkpoints from before the option existed imply; None if that is the default.
     """
 
     default: Any
@@ -32,6 +33,7 @@ class Option:
     at_most: float | None = None
     choices: Collection[Any] = ()
     rule: str = ""
+    before: Any = None
 
     @property
     def type(self) -> type:
@@ -81,6 +83,12 @@ def options_of(cls: type) -> dict[str, Option]:
 def defaults(cls: type) -> dict[str, Any]:
     """Maps the name of each option to its default."""
     return {name: declared.default for name, declared in options_of(cls).items()}
+
+
+def implied(cls: type) -> dict[str, Any]:
+    """Maps the name of each option to the value that files without it imply: `before`, or else the default."""
+    found = options_of(cls).items()
+    return {name: declared.default if declared.before is None else declared.before for name, declared in found}
 
 
 def problems(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

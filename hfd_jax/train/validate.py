@@ -209,7 +209,7 @@ def _check_architectures(config: ConfigDict) -> None:
 
 def check_taps(config: ConfigDict, architecture: str) -> None:
     """Raises ConfigError if an architecture lacks a tap that config.distill compares."""
-    strides = ARCHITECTURES[architecture].tap_strides
+    strides = ARCHITECTURES[architecture].strides(config.model)
     chosen = ((method, *pair) for method in config.distill.method for pair in chosen_taps(config.distill[method]))
     for method, option, taps in chosen:
         field = f"distill.{method}.{option}"
