@@ -1,21 +1,29 @@
-"""The weight of HFD's aggregated tap, chosen on the validation split, with few labels and with all labels.
+"""Which features of the teacher HFD compares, chosen on the validation split.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_taps.py --workdir=runs/compare --seeds=3 \
     --config.eval.split=validation
 
-In both rows, each encoder tap has the effective weight 2.5; tap A has either 2.5 or 10.
+P is the pyramid at stride 4, A the classifier's input at stride 1. The weights are those of the taps in their order.
 """
 
 CONFIG = "configs/quickstart.py"
-SHARES = {"10 %": 0.1, "100 %": 1.0}
-AXIS = "data.label_share"
-REFERENCE = "taps of equal weight"
-_CURVES = {
-    REFERENCE: {"distill.hfd.weight": 10.0, "distill.hfd.tap_weights": (1, 1, 1, 1)},
-    "A counts four times": {},
-}
+REFERENCE = "C3 C4 C5 A, 1 1 1 4"
+
+
+def _row(taps: str, weights: str) -> dict:
+    return {
+        "distill.hfd.taps": tuple(taps.split()),
+        "distill.hfd.tap_weights": tuple(float(weight) for weight in weights.split()),
+    }
+
+
 ROWS = {
-    f"{curve} @ {share}": {**fields, "data.label_share": value}
-    for share, value in SHARES.items()
-    for curve, fields in _CURVES.items()
+    f"{taps}, {weights}": _row(taps, weights)
+    for taps, weights in (
+        ("C3 C4 C5 A", "1 1 1 4"),
+        ("C3 C4 C5 P", "1 1 1 4"),
+        ("C3 C4 C5 P A", "1 1 1 4 4"),
+        ("P A", "1 1"),
+        ("A", "1"),
+    )
 }

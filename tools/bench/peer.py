@@ -65,11 +65,8 @@ class Peer:
 
     def network(self, sensor: str) -> peer_torch.HFDNet:
         """Returns the network of a sensor with the weights of the JAX network."""
-        model = self._config.model
         bands = self._shapes.sar_bands if sensor == "sar" else self._shapes.eo_bands
-        network = peer_torch.HFDNet(
-            bands, self._shapes.classes, model.depth, model.width, model.align, model.align_channels
-        )
+        network = peer_torch.HFDNet(bands, self._shapes.classes, self._config.model)
         peer_torch.copy_weights(network, self._variables[sensor])
         return network.to(self._device)
 

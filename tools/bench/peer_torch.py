@@ -129,21 +129,77 @@ class Alignment(nn.Module):
         return F.relu(self.bn_aggregate(self.aggregate(aggregated)), inplace=True)
 
 
-class HFDNet(nn.Module):
-    """x [B, bands, H, W] -> (logits [B, classes, H, W] float32, features)."""
-
-    def __init__(self, bands: int, classes: int, depth: int, width: int, align: str, align_channels: int = 0):
+class ConvBN(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        channels = align_channels or width * (4 if depth >= 50 else 2)
-        sizes = {name: width * 2**k * (4 if depth >= 50 else 1) for k, name in enumerate(STAGES)}
-        self.encoder, self.alignment = ResNet(bands, depth, width), Alignment(sizes, channels, align)
-        self.classifier = conv(channels, classes, 1, bias=True)
-        self.channels = {**sizes, "A": channels}
+        self.conv, self.bn = conv(inputs, outputs, 3), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class DetailPath(nn.Module):
+    def __init__(self, bands: int, channels: Mapping[int, int]):
+        super().__init__()
+        self.strides, inputs = tuple(channels), bands
+        for stride, outputs in channels.items():
+            for index in range(2 if stride == self.strides[0] else 1):
+                self.add_module(f"stride{stride}_{index}", ConvBN(inputs, outputs))
+                inputs = outputs
+
+    def forward(self, x):
+        maps = {}
+        for stride in (1, 2, 4):
+            x = F.avg_pool2d(x, 2) if stride > 1 else x
+            if stride in self.strides:
+                x = getattr(self, f"stride{stride}_0")(x)
+                x = getattr(self, f"stride{stride}_1")(x) if stride == self.strides[0] else x
+                maps[stride] = x
+        return maps
+
+
+class FineDecoder(nn.Module):
+    def __init__(self, inputs: int, channels: Mapping[int, int]):
+        super().__init__()
+        for stride, outputs in sorted(channels.items(), reverse=True):
+            self.add_module(f"project{stride}", conv(inputs, outputs, 1))
+            self.add_module(f"merge{stride}", ConvBN(outputs, outputs))
+            inputs = outputs
+
+    def forward(self, x, detail):
+        for stride in sorted(detail, reverse=True):
+            here, x = detail[stride], getattr(self, f"project{stride}")(x)
+            x = x if x.shape == here.shape else upsample(x, here.shape[2:])
+            x = getattr(self, f"merge{stride}")(here + x)
+        return x
+
+
+class HFDNet(nn.Module):
+    """x [B, bands, H, W] -> (logits [B, classes, H, W] float32, features).
+
+    `model` is config.model.
+    """
+
+    def __init__(self, bands: int, classes: int, model: Any):
+        super().__init__()
+        channels = model.align_channels or model.width * (4 if model.depth >= 50 else 2)
+        sizes = {name: model.width * 2**k * (4 if model.depth >= 50 else 1) for k, name in enumerate(STAGES)}
+        self.encoder, self.alignment = ResNet(bands, model.depth, model.width), Alignment(sizes, channels, model.align)
+        self.channels = {**sizes, "P": channels, "A": channels}
+        self.detail = None
+        if model.detail_channels:
+            strides = zip((1, 2, 4), model.detail_channels, strict=True)
+            fine = {stride: count for stride, count in strides if stride >= model.stride}
+            self.detail, self.decoder = DetailPath(bands, fine), FineDecoder(channels, fine)
+            self.channels["A"] = fine[model.stride]
+        self.classifier = conv(self.channels["A"], classes, 1, bias=True)
 
     def forward(self, x):
         features = self.encoder(x)
-        aligned = self.alignment(features)
-        return upsample(self.classifier(aligned).float(), x.shape[2:]), {**features, "A": aligned}
+        finest = pyramid = self.alignment(features)
+        if self.detail is not None:
+            finest = self.decoder(pyramid, self.detail(x))
+        return upsample(self.classifier(finest).float(), x.shape[2:]), {**features, "P": pyramid, "A": finest}
 
 
 class Adapter(nn.Module):
