@@ -130,7 +130,7 @@ images = np.load({str(tmp_path / "images.npz")!r})
 assert not np.isnan(logits).any()
 three = network(images["sar"], images["valid"])
 np.savez({str(tmp_path / "logits.npz")!r}, three=three, one=network(images["sar"][1:2], images["valid"][1:2]))
-assert not {name.split(".")[0] for name in sys.modules} & {"hfd_jax", "flax"}
+assert not {{name.split(".")[0] for name in sys.modules}} & {{"hfd_jax", "flax"}}
 """
     environment = {k: v for k, v in python_environment().items() if k != "PYTHONPATH"}
     done = subprocess.run(
