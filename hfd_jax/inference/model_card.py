@@ -71,7 +71,7 @@ Of these weights: {unknown}; the run does not record it. The terms of the traini
 
 ## Provenance
 
-- Network `{network}`, step {step}, validation mIoU {score}.
+- Network `{network}`, step {step}, validation mIoU during training: {score}.
 - Checkpoint digest (blake2b): {digest}.
 - Teacher: {teacher}.
 - Pretrained encoder: {pretrained}.
