@@ -26,7 +26,7 @@ TILES, COUNT = SceneOptions(size=64, looks=4.0), 24
 def write_network(workdir, sensor="sar"):
     """Writes WORKDIR/config.json and WORKDIR/checkpoints/student (teacher if the sensor is EO)."""
     config = default.get_config()
-    config.model.update({"width": 8, "align_channels": 32})
+    config.model.update({"width": 8, "align_channels": 32, "detail_channels": (32, 16, 32)})
     config.data.crop = 32
     source = SceneSource(TILES, train=COUNT, validation=0, test=0)
     tiles = [source.read(index) for index in range(COUNT)]
@@ -58,7 +58,7 @@ def fitted(network, image, label):
     (_, features), changed = jax.device_get(apply({"params": params, "batch_stats": statistics}))
     share = 1 - BatchNorm.momentum  # weight of this batch in the running statistics
     statistics = jax.tree.map(lambda new, old: old + (new - old) / share, changed["batch_stats"], statistics)
-    params["classifier"] = classifier(features["A"], label[:, 2::4, 2::4])
+    params["classifier"] = classifier(features["A"], label)
     return {"params": params, "batch_stats": statistics}
 
 

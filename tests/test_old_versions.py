@@ -38,6 +38,10 @@ FLAGS = {
     "eval.panels": 0,
     "eval.batch_size": 2,
     "baselines": "()",
+    # The network of that version.
+    "model.align": "flow",
+    "model.stride": 4,
+    "model.detail_channels": "()",
 }
 
 

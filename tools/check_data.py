@@ -4,12 +4,16 @@
   python -m tools.check_data SN6/train/AOI_11_Rotterdam --splitting=baseline
   python -m tools.check_data terramind --dataset=folder --description=configs/datasets/terramind.json
 
-Reads every tile: missing partners, grids that do not match (size, CRS, offset above half a pixel), NaN, values that
-contradict the unit, unknown label codes (bad tiles: tools.prepare_data refuses them, or leaves them out with
---skip_bad), empty or constant tiles and tiles without any label (doubtful), class balance, and tiles of different
-splits that show the same ground. Writes summary.txt, bad_tiles.txt, doubtful_tiles.txt, shared_ground.txt and
-contact_sheet.png into OUTPUT.
-Exits with 1 if a tile is bad, values contradict the unit or splits share ground.
+Reads every tile and reports
+
+- bad tiles, which tools.prepare_data refuses, or leaves out with --skip_bad: missing partners, grids that do not match
+  (size, CRS, offset above half a pixel), NaN, values that contradict the unit, unknown label codes;
+- doubtful tiles, which tools.prepare_data accepts: empty, constant, or without any labelled pixel;
+- band statistics and class balance;
+- tiles of different splits that show the same ground.
+
+Writes summary.txt, bad_tiles.txt, doubtful_tiles.txt, shared_ground.txt and contact_sheet.png to OUTPUT. Exits with 1
+if a tile is bad, if values contradict the unit, or if splits share ground.
 """
 
 import argparse
@@ -61,10 +65,10 @@ def draw(path: str, findings: Findings) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("check_data", __doc__)
     parser.add_argument("raw_dir", help="folder of the raw data set")
-    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: recognised from its layout")
+    parser.add_argument("--dataset", choices=datasets.NAMES, help="data set; default: recognised from the layout")
     parser.add_argument("--output", help="folder to write to; default: checked/NAME")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read")
-    parser.add_argument("--tiles", type=int, default=6, help="tiles in the contact sheet")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
+    parser.add_argument("--tiles", type=int, default=6, help="number of tiles in the contact sheet")
     datasets.add_options(parser)
     return parser
 

@@ -54,4 +54,5 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="folder of a prepared data set, with its version")
     parser.add_argument("--split", default="train", help="split to draw")
     parser.add_argument("--tiles", type=int, default=4, help="number of tiles, spread over the split")
-    parser.add_argument("--output", required=True, help="PNG to write")
+    parser.add_argument("--output", required=True, help="PNG file to write")
     return parser
 
 

@@ -2,11 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfd_jax.core.errors import DataError, UserError
-from hfd_jax.core.options import Option, options_of
+from hfd_jax.core.options import Option, defaults, options_of, problems
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.catalogue import SceneSource
 from hfd_jax.data.reader import Reader
@@ -41,23 +41,67 @@ def add_options(parser: argparse.ArgumentParser, simulated: bool = False) -> Non
             title = " and ".join(owners)
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
-            default = "" if option.default in (None, "") else f" (default: {option.default})"
+            shown = as_flag(option.default)
             groups[title].add_argument(
                 f"--{key}",
-                type=option.type,
-                choices=option.choices or None,
+                type=flag_type(option),
+                # The members of a tuple are checked by `given_options`.
+                choices=(option.choices or None) if option.type is not tuple else None,
+                metavar="{true,false}" if option.type is bool else None,
                 default=argparse.SUPPRESS,
-                help=option.meaning + default,
+                help=option.meaning + (f" (default: {shown})" if shown else ""),
             )
 
 
+def flag_type(option: Option) -> Callable[[str], Any]:
+    """The function that reads a flag's text: --flag=true for a bool, --flag=a,b for a tuple."""
+    if option.type is bool:
+        return _read_bool
+    if option.type is tuple:
+        member = type(option.default[0]) if option.default else str
+        return lambda text: _read_tuple(text, member)
+    return option.type
+
+
+def as_flag(value: Any) -> str:
+    """The text that `flag_type` reads as `value`; "" for None."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected true or false")
+    return text.lower() == "true"
+
+
+def _read_tuple(text: str, member: type) -> tuple[Any, ...]:
+    try:
+        return tuple(member(part.strip()) for part in text.split(",")) if text else ()
+    except ValueError:
+        kind = {int: "whole numbers", float: "numbers"}.get(member, "values")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {kind} separated by commas") from None
+
+
 def given_options(name: str, arguments: argparse.Namespace, simulated: bool = False) -> dict[str, Any]:
-    """Returns the options given for data set `name`. Raises UserError if one belongs only to other data sets."""
+    """Returns the options given for data set `name`.
+
+    Raises:
+      UserError: an option belongs only to other data sets, or its value is outside the declared limits.
+    """
     declared = reader_options() | (SCENES if simulated else {})
     for key, owners in _owners(arguments, declared).items():
         if name not in owners:
             raise UserError(f"--{key} is an option of {' and '.join(owners)}; --dataset={name} does not take it")
-    return {key: getattr(arguments, key) for key in declared[name] if hasattr(arguments, key)}
+    given = {key: getattr(arguments, key) for key in declared[name] if hasattr(arguments, key)}
+    for part in (READERS[name],) if name in READERS else (SceneOptions, SceneSource):
+        values = {**defaults(part), **given}
+        for key, why in part.problems(values) if name in READERS else problems(part, values):
+            raise UserError(f"--{key}={as_flag(values[key])}: {why}")
+    return given
 
 
 def make_source(
@@ -67,7 +111,7 @@ def make_source(
 
     Raises:
       DataError: the folder does not exist or does not hold this data set.
-      UserError: an option of another data set was given.
+      UserError: an option of another data set was given, or a value is outside its limits.
     """
     options = given_options(name, arguments, simulated)
     if not os.path.isdir(raw_dir):

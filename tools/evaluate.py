@@ -8,8 +8,8 @@
 
 Prints IoU per class, mIoU (mean over classes of one confusion matrix over the whole split), macro F1 (mean over classes
 of F1), overall accuracy, Cohen's kappa and the number of ignored pixels. Writes WORKDIR/evaluation.json,
-WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png (with --data: ..._DATA_SPLIT.png). With --model,
-a file that tools.export --format=model wrote, these go to the folder --output; --data names the data set.
+WORKDIR/figures/confusion_SPLIT.png and WORKDIR/figures/panel_SPLIT.png (with --data: ..._DATA_SPLIT.png). For a file
+written by tools.export --format=model (--model), --data names the data set, and results go to the folder --output.
 
 --polygons adds the SpaceNet building score: precision, recall and F1 of buildings as objects (intersection over union
 above 0.5, at least 80 pixels, counts pooled over the split). The reference is the stored label raster, in which
@@ -41,7 +41,7 @@ from hfd_jax.train.run import open_run
 from hfd_jax.train.validate import check_fields
 from tools import cli
 
-BATCH, PANELS = 16, 6  # for a model file; a run's config has its own
+BATCH, PANELS = 16, 6  # for a model file; for a run, its config sets them
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
         if os.path.isdir(folder)
     }
     if not checkpoints:
-        raise WorkdirError(f"{arguments.workdir}: no checkpoint of {arguments.stage or 'any network'} in it yet")
+        raise WorkdirError(f"{arguments.workdir}: contains no checkpoint of {arguments.stage or 'any network'} yet")
     evaluator = shared.evaluator(config.eval.split)
     score(workdir, checkpoints, evaluator, shared.parallel, config.eval.panels, label, arguments.polygons)
 
@@ -125,8 +125,8 @@ def score(
     label: str,
     polygons: str | None,
 ) -> None:
-    """Prints and writes the scores of networks; `polygons` is the class of the building score, "" for the usual one."""
-    if polygons is not None:  # first, so that a wrong name is refused before the evaluation
+    """Prints and writes the scores; `polygons` is the class of the building score, "" for the class named building."""
+    if polygons is not None:  # checked before the evaluation starts
         polygons = buildings.building_class(evaluator.facts.class_names, polygons)
     results, written = evaluate_workdir(workdir, checkpoints, evaluator, parallel, panels, label)
     print(table(results))
@@ -160,26 +160,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("evaluate", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of the run")
-    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, in place of a workdir")
+    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, instead of a workdir")
     parser.add_argument("--output", help="folder of the results with --model; not the workdir of a run")
     parser.add_argument("--stage", choices=("teacher", "student"), help="only the networks of this stage; default: all")
-    parser.add_argument("--split", help='of the data set; default: that of the run, or "test"')
+    parser.add_argument("--split", help='split to evaluate; default: that of the run, or "test"')
     parser.add_argument(
         "--checkpoint",
         choices=("latest", "best"),
-        help="default: the one that the run evaluated",
+        help="checkpoint; default: the one that the run evaluated",
     )
-    parser.add_argument("--data", help="a prepared data set with the same classes; default: that of the run")
-    parser.add_argument("--data_dir", help='root of the prepared data sets; default: of the run, or "data"')
-    parser.add_argument("--batch_size", type=int, help="windows per step; default: of the run, or 16")
+    parser.add_argument("--data", help="prepared data set with the same classes; default: that of the run")
+    parser.add_argument("--data_dir", help='root of the prepared data sets; default: that of the run, or "data"')
+    parser.add_argument("--batch_size", type=int, help="windows per step; default: that of the run, or 16")
     parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")
-    parser.add_argument("--panels", type=int, help="tiles in the picture, 0: none; default: of the run, or 6")
+    parser.add_argument("--panels", type=int, help="tiles in the figure, 0: no figure; default: that of the run, or 6")
     parser.add_argument(
         "--polygons",
         nargs="?",
         const="",
         metavar="CLASS",
-        help="also the building score, of this class; default: the one called building",
+        help="also compute the building score of this class; without CLASS: of the class named building",
     )
     return parser
 

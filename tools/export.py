@@ -1,6 +1,6 @@
 """Exports the student of a run: as one file to share, or as a program that runs without this project.
 
-  python -m tools.export --workdir=runs/quickstart --output=student --format=model
+  python -m tools.export --workdir=runs/quickstart --output=student --format=model --license=Apache-2.0
   python -m tools.export --workdir=runs/quickstart --output=student
   python -m tools.export --workdir=runs/spacenet6 --output=student --size=512,1024 --checkpoint=best
   python -m tools.export --workdir=runs/quickstart --output=student --format=savedmodel
@@ -8,7 +8,7 @@
 --format=model writes OUTPUT/student.safetensors: parameters as arrays, and as JSON everything else that is needed
 (architecture, bands, unit, statistics, classes, config, provenance, digests); no code. hfd_jax.load, tools.predict and
 tools.evaluate take the file in place of a workdir, for images of any size. Beside it lies OUTPUT/README.md, a model
-card filled from the run; complete it (licence, limits) before you publish the model.
+card that the run fills in; --license names the licence of the weights. Complete the card before you publish the model.
 
 --format=stablehlo and savedmodel write a program that maps (sar [batch, height, width, bands] float32 in the unit of
 the data set, valid [batch, height, width] bool) to logits [batch, height, width, classes] float32. Filter,
@@ -36,12 +36,14 @@ from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
-    options = export.Options(arguments.size or (), arguments.format, arguments.platforms, arguments.overwrite)
+    options = export.Options(
+        arguments.size or (), arguments.format, arguments.platforms, arguments.overwrite, arguments.license or ""
+    )
     workdir = Workdir(arguments.workdir)
     network = export.open_sar_network(workdir, arguments.network, arguments.checkpoint, arguments.dtype)
     if options.format == "model":
         evaluation = export.evaluation_of(workdir, network)
-        description = export.write_model(network, arguments.output, options.overwrite, evaluation)
+        description = export.write_model(network, arguments.output, options.overwrite, evaluation, options.license)
     else:
         description = export.write(network, arguments.output, options)
     print(f"{description['name']}, step {description['step']}, {description['parameters']['count']} parameters")
@@ -77,9 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--platforms",
         type=words,
         default="cpu,cuda,tpu",
-        help=f"of each program, separated by commas: {', '.join(export.PLATFORMS)}",
+        help=f"platforms of each program, separated by commas: {', '.join(export.PLATFORMS)}",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the computation; default: as in training")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="dtype of the computation; default: as in training")
+    parser.add_argument(
+        "--license", metavar="SPDX", help="licence of the weights, for the model card; default: not stated"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 

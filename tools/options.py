@@ -2,7 +2,7 @@
 
   python -m tools.options                  prints the tables of docs/methods.md and docs/architectures.md
   python -m tools.options --update         writes them into these files
-  python -m tools.options --method=hfd     one method alone
+  python -m tools.options --method=hfd     only one method
 
 Each option is a field of the config: config.distill.METHOD.OPTION or config.model.OPTION. The class that uses an option
 declares it (hfd_jax/distill/, hfd_jax/models/), so these tables cannot differ from the code.
@@ -58,7 +58,7 @@ def method_table(names: list[str]) -> str:
 
 
 def architecture_table() -> str:
-    """One row per option and meaning; architectures that share both share the row."""
+    """One row per option; architectures that share an option and its declaration share the row."""
     rows: dict[tuple, list[str]] = {}
     for name, network in ARCHITECTURES.items():
         for option, declared in options_of(network).items():

@@ -7,7 +7,7 @@
 The map is a GeoTIFF with one band of class indices and the class names as tags CLASS_0, CLASS_1, ..., as tools.predict
 writes it. Each polygon is a connected component of the class with the fields id, class, area_m2 (of its
 pixels; on the ellipsoid if the map's CRS does not preserve areas) and, with --confidence, its mean confidence (0 to 1).
-The map is read in strips, so memory holds one strip and the polygons. The file appears when it is complete.
+The map is read in strips, so memory holds one strip and the polygons. The file appears once it is complete.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=4,
         choices=CONNECTIVITIES,
-        help="8: pixels that share a corner are connected, too",
+        help="8: pixels that share only a corner are also connected",
     )
     return parser
 

@@ -11,9 +11,9 @@ The network comes from the workdir of a run or from a model file (tools.export -
 
 Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices (names and colours are in the file) with the scene's
 CRS and transform, 255 where the scene has no data, as a cloud-optimised GeoTIFF. --probabilities adds
-NAME_probabilities.tif (one band per class), --confidence NAME_confidence.tif (probability of the winning class);
-0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected areas of one class with
-area and mean confidence (tools.polygonize makes them from an existing map).
+NAME_probabilities.tif (one band per class), --confidence adds NAME_confidence.tif (probability of the predicted class);
+0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected components of one class
+with area and mean confidence (tools.polygonize creates them from an existing map).
 
 The scene is read in overlapping windows whose logits are blended, so memory does not grow with the scene, and windows
 leave no seams. A pixel's class does not depend on the window if the overlap covers the network's receptive field. Maps
@@ -23,7 +23,7 @@ Bands, units and values are compared with the training data before anything is c
 the teacher optical ones (--network=teacher). --rotate is for scenes imaged from the side opposite to the training tiles
 (SpaceNet 6: the south-looking strips).
 
-A map gets its name when it is complete. After an interruption the same command continues with the next scene; it keeps
+A map gets its name once it is complete. After an interruption, the same command continues with the next scene; it keeps
 finished maps if checkpoint, scene and settings are unchanged. Several processes (--distributed) share the scenes.
 """
 
@@ -46,7 +46,7 @@ from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, PROBABILITIES
 from hfd_jax.inference.restore import Network, find_network, load_model
 from tools import cli
 
-CACHE_MB = 256  # of GDAL, whose default is a share of the machine's memory
+CACHE_MB = 256  # GDAL's cache; its default is a share of the machine's memory
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace) -> None:
     say(f"network: {network.record['title']}, step {network.record['step']}")
     say(f"devices: {parallel.local_devices} {jax.default_backend()}, {arguments.parallel}")
     if network.model.sees_all:
-        say("note: the network looks at whole windows: its maps depend on --window")
+        say("note: the network pools over whole windows, so its maps depend on --window")
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         predict_scenes(predictor, scenes, where, arguments.overwrite, polygons)
 
@@ -101,29 +101,29 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("predict", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of the run")
-    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, in place of a workdir")
-    parser.add_argument("--input", required=True, help="a raster, a folder of them, a pattern, or a list NAME.txt")
+    source.add_argument("--model", metavar="FILE", help="a model file, or its folder, instead of a workdir")
+    parser.add_argument("--input", required=True, help="a raster, a folder of rasters, a pattern, or a list NAME.txt")
     parser.add_argument("--output", required=True, help="folder of the maps")
     parser.add_argument("--network", help="teacher, student or a baseline; default: student, or that of the file")
     parser.add_argument("--checkpoint", choices=("latest", "best"), help="default: the one that the run evaluated")
     maps = parser.add_argument_group("maps")
     maps.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
-    maps.add_argument("--confidence", action="store_true", help="also write the probability of the winning class")
-    maps.add_argument("--overwrite", action="store_true", help="make all maps again, including those of other settings")
+    maps.add_argument("--confidence", action="store_true", help="also write the probability of the predicted class")
+    maps.add_argument("--overwrite", action="store_true", help="replace existing maps, whatever their settings")
     shapes = parser.add_argument_group("polygons")
-    shapes.add_argument("--polygons", metavar="CLASS", help="also write polygons of this class, and --confidence")
-    shapes.add_argument("--polygon_format", choices=("gpkg", "geojson"), default="gpkg", help="of the polygon file")
+    shapes.add_argument("--polygons", metavar="CLASS", help="also write polygons of this class; implies --confidence")
+    shapes.add_argument("--polygon_format", choices=("gpkg", "geojson"), default="gpkg", help="format of the polygons")
     shapes.add_argument("--min_area", type=float, default=0.0, help="drop smaller polygons, square metres")
     shapes.add_argument("--simplify", type=float, default=1.0, help="tolerance in pixels; 0 keeps the pixel edges")
     scenes = parser.add_argument_group("scenes")
-    scenes.add_argument("--sar_unit", choices=SAR_UNITS, help="of the scenes; default: as the network was trained")
-    scenes.add_argument("--nodata", type=float, help="value of pixels without data; default: each scene's own tag")
+    scenes.add_argument("--sar_unit", choices=SAR_UNITS, help="unit of the scenes; default: that of the training data")
+    scenes.add_argument("--nodata", type=float, help="value of pixels without data; default: each scene's nodata tag")
     scenes.add_argument("--bands", help="numbers (from 1) or names of the bands, such as VV,VH; default: by name")
     work = parser.add_argument_group("computation")
     default_window = f"{WINDOW}, or the training crop if that is larger"
     work.add_argument("--window", type=int, help=f"edge of the windows, pixels; default: {default_window}")
-    work.add_argument("--overlap", type=int, default=OVERLAP, help="of neighbouring windows, pixels")
-    work.add_argument("--batch_size", type=int, default=BATCH, help="windows at a time, all devices together")
+    work.add_argument("--overlap", type=int, default=OVERLAP, help="overlap of neighbouring windows, pixels")
+    work.add_argument("--batch_size", type=int, default=BATCH, help="windows per step over all devices")
     work.add_argument("--flips", action="store_true", help="average over the flips that preserve the look direction")
     work.add_argument("--rotate", action="store_true", help="turn the scenes by 180 degrees for the network")
     work.add_argument("--parallel", choices=KINDS, default="jit", help="how several devices are used")

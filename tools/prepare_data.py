@@ -7,17 +7,18 @@
   python -m tools.prepare_data --dataset=whu_opt_sar --raw_dir=whu-opt-sar --data_dir=data
   python -m tools.prepare_data --dataset=scenes --size=128 --looks=4 --data_dir=data
 
-folder: your own GeoTIFF pairs, described by my_data/dataset.json (hfd_jax/data/folder.py shows every key).
-spacenet6, sen12ms, dfc2020, whu_opt_sar: as downloaded; hfd_jax/data/NAME.py (dfc2020: sen12ms.py) shows the layout,
-the splits and the classes.
+folder: your own GeoTIFF pairs, described by my_data/dataset.json (hfd_jax/data/folder.py documents every key).
+spacenet6, sen12ms, dfc2020, whu_opt_sar: as downloaded; hfd_jax/data/NAME.py (dfc2020: sen12ms.py) documents the
+layout, the splits and the classes.
 scenes: simulated pairs; main.py also prepares them on demand.
 
-Every tile is checked before it is written; the first bad one stops the preparation with its name and what is wrong,
-or, with --skip_bad, is left out and listed in skipped.txt beside the data. Data appear only once complete; after an
-interruption the same command continues. The last line shows the value for config.data.name.
+Every tile is checked before it is written. The first bad tile stops the preparation with an error that names the tile
+and the problem; with --skip_bad, bad tiles are left out and listed in skipped.txt beside the data. The data set appears
+only once it is complete; after an interruption, the same command continues. The last line shows the value of
+config.data.name.
 
-On a cluster Apache Beam runs the same shards (tools/env pip install -r requirements-beam.txt -c constraints.txt):
---data_dir must then be a folder that all workers share. --beam_runner=DirectRunner tries it on this machine.
+On a cluster, Apache Beam writes the same shards (tools/env pip install -r requirements-beam.txt -c constraints.txt).
+--data_dir must then be a folder that all workers share. --beam_runner=DirectRunner runs Beam on this machine alone.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
 def beam_options(arguments: argparse.Namespace):
     """Returns Apache Beam's options. Raises UserError if Beam is not installed."""
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415 - large, and rarely there
+        from apache_beam.options.pipeline_options import PipelineOptions  # noqa: PLC0415 - large, and rarely installed
     except ImportError as error:
         raise UserError(
             f"--beam_runner needs Apache Beam ({error}): "
@@ -94,7 +95,7 @@ def summary(dataset: catalogue.Dataset) -> str:
         for name, mean, std in zip(getattr(facts, f"{sensor}_bands"), bands.mean, bands.std, strict=True):
             lines.append(f"{sensor} {name}: mean {mean:.4g}, std {std:.4g} ({unit})")
     total = max(sum(statistics.class_pixels), 1)
-    lines += [f"left out by the splits: {count} tiles {reason}" for reason, count in dataset.left_out.items()]
+    lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in dataset.left_out.items()]
     for splits, count in dataset.shared_ground.items():
         lines.append(f"caution: {count} tile(s) of {splits} show the same ground")
     shares = zip(facts.class_names, statistics.class_pixels, strict=True)
@@ -106,12 +107,12 @@ def summary(dataset: catalogue.Dataset) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("prepare_data", __doc__)
-    parser.add_argument("--dataset", required=True, choices=(*datasets.NAMES, "scenes"), help="kind of data set")
+    parser.add_argument("--dataset", required=True, choices=(*datasets.NAMES, "scenes"), help="data set to prepare")
     parser.add_argument("--raw_dir", help="folder of the raw data")
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and write")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
     parser.add_argument(
-        "--beam_runner", help="Apache Beam runner, instead of --workers: DirectRunner, FlinkRunner, ..."
+        "--beam_runner", help="Apache Beam runner to use instead of --workers: DirectRunner, FlinkRunner, ..."
     )
     parser.add_argument(
         "--beam_option",

@@ -21,8 +21,9 @@ class Option:
       default: value unless the config sets another; also determines the type.
       meaning: one phrase for the docs, with the unit or the source of the default.
       above, at_least, at_most: limits of a number, or of every number in a tuple.
-      choices: the allowed values.
+      choices: the allowed values, or the allowed members of a tuple.
       rule: a further rule in words, which the class itself checks.
+      before: what configs and checkpoints from before the option existed imply; None if that is the default.
     """
 
     default: Any
@@ -32,6 +33,7 @@ class Option:
     at_most: float | None = None
     choices: Collection[Any] = ()
     rule: str = ""
+    before: Any = None
 
     @property
     def type(self) -> type:
@@ -52,10 +54,13 @@ class Option:
 
     def problem(self, value: Any) -> str | None:
         """Describes why `value` is invalid; None if it is valid."""
+        if self.type is tuple and not isinstance(value, tuple | list):
+            return f"expected a tuple such as {self.default or (value,)!r}"
+        members = value if isinstance(value, tuple | list) else (value,)
         if self.choices:
-            return None if value in self.choices else nearest(value, self.choices)
-        valid = all(map(self._is_within, value if isinstance(value, tuple | list) else (value,)))
-        return None if valid else f"expected {self.limits}"
+            wrong = [member for member in members if member not in self.choices]
+            return nearest(wrong[0], self.choices) if wrong else None
+        return None if all(map(self._is_within, members)) else f"expected {self.limits}"
 
     def _is_within(self, value: Any) -> bool:
         return not (
@@ -78,6 +83,12 @@ def options_of(cls: type) -> dict[str, Option]:
 def defaults(cls: type) -> dict[str, Any]:
     """Maps the name of each option to its default."""
     return {name: declared.default for name, declared in options_of(cls).items()}
+
+
+def implied(cls: type) -> dict[str, Any]:
+    """Maps the name of each option to the value that files without it imply: `before`, or else the default."""
+    found = options_of(cls).items()
+    return {name: declared.default if declared.before is None else declared.before for name, declared in found}
 
 
 def problems(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

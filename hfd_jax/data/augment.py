@@ -19,7 +19,8 @@ class Augmentation:
     """Augmentation settings.
 
     Attributes:
-      flips: mirror along the axes that the look direction allows; with look_axis "any" both, and quarter turns.
+      flips: mirror along the axes that preserve the look direction; with look_axis "any" along both, and turn by 90
+        degrees.
       sar_gain_db: one offset per sample, uniform within plus or minus this, dB.
       eo_gain: one factor per sample, uniform within 1 plus or minus this.
       speckle_looks: multiplies SAR power by Gamma noise with this number of looks; 0 disables it.
@@ -31,8 +32,8 @@ class Augmentation:
     speckle_looks: float = 0.0
 
 
-def legal_flips(look_axis: str) -> tuple[int, ...]:
-    """Axes of an [H, W] image that may be mirrored: never the one along which the radar looks."""
+def flip_axes(look_axis: str) -> tuple[int, ...]:
+    """Axes of an [H, W] image along which a flip preserves the look direction."""
     return {"x": (0,), "y": (1,), "any": (0, 1)}[look_axis]
 
 
@@ -44,7 +45,7 @@ def sample_keys(seeds):
 def flip(keys, batch: dict, look_axis: str) -> dict:
     """Mirrors and turns every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
     height, width = batch["label"].shape[1:3]
-    axes = legal_flips(look_axis)
+    axes = flip_axes(look_axis)
     turns = look_axis == "any" and height == width
 
     def one(key, sample):

@@ -1,8 +1,8 @@
 """Writes a `TileSource` as a TFDS data set of array_record files: in parallel, restartable and atomically.
 
-On one machine, processes write shard after shard into a staging folder; a shard appears under its name only when it is
-whole, and an interrupted preparation continues with the first missing one. When all are there, TFDS's own temporary
-folder takes them and is renamed to its final name. On a cluster, Apache Beam runs the same shards (`beam`).
+On one machine, processes write shards into a staging folder. A shard gets its name only once it is complete, and an
+interrupted preparation continues with the first missing shard. The complete shards are linked into TFDS's temporary
+folder, which is then renamed to its final name. On a cluster, Apache Beam writes the same shards (`beam`).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from hfd_jax.data.tiles import TileSource
 
 SHARD_BYTES = 2**28  # uncompressed; TFDS holds a whole shard in memory under Beam
 SHARD_TILES = 128
-MOST_SHARDS = 256  # of a split, however large: readers keep every file open, and 1,024 is a common limit
+MOST_SHARDS = 256  # per split: readers keep every file open, and 1,024 open files is a common limit
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,7 +37,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
     Attributes:
       source: the data to write.
-      skip_bad: leave out and list tiles that cannot be read or contradict the facts, instead of stopping.
+      skip_bad: leave out and list bad tiles (unreadable, or contradicting the facts) instead of stopping.
       workers: processes on this machine.
       staging: folder of the unfinished preparation.
     """
@@ -108,7 +108,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             shapes = np.concatenate([content["shapes"] for content in contents]).tolist()
             skipped = [str(line) for content in contents for line in content["skipped"]]
             if not shapes:
-                raise DataError(f"split {split!r}: not one good tile; the first problem is: {skipped[0]}")
+                raise DataError(f"split {split!r}: all tiles are bad; the first problem is: {skipped[0]}")
             # If all tiles have the same size, one entry stands for all of them.
             metadata["shapes"][split] = shapes if len({tuple(s) for s in shapes}) > 1 else shapes[:1]
             metadata["skipped"][split] = skipped
@@ -116,7 +116,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             if split in ("train", "unlabelled") or "train" not in shards:
                 for content in contents:
                     statistics.merge(content)
-            # From the reports also under Beam: TFDS sorts its own counts as text there, "10" before "2".
+            # Counts come from the reports under Beam, too: TFDS sorts its own counts as text, "10" before "2".
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,
@@ -146,11 +146,11 @@ def prepare(
     overwrite: bool = False,
     beam: Any = None,
 ) -> str:
-    """Writes `source` as `data_dir`/<builder>/<source.name>/<version>, unless it is there already.
+    """Writes `source` as `data_dir`/<builder>/<source.name>/<version>, unless it exists.
 
     Args:
       builder_class: names the data set.
-      source: to write.
+      source: the tiles to write.
       data_dir: root of the prepared data sets.
       workers: processes on this machine.
       skip_bad: leave out and list bad tiles instead of stopping.
@@ -158,7 +158,7 @@ def prepare(
       beam: Apache Beam's PipelineOptions, with a runner: it prepares the shards instead of `workers`.
 
     Returns:
-      The folder.
+      The folder of the data set.
 
     Raises:
       DataError: a bad tile, or a data set of this name with other settings.
@@ -173,8 +173,8 @@ def prepare(
             if not differing:
                 return final
             raise DataError(
-                f"{final} was prepared from something else (different: {', '.join(differing)}); "
-                "--overwrite replaces it, another name or --data_dir keeps both"
+                f"{final} exists, prepared from other data or settings (different: {', '.join(differing)}); "
+                "replace it with --overwrite, or keep both with another name or --data_dir"
             )
         staging = os.path.join(root, f".preparing-{_fingerprint(source, skip_bad)}")
         config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
@@ -240,7 +240,7 @@ def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> l
         if current[part].get(key) != stored[part].get(key)
     ]
     skipped = sum(map(len, stored["skipped"].values()))
-    return [*differing, f"{skipped} bad tiles were left out"] if skipped and not skip_bad else differing
+    return [*differing, f"{skipped} bad tile(s) left out"] if skipped and not skip_bad else differing
 
 
 def _link(staged: str, final: str) -> None:
@@ -280,11 +280,11 @@ def _restored_on_failure(folder: str):
 
 @contextlib.contextmanager
 def _lock(path: str):
-    """Holds a lock file; waits, and says so, while another process prepares the same data set."""
+    """Holds a lock file; waits, with a message, while another process prepares the same data set."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting: another process prepares {os.path.dirname(path)}", flush=True)
+            print(f"waiting: another process is preparing {os.path.dirname(path)}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from hfd_jax.core.errors import DataError, nearest
@@ -28,9 +29,9 @@ class SceneSource:
     """A `TileSource` of simulated tiles: `train`, `validation` and `test` tiles in this order of index."""
 
     options: simulator.SceneOptions
-    train: int = option(600, "train tiles")
-    validation: int = option(100, "validation tiles")
-    test: int = option(200, "test tiles")
+    train: int = option(600, "training tiles", above=0)
+    validation: int = option(100, "validation tiles", at_least=0)
+    test: int = option(200, "test tiles", at_least=0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,9 +77,9 @@ class SceneSource:
 
     def read(self, key: int) -> Tile:
         scene = simulator.simulate(key, self.options)
-        everywhere = scene.label >= 0
+        valid = np.ones(scene.label.shape, bool)
         unlabelled = key in self.keys()["unlabelled"]
-        return Tile(f"scene_{key}", scene.sar, scene.eo, None if unlabelled else scene.label, everywhere, everywhere)
+        return Tile(f"scene_{key}", scene.sar, scene.eo, None if unlabelled else scene.label, valid, valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def read_dataset(directory: str) -> Dataset:
         metadata: dict[str, Any] = json.load(file)
     missing = {"facts", "statistics", "shapes", "skipped", "left_out", "shared_ground"} - set(metadata)
     if missing:
-        raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; prepare the data set anew")
+        raise DataError(f"{path}: incomplete, without {', '.join(sorted(missing))}; prepare the data set again")
     splits = tfds.builder_from_directory(directory).info.splits
     return Dataset(
         directory=directory,
@@ -155,7 +156,7 @@ def read_dataset(directory: str) -> Dataset:
 
 
 def find_dataset(name: str, data_dir: str) -> Dataset:
-    """Opens `data_dir`/`name`, newest version.
+    """Opens the newest version of `data_dir`/`name`.
 
     Args:
       name: as tools.prepare_data printed it, for example "folder/my_data".
@@ -168,9 +169,9 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
     found = glob.glob(os.path.join(glob.escape(root), "[0-9]*", "dataset_info.json"))
     versions = sorted((os.path.basename(os.path.dirname(path)) for path in found), key=tfds.core.Version)
     if not versions:
-        there = ", ".join(list_datasets(data_dir)) or "none"
+        existing = ", ".join(list_datasets(data_dir)) or "none"
         raise DataError(
-            f"{root}: no prepared data set (data.name={name!r}, data.dir={data_dir!r}); prepared there: {there}. "
+            f"{root}: no prepared data set (data.name={name!r}, data.dir={data_dir!r}); existing: {existing}. "
             f"Write it with: python -m tools.prepare_data --dataset={name.split('/')[0]} --raw_dir=... "
             f"--data_dir={data_dir}"
         )

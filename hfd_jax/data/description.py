@@ -43,7 +43,8 @@ def read_description(path: str) -> dict[str, Any]:
             if key not in values and key not in _OPTIONAL:
                 raise DataError(f"{where}{key} is missing")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(text["name"])):
-        raise DataError(f"{path}: name is {text['name']!r}; it names a folder: letters, digits, '_', '-' and '.' alone")
+        expected = "letters, digits, '_', '-' and '.', first a letter or digit"
+        raise DataError(f"{path}: name is {text['name']!r}; expected {expected}")
     _check_choice(path, "sar.unit", text["sar"]["unit"], SAR_UNITS)
     _check_choice(path, "look_axis", text["look_axis"], LOOK_AXES)
     _check_choice(path, "split.by", text["split"]["by"], ("list", "longitude", "columns"))
@@ -64,7 +65,7 @@ def _check_classes(path: str, label: dict[str, Any]) -> None:
     if len(classes) < 2 or len(set(codes)) < len(classes):
         raise DataError(f"{path}: label.classes needs at least two classes with different codes")
     if set(codes) & set(ignored):
-        raise DataError(f"{path}: label code {min(set(codes) & set(ignored))} is a class and ignored at once")
+        raise DataError(f"{path}: label code {min(set(codes) & set(ignored))} is both a class and ignored")
 
 
 def _check_ranges(path: str, split: dict[str, Any]) -> None:
@@ -73,9 +74,12 @@ def _check_ranges(path: str, split: dict[str, Any]) -> None:
     for key, value in parts.items():
         if split["by"] == "list":
             if not isinstance(value, str):
-                raise DataError(f"{path}: split.{key} is {value!r}; by list it is the name of a file")
+                raise DataError(
+                    f"{path}: split.{key} is {value!r}; expected the name of a file, since split.by is 'list'"
+                )
         elif not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)):
-            raise DataError(f"{path}: split.{key} is {value!r}; by {split['by']} it is a pair of numbers")
+            expected = f"a pair of numbers, since split.by is {split['by']!r}"
+            raise DataError(f"{path}: split.{key} is {value!r}; expected {expected}")
         elif not value[0] < value[1] or (split["by"] == "columns" and not 0 <= value[0] < value[1] <= 1):
             raise DataError(f"{path}: split.{key} is {value!r}; expected [start, stop], for columns within 0 to 1")
     if split["by"] != "list":

@@ -1,7 +1,7 @@
 """Facts of a data set, declared beside each builder, and its statistics, measured once.
 
-Both are stored as JSON with the prepared data set and travel with every checkpoint, so that a model never receives
-other bands, units or statistics than those of its training.
+Both are stored as JSON with the prepared data set and with every checkpoint, so that a model only ever receives the
+bands, units and statistics of its training.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from hfd_jax.core.labels import IGNORE_LABEL
 SAR_UNITS = ("db", "linear", "raw")
 LOOK_AXES = ("x", "y", "any")
 SPLITS = ("train", "unlabelled", "validation", "test")
-# Calibrated backscatter outside this range is a wrong unit or a broken file, not a target.
+# Backscatter outside this range means a wrong unit or a damaged file.
 DB_RANGE = (-80.0, 60.0)
-BRIGHTEST_DB = 30.0  # of the 99th percentile; single corner reflectors may be brighter
-# Pixels that the percentiles are taken from.
+BRIGHTEST_DB = 30.0  # limit of the 99th percentile; single corner reflectors may be brighter
+# Numbers of pixels from which the percentiles are computed.
 SAMPLE_PER_TILE, SAMPLE_PER_PART, SAMPLE_IN_ALL = 1024, 4096, 1_000_000
 
 
@@ -27,7 +27,7 @@ class Facts:
     """Declared facts of a data set of paired tiles.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       sar_bands, eo_bands: names in stored order.
       eo_dtype: NumPy name of the stored optical type.
       sar_unit: "db" (calibrated, decibel) or "raw" (any other scale); linear power is stored in dB.
@@ -60,7 +60,12 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class BandStatistics:
-    """Per band over valid training pixels: mean, std, and the 1st and 99th percentile (of a sample), stored units."""
+    """Statistics per band over valid training pixels, in stored units.
+
+    Attributes:
+      mean, std: over all pixels.
+      low, high: 1st and 99th percentile, of a sample.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -94,12 +99,12 @@ class Statistics:
 
 
 class _BandAccumulator:
-    """Sums over valid pixels, and a sample of them for the percentiles; all of it adds up across shards."""
+    """Sums over valid pixels, and a sample of them for the percentiles; those of several shards can be merged."""
 
     def __init__(self, bands: int):
         self.count, self.sum, self.squares = 0, np.zeros(bands), np.zeros(bands)
         self.samples: list[np.ndarray] = []
-        self._every = 1  # of the offered pixels is kept
+        self._every = 1  # every n-th pixel is kept
 
     def add(self, image: np.ndarray, valid: np.ndarray):
         # Selecting costs more than summing, and most tiles are valid throughout.
@@ -129,7 +134,7 @@ class _BandAccumulator:
 
     def finish(self) -> BandStatistics:
         if not self.count:
-            raise DataError("the training tiles hold no valid pixel")
+            raise DataError("the training tiles contain no valid pixel")
         mean = self.sum / self.count
         std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
         low, high = np.percentile(self.sample(), (1, 99), axis=0)
@@ -139,7 +144,7 @@ class _BandAccumulator:
 
 
 class StatisticsAccumulator:
-    """Collects `Statistics` in one pass over tiles, in parts that may be merged."""
+    """Collects `Statistics` in one pass over tiles; accumulators of parts of a data set can be merged."""
 
     def __init__(self, facts: Facts):
         self._bands = {"sar": _BandAccumulator(len(facts.sar_bands)), "eo": _BandAccumulator(len(facts.eo_bands))}
@@ -174,7 +179,7 @@ def check_statistics(facts: Facts, statistics: Statistics) -> None:
     if facts.sar_unit != "db":
         return
     for band, low, high in zip(facts.sar_bands, statistics.sar.low, statistics.sar.high, strict=True):
-        found = f"{facts.name}: SAR band {band} reaches from {low:.4g} to {high:.4g} (1st and 99th percentile)"
+        found = f"{facts.name}: SAR band {band} has values from {low:.4g} to {high:.4g} (1st to 99th percentile)"
         if low >= 0:
             raise DataError(f"{found}; backscatter in dB is mostly negative. Is the unit 'linear' or 'raw'?")
         if high > BRIGHTEST_DB:

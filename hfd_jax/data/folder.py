@@ -13,16 +13,16 @@ The three rasters of a NAME share one grid: size, CRS and transform (to half a p
      "look_axis": "x",
      "split": ...}
 
-unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel whose bands ALL have this value (default: the
-raster's own nodata tag), or any of whose bands is NaN, is invalid. offset: added to every valid optical value;
-{"NAME": value} gives some tiles their own. split is one of
+unit: "db", "linear" (power; stored in dB) or "raw". nodata: a pixel is invalid if ALL its bands have this value
+(default: the raster's nodata tag) or any band is NaN. offset: added to every valid optical value; {"NAME": value} sets
+it per tile. split is one of
 
-    {"by": "list", "train": "train.txt", "validation": "val.txt", "test": "test.txt"}     one NAME a line
-    {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   of tile centres, degrees
+    {"by": "list", "train": "train.txt", "validation": "val.txt", "test": "test.txt"}     one NAME per line
+    {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   tile centres, degrees
     {"by": "columns", "train": [0, 0.5], "test": [0.5, 1]}      parts of every tile's width, left to right
 
-validation may be left out; a training tile without label file goes to the split "unlabelled". A raster above 1024
-pixels is stored in blocks of at most 1024.
+validation is optional. Training tiles without a label file form the split "unlabelled". Rasters larger than 1024 pixels
+are stored in blocks of at most 1024.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ from hfd_jax.data.tiles import Tile
 from hfd_jax.data.units import linear_to_db
 
 MAX_BLOCK = 1024
-# Distinct hues for classes whose description names no colour.
+# Colours of classes whose description has none.
 _COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -97,7 +97,7 @@ class FolderSource(Reader):
     """Reads a folder with a description; a `TileSource`.
 
     Attributes:
-      raw_dir: folder that holds the sar, eo and label folders.
+      raw_dir: folder that contains the sar, eo and label folders.
       description: path of the description; default: raw_dir/dataset.json.
 
     Raises:
@@ -152,7 +152,7 @@ class FolderSource(Reader):
                     split = "unlabelled"
                 keys.setdefault(split, []).extend(_blocks(name, labelled or split != "unlabelled", height, cols))
         if unused:
-            logging.warning("%s: %d tile(s) are in no split, for example %s", self._path, len(unused), unused[0])
+            logging.warning("%s: %d tile(s) belong to no split, for example %s", self._path, len(unused), unused[0])
         return keys
 
     def read(self, key: _Key) -> Tile:
@@ -166,7 +166,7 @@ class FolderSource(Reader):
             if sar_valid.any() and sar[sar_valid].min() < 0:
                 raise DataError(
                     f"{self._file('sar', key.name)}: values down to {sar[sar_valid].min():.4g}; "
-                    "the unit 'linear' is a power, never below 0"
+                    "expected 0 or more, since the unit 'linear' is a power"
                 )
             sar = linear_to_db(np.where(sar_valid[..., None], sar, 1.0)).astype(np.float32)
         label = self._read_label(key, window, grid) if key.labelled else None
@@ -186,7 +186,7 @@ class FolderSource(Reader):
         return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
 
     def _extent(self, name: str) -> tuple[int, dict[str, tuple[int, int]]]:
-        """(height, split -> columns) from a readable raster of the pair; reading the tile reports an unreadable one."""
+        """(height, split -> columns), from a readable raster of the pair; `read` reports an unreadable one."""
         for kind in ("sar", "eo"):
             with contextlib.suppress(RasterError), open_raster(self._file(kind, name)) as raster:
                 return raster.height, self._parts(name, raster)
@@ -197,10 +197,10 @@ class FolderSource(Reader):
         for kind in ("sar", "eo"):
             folder = os.path.join(self.raw_dir, self._text[kind].get("folder", kind))
             if not os.path.isdir(folder):
-                raise DataError(f"{folder}: no such folder; {self._path} expects the {kind} rasters there")
+                raise DataError(f"{folder}: no such folder; expected the {kind} rasters of {self._path} in it")
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}
             if not listed[kind]:
-                raise DataError(f"{folder}: no .tif file in it")
+                raise DataError(f"{folder}: contains no .tif file")
         return sorted(listed["sar"] | listed["eo"])
 
     def _make_facts(self) -> Facts:
@@ -225,7 +225,7 @@ class FolderSource(Reader):
         )
 
     def _parts(self, name: str, raster) -> dict[str, tuple[int, int]]:
-        """split -> columns [start, stop) of the tile that belong to it."""
+        """split -> columns [start, stop) of the tile."""
         split, everything = self._text["split"], (0, raster.width)
         if split["by"] == "list":
             return {key: everything for key, names in self._lists.items() if name in names}
@@ -249,16 +249,16 @@ class FolderSource(Reader):
         for key, path in ((key, path) for key, path in split.items() if key != "by"):
             path = os.path.join(os.path.dirname(self._path), path)
             if not os.path.exists(path):
-                raise DataError(f"{path}: missing; {self._path} names it as a split list")
+                raise DataError(f"{path}: missing; {self._path} refers to it as a split list")
             with open(path) as lines:
                 names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
             if names - known:
                 name = min(names - known)
-                raise DataError(f"{path}: lists {name!r}, but there is no {self._file('sar', name)}")
+                raise DataError(f"{path}: lists {name!r}, but {self._file('sar', name)} does not exist")
             for other, earlier in lists.items():
                 if names & earlier:
                     raise DataError(
-                        f"{path}: {min(names & earlier)!r} is in split {other!r} as well; splits must not share tiles"
+                        f"{path}: {min(names & earlier)!r} is also in split {other!r}; splits must not share tiles"
                     )
             lists[key] = names
         return lists
@@ -267,13 +267,15 @@ class FolderSource(Reader):
         offset = self._text["eo"].get("offset", 0)
         unknown = sorted(set(offset) - set(self._names)) if isinstance(offset, dict) else []
         if unknown:
-            raise DataError(f"{self._path}: eo.offset names {unknown[0]!r}; {nearest(unknown[0], self._names[:20])}")
+            hint = nearest(unknown[0], self._names[:20])
+            raise DataError(f"{self._path}: eo.offset has the unknown tile {unknown[0]!r}; {hint}")
 
     def _read_bands(self, kind: str, name: str, window) -> tuple[np.ndarray, np.ndarray, Grid]:
         path, stored = self._file(kind, name), self.facts.eo_dtype
         image, grid = read_image(path, window, tuple(self._text[kind]["bands"]))
         if kind == "eo" and stored != "float32" and not np.can_cast(image.dtype, stored):
-            raise DataError(f"{path}: type {image.dtype}; {self._file(kind, self._names[0])} has {stored}")
+            first = self._file(kind, self._names[0])
+            raise DataError(f"{path}: type {image.dtype}; expected {stored}, as in {first}")
         return image, valid_pixels(image, self._text[kind].get("nodata", grid["nodata"])), grid
 
     def _read_label(self, key: _Key, window, grid) -> np.ndarray:
@@ -288,7 +290,7 @@ class FolderSource(Reader):
         unknown = np.unique(codes[~known | (label == UNKNOWN_CODE)])
         if unknown.size:
             codes_known = np.flatnonzero(self._table != UNKNOWN_CODE).tolist()
-            raise DataError(f"{path}: label code {unknown[0]} is unknown; {self._path} knows {codes_known}")
+            raise DataError(f"{path}: label code {unknown[0]} is unknown; {self._path} lists {codes_known}")
         return label
 
     def _with_offset(self, eo: np.ndarray, valid: np.ndarray, name: str) -> np.ndarray:

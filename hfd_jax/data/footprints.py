@@ -17,9 +17,9 @@ from hfd_jax.core.errors import DataError
 def read_geojson(path: str, crs: Any) -> list[Any]:
     """The polygons of a GeoJSON file as shapely geometries in `crs`; DataError if it cannot be read."""
     if not os.path.exists(path):
-        raise DataError(f"{path}: no such file; a tile without buildings has one without features")
+        raise DataError(f"{path}: no such file; a tile without buildings needs a file without features")
     if crs is None:
-        raise DataError(f"{path}: its tile has no CRS, so footprints cannot be placed on it")
+        raise DataError(f"{path}: the tile has no CRS; footprints need one")
     try:
         with open(path, encoding="utf-8") as file:
             text = json.load(file)
@@ -33,18 +33,20 @@ def read_geojson(path: str, crs: Any) -> list[Any]:
             geometries = rasterio.warp.transform_geom(stored, crs, geometries)
         return [shapely.geometry.shape(geometry) for geometry in geometries]
     except Exception as error:  # GDAL's own errors share no base class that rasterio exports
-        raise DataError(f"{path}: a footprint cannot be placed; its CRS is {stored!r} ({error})") from error
+        raise DataError(
+            f"{path}: the footprints, with CRS {stored!r}, cannot be transformed to the tile ({error})"
+        ) from error
 
 
 def read_summary(path: str) -> dict[str, list[str]]:
-    """ImageId -> its PolygonWKT_Pix (pixel coordinates, x to the right, y down); empty for a tile without buildings."""
+    """ImageId -> list of PolygonWKT_Pix (pixel coordinates, x to the right, y down), empty without buildings."""
     if not os.path.exists(path):
-        raise DataError(f"{path}: missing, and there is no geojson_buildings folder either: no labels")
+        raise DataError(f"{path}: no such file, and no folder geojson_buildings; expected one of them")
     found: dict[str, list[str]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if not {"ImageId", "PolygonWKT_Pix"} <= set(rows.fieldnames or ()):
-            raise DataError(f"{path}: columns {rows.fieldnames}; expected ImageId and PolygonWKT_Pix among them")
+            raise DataError(f"{path}: has the columns {rows.fieldnames}; expected at least ImageId and PolygonWKT_Pix")
         for row in rows:
             polygons = found.setdefault(row["ImageId"], [])
             if (row["PolygonWKT_Pix"] or "").strip() != "POLYGON EMPTY":

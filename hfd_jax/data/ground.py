@@ -1,4 +1,4 @@
-"""Which tiles of different splits show the same ground."""
+"""Finds tiles of different splits that show the same ground."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import shapely
 
 from hfd_jax.data.tiles import Tile
 
-# Of the smaller tile's area: a rim of half a pixel on a tile of 500, or rounding at a shared edge, is no leak.
+# Overlap that does not count, as a share of the smaller tile's area: half a pixel along the edge of a 500-pixel tile,
+# or rounding at a shared edge.
 TOLERATED = 0.002
 LONGITUDE_LATITUDE = "EPSG:4326"
 
@@ -39,14 +40,14 @@ def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[st
     polygons = {split: _polygons(*part, common) for split, part in parts.items()}
     found = {}
     for one, other in itertools.combinations(polygons, 2):
-        (mine, my_index), (theirs, their_index) = polygons[one], polygons[other]
-        pairs = shapely.STRtree(theirs).query(mine, predicate="intersects") if len(mine) and len(theirs) else ([], [])
+        (a, a_index), (b, b_index) = polygons[one], polygons[other]
+        pairs = shapely.STRtree(b).query(a, predicate="intersects") if len(a) and len(b) else ([], [])
         i, j = (np.asarray(index, int) for index in pairs)
-        smaller = np.minimum(shapely.area(mine[i]), shapely.area(theirs[j]))
-        real = shapely.area(shapely.intersection(mine[i], theirs[j])) > TOLERATED * smaller
-        if real.any():
+        smaller = np.minimum(shapely.area(a[i]), shapely.area(b[j]))
+        overlaps = shapely.area(shapely.intersection(a[i], b[j])) > TOLERATED * smaller
+        if overlaps.any():
             found[f"{one}/{other}"] = sorted(
-                zip(my_index[i[real]].tolist(), their_index[j[real]].tolist(), strict=True)
+                zip(a_index[i[overlaps]].tolist(), b_index[j[overlaps]].tolist(), strict=True)
             )
     return found
 

@@ -31,7 +31,7 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "InputSpec":
-        """Reverses `dataclasses.asdict`, also after a detour through JSON."""
+        """The inverse of `dataclasses.asdict`, also for values that were stored as JSON."""
         bands = {sensor: BandStatistics(**{k: tuple(v) for k, v in values[sensor].items()}) for sensor in ("sar", "eo")}
         return cls(
             normalisation=Normalisation(**values["normalisation"]),

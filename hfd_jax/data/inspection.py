@@ -30,7 +30,7 @@ class Findings:
       doubtful: (split, tile, problem): empty, constant or entirely unlabelled tiles; preparation accepts them.
       statistics: over the good training tiles, or over all good tiles if there are none; None without a good tile.
       unit_problem: what contradicts the declared SAR unit, or "".
-      leaks: (split, tile, other split, its tile) for tiles that show the same ground.
+      leaks: (split, tile, other split, other tile) for tiles that show the same ground.
       examples: some good tiles, spread over the data set.
     """
 
@@ -61,7 +61,7 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
                 measured.merge(result["statistics"])
             results.append({key: value for key, value in result.items() if key != "statistics"})
             progress.update(len(job[1]))
-    statistics, unit_problem = _hold_against_unit(source.facts, measured)
+    statistics, unit_problem = _check_unit(source.facts, measured)
     return Findings(
         facts=source.facts,
         sizes={split: len(of_split) for split, of_split in keys.items()},
@@ -85,7 +85,7 @@ def doubts(tile: Tile) -> list[str]:
         elif len(pixels) > 1 and (constant := np.flatnonzero(np.ptp(pixels, axis=0) == 0)).size:
             found.append(f"{sensor} is constant in band {', '.join(str(k + 1) for k in constant)}")
     if tile.label is not None and (tile.label == IGNORE_LABEL).all():
-        found.append("its label is ignored everywhere")
+        found.append("all pixels of its label are ignored")
     return found
 
 
@@ -95,7 +95,7 @@ def summary(findings: Findings) -> str:
     total = sum(findings.sizes.values())
     per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
     lines.append(f"{facts.name}: {total} tiles ({per_split})")
-    lines += [f"left out by the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
+    lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
     lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
     lines.append(
         f"doubtful tiles: {len(findings.doubtful)}"
@@ -103,9 +103,9 @@ def summary(findings: Findings) -> str:
     )
     lines.append(
         f"tiles of different splits on the same ground: {len(findings.leaks)} pair(s)"
-        + _first(f"{tile} ({split}) and {other} ({theirs})" for split, tile, theirs, other in findings.leaks)
+        + _first(f"{a} ({a_split}) and {b} ({b_split})" for a_split, a, b_split, b in findings.leaks)
     )
-    lines.append(f"SAR unit {facts.sar_unit!r}: {findings.unit_problem or 'nothing contradicts it'}")
+    lines.append(f"SAR unit {facts.sar_unit!r}: {findings.unit_problem or 'agrees with the values'}")
     if findings.statistics:
         for sensor in ("sar", "eo"):
             bands = getattr(findings.statistics, sensor)
@@ -173,10 +173,10 @@ def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str,
     return result | {"statistics": statistics.to_arrays()}
 
 
-def _hold_against_unit(facts: Facts, accumulator: StatisticsAccumulator) -> tuple[Statistics | None, str]:
+def _check_unit(facts: Facts, accumulator: StatisticsAccumulator) -> tuple[Statistics | None, str]:
     try:
         measured = accumulator.finish()
-    except DataError:  # not one valid pixel
+    except DataError:  # no valid pixel
         return None, ""
     try:
         check_statistics(facts, measured)

@@ -1,4 +1,4 @@
-"""From stored values to network input, on the device: optional filter, optional clip, standardisation, nodata."""
+"""Turns stored values into network input on the device: optional filter, optional clip, standardisation, nodata."""
 
 import dataclasses
 
@@ -17,9 +17,9 @@ class Normalisation:
 
     Attributes:
       sar_filter: "none" or "lee" (7 x 7).
-      sar_looks: of the stored images, for the filter.
-      clip: cut values to the 1st and 99th percentile of the training pixels first.
-      sar_unit: "db" or "raw", of the stored values.
+      sar_looks: number of looks of the stored images, for the filter.
+      clip: first clip values to the 1st and 99th percentile of the training pixels.
+      sar_unit: unit of the stored values, "db" or "raw".
     """
 
     sar_filter: str = "none"
@@ -33,9 +33,9 @@ def lee_filter(power, valid, window: int = 7, looks: float = 1.0):
 
     Args:
       power: linear intensity [B, H, W, C], float32.
-      valid: [B, H, W] bool; invalid pixels enter no mean.
+      valid: [B, H, W] bool; invalid pixels are not averaged.
       window: edge of the square window, pixels.
-      looks: of the image.
+      looks: number of looks of the image.
 
     Returns:
       [B, H, W, C] float32.
@@ -60,8 +60,8 @@ def standardise_bands(image, valid, statistics: BandStatistics, clip: bool = Fal
     Args:
       image: [B, H, W, C] of any type.
       valid: [B, H, W] bool.
-      statistics: of the C bands.
-      clip: cut to [low, high] first.
+      statistics: statistics of the C bands.
+      clip: first clip to [low, high].
 
     Returns:
       [B, H, W, C] float32.

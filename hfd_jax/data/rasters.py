@@ -14,7 +14,7 @@ import rasterio.windows
 
 from hfd_jax.core.errors import DataError
 
-LARGEST_EDGE = 200_000  # pixels; the largest satellite mosaics have about half of it
+LARGEST_EDGE = 200_000  # pixels; the largest satellite mosaics have about half as many
 MOST_BYTES = 2**31  # of one read
 
 
@@ -30,26 +30,26 @@ def open_raster(path: str):
         raise RasterError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            # Some published tiles have no georeference; whether that matters is decided where grids are compared.
+            # Some published tiles have no georeference; `check_same_grid` compares what they have.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             raster = rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{path}: cannot be read as a raster ({error})") from error
     if max(raster.shape) > LARGEST_EDGE:
         raise RasterError(
-            f"{path}: claims {raster.shape} pixels (rows, columns); no edge above {LARGEST_EDGE} is taken"
+            f"{path}: has {raster.shape} pixels (rows, columns); expected at most {LARGEST_EDGE} in each direction"
         )
     return raster
 
 
 def read_window(raster, window=None, bands: Sequence[int] | None = None) -> np.ndarray:
-    """[bands, H, W] of a raster's window (default: all of it) and bands, counted from 1 (default: all of them)."""
+    """[bands, H, W] of a window (default: the whole raster) and of bands, counted from 1 (default: all)."""
     height, width = (window.height, window.width) if window else raster.shape
     dtypes = [raster.dtypes[band - 1] for band in bands or raster.indexes]
     size = height * width * sum(np.dtype(dtype).itemsize for dtype in dtypes)
     if size > MOST_BYTES:
         raise RasterError(
-            f"{raster.name}: {size / 2**30:.1f} GiB in one piece; at most {MOST_BYTES / 2**30:g} are read"
+            f"{raster.name}: {size / 2**30:.1f} GiB to read at once; expected at most {MOST_BYTES / 2**30:g} GiB"
         )
     with reading(raster):
         return raster.read(bands, window=window)
@@ -68,15 +68,15 @@ def read_image(path: str, window=None, bands: tuple[str, ...] | None = None) -> 
     """Reads a raster, or a window of it.
 
     Args:
-      path: of the file.
-      window: rasterio window; None for all of it.
-      bands: names of the bands it must have.
+      path: path of the file.
+      window: rasterio window; None for the whole raster.
+      bands: names of the bands that it must have.
 
     Returns:
       ([H, W, bands] as stored, the whole raster's grid).
 
     Raises:
-      DataError: it is missing, damaged, or has another number of bands.
+      DataError: the file is missing or damaged, or has another number of bands.
     """
     with open_raster(path) as raster:
         if bands is not None and raster.count != len(bands):
@@ -91,7 +91,7 @@ def stored_type(paths: Iterable[str], folder: str) -> str:
         if os.path.exists(path):
             with open_raster(path) as raster:
                 return raster.dtypes[0]
-    raise DataError(f"{folder}: no .tif file in it")
+    raise DataError(f"{folder}: contains no .tif file")
 
 
 def valid_pixels(image: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -108,7 +108,7 @@ def check_same_grid(path: str, grid: Grid, reference_path: str, reference: Grid)
         raise DataError(f"{path}: {grid['size']} pixels (rows, columns); {reference_path} has {reference['size']}")
     if grid["crs"] != reference["crs"]:
         raise DataError(f"{path}: CRS {grid['crs']}; {reference_path} has {reference['crs']}")
-    # The corners, in pixels of the reference: an offset, another pixel size and a rotation all show there.
+    # The corners, in pixels of the reference, show an offset, another pixel size and a rotation alike.
     height, width = grid["size"]
     to_pixel = ~reference["transform"] @ grid["transform"]
     corners = np.array([[0, 0], [0, width], [height, 0], [height, width]], float)
@@ -125,12 +125,12 @@ def crs_text(grid: Grid) -> str:
 
 
 def cut_blocks(height: int, width: int, largest: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Divides a raster into blocks of nearly equal size: [(rows [start, stop), columns [start, stop))]."""
+    """Divides a raster into blocks of nearly equal size; returns [(rows [start, stop), columns [start, stop))]."""
     return [(rows, columns) for rows in cut(0, height, largest) for columns in cut(0, width, largest)]
 
 
 def cut(start: int, stop: int, largest: int) -> list[tuple[int, int]]:
-    """[start, stop) in parts of nearly equal length, none above `largest`."""
+    """Divides [start, stop) into parts of nearly equal length, at most `largest`."""
     count = max(1, -(-(stop - start) // largest))
     edges = np.linspace(start, stop, count + 1).round().astype(int).tolist()
     return list(itertools.pairwise(edges))

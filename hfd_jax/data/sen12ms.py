@@ -10,8 +10,8 @@ SEN12MS is split by scene. The authors' 26 hold-out scenes form the test split. 
 validation split: those with a SHA-1 of the name divisible by ten, whichever seasons are present.
 DFC2020 is for evaluation and has no training split.
 
-Classes are the simplified IGBP scheme of ten; "no_savanna" ignores one of them, "dfc2020" (as the contest scores) two,
-savanna and snow.
+The classes are the ten of the simplified IGBP scheme. "no_savanna" ignores savanna; "dfc2020" ignores savanna and snow,
+as the contest does.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _HOLD_OUT = {
     "ROIs2017_winter": (64, 146, 32, 107, 135),
 }
 HOLD_OUT_SCENES = frozenset(f"{season}/s1_{scene}" for season, scenes in _HOLD_OUT.items() for scene in scenes)
-# NaN in Sentinel-1; every published list leaves it out.
+# Its Sentinel-1 image contains NaN; all published lists leave it out.
 BROKEN = frozenset({"ROIs1868_summer/s1_146/ROIs1868_summer_s1_146_p202.tif"})
 
 SIMPLIFIED = (
@@ -103,7 +103,7 @@ class Sen12msSource(Reader):
         if self.classes not in LEFT_OUT:
             raise DataError(f"classes is {self.classes!r}; {nearest(self.classes, LEFT_OUT)}")
         if not self.recognise(self.raw_dir):
-            raise DataError(f"{self.raw_dir}: holds none of {', '.join(self.groups)}")
+            raise DataError(f"{self.raw_dir}: contains none of {', '.join(self.groups)}")
 
     @property
     def name(self) -> str:
@@ -162,7 +162,7 @@ class Sen12msSource(Reader):
     @property
     def left_out(self) -> dict[str, int]:
         broken = len(self._listed & BROKEN)
-        return {"with NaN, as all published lists do": broken} if broken else {}
+        return {"with NaN, as in all published lists": broken} if broken else {}
 
     @property
     def _paths(self) -> list[str]:
@@ -174,7 +174,7 @@ class Sen12msSource(Reader):
         sources = ("s1", "s2", self.labels)
         paths = {path for group in self.groups for path in _list_patches(self.raw_dir, group, sources)}
         if not paths:
-            raise DataError(f"{self.raw_dir}: no patch of {', '.join(sources)} in it")
+            raise DataError(f"{self.raw_dir}: contains no patch of {', '.join(sources)}")
         return paths
 
     def _file(self, key: str, source: str) -> str:
@@ -186,13 +186,13 @@ class Sen12msSource(Reader):
             raise DataError(f"{path}: type {codes.dtype}; expected whole numbers")
         unknown = np.setdiff1d(codes, range(len(known)))
         if unknown.size:
-            raise DataError(f"{path}: label code {unknown[0]} is unknown; known are 0 (unknown) to {len(known) - 1}")
+            raise DataError(f"{path}: label code {unknown[0]} is invalid; expected 0 (unknown) to {len(known) - 1}")
         return index_table(known, self.classes)[codes]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dfc2020Source(Sen12msSource):
-    """Reads DFC2020 with its labels of 10 m; the same classes as SEN12MS, and no training split."""
+    """Reads DFC2020 with its 10 m labels; it has the classes of SEN12MS and no training split."""
 
     builder = Dfc2020
     groups = tuple(DFC_SPLITS)
@@ -214,7 +214,7 @@ def index_table(simplified: Iterable[int], classes: str) -> np.ndarray:
     """Stored code -> class index or IGNORE_LABEL.
 
     Args:
-      simplified: for every stored code its code in the simplified scheme, 0 for unknown.
+      simplified: the code in the simplified scheme for each stored code, 0 for unknown.
       classes: one of LEFT_OUT.
     """
     kept = [name for name, _ in SIMPLIFIED if name not in LEFT_OUT[classes]]
@@ -223,7 +223,7 @@ def index_table(simplified: Iterable[int], classes: str) -> np.ndarray:
 
 
 def swap_source(path: str, one: str, other: str) -> str:
-    """The same patch from another source: its token stands in the folder's and in the file's name."""
+    """Path of the same patch from another source, whose name is part of the folder's and the file's name."""
     folder, name = os.path.split(path)
     group, scene = os.path.split(folder)
     return os.path.join(group, scene.replace(f"{one}_", f"{other}_", 1), name.replace(f"_{one}_", f"_{other}_", 1))

@@ -1,4 +1,4 @@
-"""Shards: runs of tiles, each written atomically as one array_record file by any process."""
+"""Shards: consecutive tiles that a process writes atomically as one array_record file."""
 
 import concurrent.futures
 import dataclasses
@@ -26,11 +26,11 @@ FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A run of tiles that goes into one file; calling it yields them and, at the end, writes its report.
+    """Consecutive tiles that go into one file; calling it yields them and, at the end, writes its report.
 
     Attributes:
-      source: where they come from.
-      split, index: which shard of which split.
+      source: the source of the tiles.
+      split, index: the split, and the shard's number in it.
       first: position of the first tile in the split.
       keys: for `source.read`.
       report: file to write.
@@ -47,7 +47,7 @@ class Shard:
 
     @property
     def staged(self) -> str:
-        """The file it is written to on this machine, beside its report."""
+        """Path of the shard in the staging folder, beside its report."""
         return self.report.removesuffix(".report.npz") + ".array_record"
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -120,7 +120,7 @@ def write_shards(shards: list[Shard], workers: int) -> None:
         reader.start()
         source = todo[0].source if todo else None
         with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (ticks, source)) as pool:
-            # The source may hold a list of every file there is: it travels once to each process, not with each shard.
+            # The source may hold a long list of files, so it is sent once to each process and not with each shard.
             futures = [pool.submit(_write_in_worker, dataclasses.replace(shard, source=None)) for shard in todo]
             try:
                 for future in concurrent.futures.as_completed(futures):

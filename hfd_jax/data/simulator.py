@@ -1,9 +1,9 @@
-"""Simulated pairs of radar and optical tiles: the data set that needs no files.
+"""Simulated pairs of radar and optical tiles: a data set that needs no files.
 
 A scene is drawn on a ground grid (a height map in metres and a class map), then seen twice:
 
-* by an optical camera straight above: colours, sun shadow, sensor noise;
-* by a radar that stands far to the LEFT of the image and looks along +x at a constant incidence angle. A point at
+* by an optical camera straight above, with colours, sun shadow and sensor noise;
+* by a radar far to the LEFT of the image that looks along +x at a constant incidence angle. A point at
   ground position x and height h returns at the range of x - h / tan(incidence): buildings lean towards the radar
   (layover); what lies behind them within h * tan(incidence) stays dark (shadow); a wall and the ground in front of it
   form a corner that returns a bright line at the foot of the wall (double bounce).
@@ -22,7 +22,7 @@ from scipy import ndimage
 from hfd_jax.core.options import option
 
 GRASS, WATER, ROAD, TREES, BUILDINGS = range(5)
-VERSION = 1  # of the simulator; counts up when its tiles change
+VERSION = 1  # of the simulator; increased when its tiles change
 CLASS_NAMES = ("grass", "water", "road", "trees", "buildings")
 CLASS_COLOURS = ((178, 204, 116), (52, 120, 190), (90, 90, 96), (38, 110, 60), (214, 84, 62))
 SAR_BANDS = ("VV", "VH")
@@ -69,7 +69,7 @@ _WALL_STEPS = 10  # points up a wall
 
 @dataclasses.dataclass(frozen=True)
 class SceneOptions:
-    """What may vary between simulated data sets.
+    """Options of a simulated data set.
 
     Attributes:
       size: edge of a square tile, pixels.
@@ -274,7 +274,7 @@ def _radar_image(rng: np.random.Generator, ground: _Ground, options: SceneOption
     power = _trace_rows(ground, cot, _surface_power(rng, ground))
     power = ndimage.gaussian_filter(power, (0.5, 0.5, 0)) + 10 ** (_NOISE_FLOOR_DB / 10)
     speckle = rng.standard_gamma(options.looks, power.shape) / options.looks
-    # A zero draw would be minus infinity; real products are quantised far above this.
+    # A draw of zero would give minus infinity; real products are quantised far above this value.
     return (10 * np.log10(np.maximum(power * speckle, 1e-6))).astype(np.float32)
 
 
@@ -391,7 +391,7 @@ def _sun_shadow(ground, azimuth, elevation):
     n = len(shadow)
     for step in range(1, int(_TALLEST_M / slope / ground.pixel_size) + 1):
         dy, dx = round(step * math.sin(azimuth)), round(step * math.cos(azimuth))
-        here = (slice(max(-dy, 0), n - max(dy, 0)), slice(max(-dx, 0), n - max(dx, 0)))
-        there = (slice(max(dy, 0), n + min(dy, 0)), slice(max(dx, 0), n + min(dx, 0)))
-        shadow[here] |= ground.height[there] > ground.height[here] + step * slope * ground.pixel_size
+        shaded = (slice(max(-dy, 0), n - max(dy, 0)), slice(max(-dx, 0), n - max(dx, 0)))
+        shading = (slice(max(dy, 0), n + min(dy, 0)), slice(max(dx, 0), n + min(dx, 0)))
+        shadow[shaded] |= ground.height[shading] > ground.height[shaded] + step * slope * ground.pixel_size
     return shadow

@@ -5,15 +5,15 @@
     RAW_DIR/geojson_buildings/..._Buildings_T0_T1_tile_N.geojson   or SummaryData/SN6_Train_..._Buildings.csv
     RAW_DIR/SummaryData/SAR_orientations.txt
 
-The aircraft looked from the north (0) or from the south (1). Tiles of strips with flag 1 are turned by 180 degrees,
-all arrays together, so that the radar always looks the same way; a tile's `rotated` says so.
+The flag of a strip tells whether the radar looked from the north (0) or from the south (1). All arrays of a tile with
+flag 1 are turned by 180 degrees, so that the radar always looks the same way, and the tile is marked as `rotated`.
 
-Some twenty passes cover the same ground, so tiles are divided by the easting of their upper left corner:
+About twenty passes cover the same ground, so tiles are divided by the easting of their upper left corner:
 
-    baseline    five columns, the eastern one validates: 2696 training and 705 validation tiles, as the challenge's
-                baseline and most papers have it. Tiles on the border share ground: 335 training tiles do.
-    ten_fold    ten columns; column FOLD tests, the one five further validates, their neighbours are left out. No two
-                splits share ground.
+    baseline    five columns; the easternmost is the validation split: 2696 training and 705 validation tiles, as in the
+                challenge's baseline and most papers. Tiles along the border share ground: 335 training tiles do.
+    ten_fold    ten columns; column FOLD is the test split, the column five further the validation split, and their
+                neighbours are left out. No two splits share ground.
 """
 
 import contextlib
@@ -59,12 +59,12 @@ class Spacenet6Source(Reader):
     """Reads the training part of SpaceNet 6; a `TileSource`.
 
     Attributes:
-      raw_dir: the folder that holds SAR-Intensity, or one that holds train/AOI_11_Rotterdam.
+      raw_dir: folder that contains SAR-Intensity or train/AOI_11_Rotterdam.
       eo_product: "PS-RGB" or "PS-RGBNIR".
       splitting: "baseline" or "ten_fold".
-      fold: of ten_fold, 0 to 9.
+      fold: fold of ten_fold, 0 to 9.
       min_area: drop footprints smaller than this, square metres.
-      sar_order, eo_order: band names in stored order, with commas; "" for the usual one (SAR_BANDS, EO_BANDS).
+      sar_order, eo_order: band names in stored order, separated by commas; "" for SAR_BANDS, EO_BANDS.
     """
 
     builder = Spacenet6
@@ -72,9 +72,9 @@ class Spacenet6Source(Reader):
 
     raw_dir: str
     eo_product: str = option("PS-RGB", "optical product", choices=tuple(EO_BANDS))
-    splitting: str = option("ten_fold", "how tiles are split; see hfd_jax/data/spacenet6.py", choices=SPLITTINGS)
-    fold: int = option(0, "fold of ten_fold, 0 to 9")
-    min_area: float = option(0.0, "drop footprints smaller than this, square metres")
+    splitting: str = option("ten_fold", "division into splits; see hfd_jax/data/spacenet6.py", choices=SPLITTINGS)
+    fold: int = option(0, "fold of ten_fold, 0 to 9", at_least=0, at_most=9)
+    min_area: float = option(0.0, "drop footprints smaller than this, square metres", at_least=0)
     sar_order: str = option("", "stored order of the SAR bands; default: HH,HV,VH,VV")
     eo_order: str = option("", "stored order of the optical bands; default: R,G,B or B,G,R,NIR")
 
@@ -89,10 +89,10 @@ class Spacenet6Source(Reader):
         for field, usual in (("sar_order", SAR_BANDS), ("eo_order", EO_BANDS[self.eo_product])):
             given = getattr(self, field)
             if given and sorted(given.split(",")) != sorted(usual):
-                raise DataError(f"{field} is {given!r}; expected some order of {','.join(usual)}")
+                raise DataError(f"{field} is {given!r}; expected {','.join(usual)} in any order")
         for part in (SAR, self.eo_product):
             if not os.path.isdir(os.path.join(self._root, part)):
-                raise DataError(f"{os.path.join(self.raw_dir, part)}: no such folder, nor in train/{AREA} below it")
+                raise DataError(f"{os.path.join(self.raw_dir, part)}: no such folder, and none in train/{AREA}")
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class Spacenet6Source(Reader):
         sar, grid = read_image(sar_path, bands=self.sar_bands)
         eo, eo_grid = read_image(eo_path, bands=self.eo_bands)
         if grid["crs"] is None or grid["crs"].to_epsg() != EPSG:
-            raise DataError(f"{sar_path}: CRS {grid['crs']}; SpaceNet 6 lies in EPSG:{EPSG}")
+            raise DataError(f"{sar_path}: CRS {grid['crs']}; expected EPSG:{EPSG}")
         check_same_grid(eo_path, eo_grid, sar_path, grid)
         tile = Tile(
             id=key,
@@ -176,7 +176,7 @@ class Spacenet6Source(Reader):
         """Image ids T0_T1_tile_N of all tiles; reading a tile reports a missing partner."""
         names = set().union(*(_image_ids(os.path.join(self._root, part)) for part in (SAR, self.eo_product)))
         if not names:
-            raise DataError(f"{os.path.join(self._root, SAR)}: no .tif file in it")
+            raise DataError(f"{os.path.join(self._root, SAR)}: contains no .tif file")
         return sorted(names)
 
     @functools.cached_property
@@ -192,7 +192,7 @@ class Spacenet6Source(Reader):
             rows = [line.split() for line in lines if line.strip()]
         for row in rows:
             if len(row) != 2:
-                raise DataError(f"{path}: a line holds {row}; expected a strip and its flag")
+                raise DataError(f"{path}: has the line {' '.join(row)!r}; expected a strip and its flag")
         return dict(rows)
 
     @functools.cached_property
@@ -216,13 +216,13 @@ class Spacenet6Source(Reader):
         else:
             path = os.path.join(self._root, SUMMARY)
             if name not in self._footprints:
-                raise DataError(f"{path}: has no row for {name}")
+                raise DataError(f"{path}: no row for {name}")
             shapes, transform = polygons_of(self._footprints[name], path), rasterio.transform.Affine.identity()
             unit = abs(grid["transform"].a * grid["transform"].e)  # square metres of a pixel
         return draw([shape for shape in shapes if shape.area * unit >= self.min_area], grid["size"], transform)
 
     def _easting(self, name: str) -> float | None:
-        """Of the upper left corner, metres; None if neither raster opens (reading the tile raises the error)."""
+        """Easting of the upper left corner, metres; None if no raster opens (reading the tile raises the error)."""
         for part in (SAR, self.eo_product):
             with contextlib.suppress(DataError), open_raster(self._file(part, name)) as raster:
                 if raster.crs is not None and raster.crs.to_epsg() == EPSG:
@@ -240,8 +240,8 @@ class Spacenet6Source(Reader):
                 votes += _prefers(eo[..., self.eo_bands.index("R")], eo[..., self.eo_bands.index("B")], rgb)
         if votes < 0:
             raise DataError(
-                f"{os.path.join(self._root, 'PS-RGBNIR')}: the band called R by the order {','.join(self.eo_bands)} "
-                "resembles the blue of PS-RGB; give the true order with --eo_order"
+                f"{os.path.join(self._root, 'PS-RGBNIR')}: in the order {','.join(self.eo_bands)}, band R resembles "
+                "the blue band of PS-RGB; expected the red one (set the stored order with --eo_order)"
             )
 
 
@@ -250,11 +250,11 @@ def _prefers(red: np.ndarray, blue: np.ndarray, rgb: np.ndarray) -> int:
     if red.shape != rgb.shape[:2] or min(np.ptp(red), np.ptp(blue), np.ptp(rgb[..., 0]), np.ptp(rgb[..., 2])) == 0:
         return 0
 
-    def likeness(one, other):
+    def correlation(one, other):
         return np.corrcoef(one.ravel(), other.ravel())[0, 1]
 
-    right = likeness(red, rgb[..., 0]) + likeness(blue, rgb[..., 2])
-    return int(np.sign(right - likeness(red, rgb[..., 2]) - likeness(blue, rgb[..., 0])))
+    right = correlation(red, rgb[..., 0]) + correlation(blue, rgb[..., 2])
+    return int(np.sign(right - correlation(red, rgb[..., 2]) - correlation(blue, rgb[..., 0])))
 
 
 def split_of(easting: float, splitting: str, fold: int = 0) -> str | None:

@@ -17,14 +17,14 @@ class Tile:
 
     Attributes:
       id: unique name within the data set.
-      sar: [H, W, bands] float32, dB or raw; anything where not sar_valid.
+      sar: [H, W, bands] float32, dB or raw; any value where not sar_valid.
       eo: [H, W, bands] of the facts' eo_dtype.
       label: [H, W] uint8 class index or IGNORE_LABEL; None for an unlabelled pair.
       sar_valid, eo_valid: [H, W] bool, False where the sensor has no data.
       crs: text understood by rasterio, or "".
       transform: six affine coefficients (a, b, c, d, e, f) from pixel to CRS.
-      rotated: the arrays are the raw ones turned by 180 degrees (so that all of a data set is imaged from one side);
-        `transform` belongs to the turned arrays. Turn a prediction back before it is shown north up.
+      rotated: whether the arrays are turned by 180 degrees, so that the radar looks the same way in all tiles;
+        `transform` belongs to the turned arrays. Turn a prediction back to show it north up.
     """
 
     id: str
@@ -49,7 +49,7 @@ def rotate(tile: Tile) -> Tile:
 
 
 class TileSource(Protocol):
-    """A raw data set; must pickle, other processes read from it.
+    """A raw data set; it must be picklable, since other processes read from it.
 
     Attributes:
       name: of the prepared data set.
@@ -112,8 +112,8 @@ def check_tile(tile: Tile, facts: Facts) -> None:
                 f"{DB_RANGE[0]:g} to {DB_RANGE[1]:g}. Is the unit 'linear' or 'raw'?"
             )
     if tile.label is not None:
-        there = np.flatnonzero(np.bincount(tile.label.ravel(), minlength=256))
-        wrong = [int(k) for k in there if k >= len(facts.class_names) and k != IGNORE_LABEL]
+        present = np.flatnonzero(np.bincount(tile.label.ravel(), minlength=256))
+        wrong = [int(k) for k in present if k >= len(facts.class_names) and k != IGNORE_LABEL]
         if wrong:
             classes = f"classes are 0 to {len(facts.class_names) - 1}, or {IGNORE_LABEL}"
             raise DataError(f"tile {tile.id}: label holds {wrong}; {classes}")

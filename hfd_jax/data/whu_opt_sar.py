@@ -4,9 +4,9 @@
     RAW_DIR/sar/NH49E001013.tif          one band
     RAW_DIR/lbl/NH49E001013.tif          codes 10 to 70 in tens; 0, background, is ignored
 
-The 20 test scenes are those of the authors' list; every eighth of the others, in the order of their names, validates.
-Scenes are stored in blocks, read window by window. A label raster that lacks the last row or column (one is known to)
-is taken as ignored there; anything else that does not fit is an error.
+The 20 test scenes are those of the authors' list. Every eighth of the other scenes, sorted by name, is for validation.
+Scenes are read and stored in blocks. A label raster may lack the last row or column (one published raster does), which
+is then ignored; any other difference in size is an error.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ CLASSES = {
     60: ("road", (110, 110, 110)),
     70: ("others", (190, 190, 190)),
 }
-# "The division of the dataset", as its authors published it.
+# The list "the division of the dataset" of the authors.
 TEST_SCENES = frozenset(
     (
         "NH49E001014",
@@ -85,7 +85,7 @@ class WhuOptSarSource(Reader):
     """Reads WHU-OPT-SAR; a `TileSource` whose keys are (scene, rows, columns).
 
     Attributes:
-      raw_dir: holds optical, sar and lbl.
+      raw_dir: folder that contains optical, sar and lbl.
       block: largest edge of a stored block, pixels.
     """
 
@@ -93,7 +93,7 @@ class WhuOptSarSource(Reader):
     relisted = ("_scenes", "_keys")
 
     raw_dir: str
-    block: int = option(512, "largest edge of a stored block, pixels")
+    block: int = option(512, "largest edge of a stored block, pixels", above=0)
 
     @staticmethod
     def recognise(raw_dir: str) -> bool:
@@ -166,7 +166,7 @@ class WhuOptSarSource(Reader):
         }
         everything = set.union(*listed.values())
         if not everything:
-            raise DataError(f"{os.path.join(self.raw_dir, 'sar')}: no .tif file in it")
+            raise DataError(f"{os.path.join(self.raw_dir, 'sar')}: contains no .tif file")
         return sorted(everything)
 
     def _size(self, scene: str) -> tuple[int, int]:
@@ -194,13 +194,15 @@ class WhuOptSarSource(Reader):
         label = np.full((rows[1] - rows[0], columns[1] - columns[0]), IGNORE_LABEL, np.uint8)
         unknown = sorted(set(np.unique(codes).tolist()) - {0, *CLASSES})
         if unknown:
-            raise DataError(f"{path}: label code {unknown[0]} is unknown; known are 0 (background) and {[*CLASSES]}")
+            raise DataError(
+                f"{path}: label code {unknown[0]} is invalid; expected 0 (background) or one of {[*CLASSES]}"
+            )
         label[: codes.shape[0], : codes.shape[1]] = np.where(codes == 0, IGNORE_LABEL, codes // 10 - 1)
         return label
 
 
 def divide(scenes: list[str]) -> dict[str, list[str]]:
-    """train, validation and test among the names of scenes."""
+    """Divides names of scenes into train, validation and test."""
     rest = [scene for scene in scenes if scene not in TEST_SCENES]
     validation = rest[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
     return {

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Options:
       format: one of FORMATS.
       platforms: members of PLATFORMS that every artifact runs on; not used for a model file.
       overwrite: replace an earlier export.
+      license: SPDX identifier of the weights' licence, for the model card; "" if it is not stated.
 
     Raises:
       ConfigError: a value is not allowed, a size is not a multiple of 32, or TensorFlow is needed but not installed.
@@ -50,6 +52,7 @@ class Options:
     format: str = "stablehlo"
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     overwrite: bool = False
+    license: str = ""
 
     def __post_init__(self):
         for height, width in self.sizes:
@@ -60,6 +63,10 @@ class Options:
                 raise ConfigError(f"{what} {', '.join(sorted(values))}: expected out of {', '.join(known)}")
         if self.format == "model" and self.sizes:
             raise ConfigError("format model: the file serves images of any size; leave out the size")
+        if self.license and self.format != "model":
+            raise ConfigError(f"license {self.license}: only format model has a model card; leave out the license")
+        if self.license and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", self.license):
+            raise ConfigError(f"license {self.license!r}: expected an SPDX identifier such as Apache-2.0 or CC-BY-4.0")
         if self.format == "savedmodel" and importlib.util.find_spec("tensorflow") is None:
             raise ConfigError("format savedmodel: TensorFlow is not installed (package tensorflow or tensorflow-cpu)")
 
@@ -142,7 +149,9 @@ def write(network: Network, output: str, options: Options) -> dict[str, Any]:
         return export_folder.describe(folder, network, options.format, options.platforms, written)
 
 
-def write_model(network: Network, output: str, overwrite: bool, evaluation: dict[str, Any]) -> dict[str, Any]:
+def write_model(
+    network: Network, output: str, overwrite: bool, evaluation: dict[str, Any], licence: str = ""
+) -> dict[str, Any]:
     """Writes the folder `output` with NETWORK.safetensors and its model card README.md; both or none.
 
     Args:
@@ -150,6 +159,7 @@ def write_model(network: Network, output: str, overwrite: bool, evaluation: dict
       output: the folder.
       overwrite: replace an earlier export.
       evaluation: split -> the network's row of evaluation.json; see `evaluation_of`.
+      licence: see `Options.license`.
 
     Returns:
       {"name", "step", "parameters": {"count"}}.
@@ -162,7 +172,7 @@ def write_model(network: Network, output: str, overwrite: bool, evaluation: dict
     name = network.record["network"] + ENDING
     with export_folder.replacing(output, overwrite) as folder, writing(output):
         write_model_file(os.path.join(folder, name), network.record, variables)
-        card = model_card(network.record, count, name, evaluation)
+        card = model_card(network.record, count, name, evaluation, licence)
         Path(folder, export_folder.CARD).write_text(card, encoding="utf-8")
     return {"name": network.record["title"], "step": network.record["step"], "parameters": {"count": count}}
 

@@ -67,7 +67,7 @@ Georeferenced scenes: `python -m tools.predict --model={file} --input=scene.tif 
 
 ## Licence
 
-Of these weights: {unknown}; the run does not record it. The terms of the training data may apply.
+Of these weights: {licence}. The terms of the training data may apply.
 
 ## Provenance
 
@@ -80,7 +80,9 @@ Of these weights: {unknown}; the run does not record it. The terms of the traini
 """
 
 
-def model_card(record: Mapping[str, Any], parameters: int, file: str, evaluation: Mapping[str, Any]) -> str:
+def model_card(
+    record: Mapping[str, Any], parameters: int, file: str, evaluation: Mapping[str, Any], licence: str = ""
+) -> str:
     """Fills the card from what a run recorded; what is not known is stated to be unknown.
 
     Args:
@@ -88,13 +90,14 @@ def model_card(record: Mapping[str, Any], parameters: int, file: str, evaluation
       parameters: number of parameters.
       file: name of the model file.
       evaluation: split -> the network's row of evaluation.json, of this very checkpoint.
+      licence: SPDX identifier of the weights' licence; "" if it is not stated.
     """
     facts, normalisation = record["facts"], record["inputs"]["normalisation"]
     bands, statistics = record["bands"]["sar"], record["inputs"]["sar"]
     rows = zip(bands, statistics["mean"], statistics["std"], strict=True)
     pretrained = record.get("pretrained")
     return _CARD.format(
-        front=yaml.safe_dump(_front_matter(record, evaluation), sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(_front_matter(record, evaluation, licence), sort_keys=False, allow_unicode=True),
         title=record["title"],
         count=len(facts["class_names"]),
         classes=", ".join(facts["class_names"]),
@@ -113,6 +116,7 @@ def model_card(record: Mapping[str, Any], parameters: int, file: str, evaluation
         tiles=", ".join(f"{count} {split}" for split, count in record["tiles"].items()) or UNKNOWN,
         statistics="\n".join(f"| {band} | {mean:.4g} | {std:.4g} |" for band, mean, std in rows),
         metrics=_metrics(evaluation, facts["class_names"]),
+        licence=licence or "not stated (`tools.export --license=SPDX` states it)",
         file=file,
         network=record["network"],
         step=record["step"],
@@ -125,9 +129,9 @@ def model_card(record: Mapping[str, Any], parameters: int, file: str, evaluation
     )
 
 
-def _front_matter(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _front_matter(record: Mapping[str, Any], evaluation: Mapping[str, Any], licence: str) -> dict[str, Any]:
     front = {
-        "license": UNKNOWN,
+        "license": licence.lower() or UNKNOWN,  # Hugging Face spells the identifiers in lower case
         "library_name": "hfd_jax",
         "pipeline_tag": "image-segmentation",
         "tags": ["image-segmentation", "semantic-segmentation", "sar", "remote-sensing", "jax", "flax"],

@@ -9,7 +9,7 @@ import numpy as np
 
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError, ConfigError, WorkdirError, nearest
-from hfd_jax.core.options import options_of
+from hfd_jax.core.options import implied, options_of
 from hfd_jax.core.parallel import Jit, Pmap
 from hfd_jax.core.trees import listed, shape_differences
 from hfd_jax.core.workdir import Workdir, read_json
@@ -141,7 +141,9 @@ def model_config(record: dict[str, Any]) -> dict[str, Any]:
     """
     # Old records, from when there was a single architecture, do not name it.
     model = {"architecture": registry.DEFAULT, **record["model"]}
-    if model["architecture"] not in ARCHITECTURES:
+    if model["architecture"] in ARCHITECTURES:
+        model = implied(ARCHITECTURES[model["architecture"]]) | model
+    else:
         found = model["architecture"]
         raise CheckpointError(f"{record['title']} is of architecture {found!r}; {nearest(found, ARCHITECTURES)}")
     unknown = sorted(model.keys() - options_of(ARCHITECTURES[model["architecture"]]) - {"architecture"})

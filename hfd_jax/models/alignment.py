@@ -29,25 +29,26 @@ def warp(x, flow):
     Returns:
       [B, H, W, C] of x's dtype. Positions have half-pixel centres; border values extend outside the map.
     """
-    (_, h, w, _), (_, height, width, _) = x.shape, flow.shape
+    (batch, h, w, channels), (_, height, width, _) = x.shape, flow.shape
     # Always float32: bfloat16 cannot address a map wider than 256 pixels.
     flow = flow.astype(jnp.float32)
     rows = (jnp.arange(height)[:, None] + 0.5 + flow[..., 0]) * (h / height) - 0.5
     cols = (jnp.arange(width)[None, :] + 0.5 + flow[..., 1]) * (w / width) - 0.5
     rows, cols = jnp.clip(rows, 0, h - 1), jnp.clip(cols, 0, w - 1)
     top, left = jnp.floor(rows), jnp.floor(cols)
-    down, right = (rows - top)[..., None].astype(x.dtype), (cols - left)[..., None].astype(x.dtype)
-    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-    bottom, far = jnp.minimum(top + 1, h - 1), jnp.minimum(left + 1, w - 1)
+    down, right = (rows - top)[..., None], (cols - left)[..., None]
 
-    def corner(row, col):
-        index = (row * w + col).reshape(x.shape[0], -1, 1)
-        flat = x.reshape(x.shape[0], h * w, -1)
-        return jnp.take_along_axis(flat, index, axis=1).reshape(*flow.shape[:3], -1)
-
-    upper = corner(top, left) * (1 - right) + corner(top, far) * right
-    lower = corner(bottom, left) * (1 - right) + corner(bottom, far) * right
-    return upper * (1 - down) + lower * down
+    # The four neighbours of every position lie side by side, so that one gather reads them and, in the backward pass,
+    # one scatter adds their gradients. Both are float32: sums of many bfloat16 gradients would lose precision.
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    corners = [padded[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)]
+    neighbours = jnp.concatenate(corners, -1).reshape(batch, h * w, 4 * channels)
+    index = (top.astype(jnp.int32) * w + left.astype(jnp.int32)).reshape(batch, -1, 1)
+    found = jnp.take_along_axis(neighbours, index, 1, mode="promise_in_bounds")
+    found = found.reshape(batch, height, width, 4, channels)
+    upper = found[..., 0, :] * (1 - right) + found[..., 1, :] * right
+    lower = found[..., 2, :] * (1 - right) + found[..., 3, :] * right
+    return (upper * (1 - down) + lower * down).astype(x.dtype)
 
 
 def box_mean(x, box: int):
@@ -135,10 +136,10 @@ class PyramidPooling(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """{"C2".."C5"} -> A [B, H/4, W/4, channels].
+    """{"C2".."C5"} -> the aggregated pyramid P [B, H/4, W/4, channels].
 
     Attributes:
-      channels: D, the number of channels of each level and of A.
+      channels: D, the number of channels of each level and of the result.
       align: "flow" warps the coarser level along a learned flow before adding it; "none" upsamples it (a plain FPN).
       context: whether to apply pyramid pooling to the coarsest level.
       pool_size: edge, in input pixels, of the box that the selection averages over; 0: the whole input.
@@ -146,7 +147,7 @@ class FeatureAlignment(nn.Module):
     """
 
     channels: int
-    align: str = "flow"
+    align: str = "none"
     context: bool = False
     pool_size: int = 0
     dtype: Any = jnp.float32

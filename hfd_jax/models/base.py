@@ -10,7 +10,7 @@ from hfd_jax.core import options
 from hfd_jax.core.options import option
 from hfd_jax.models.resnet import DEPTHS, STAGES, ResNet
 
-TAPS = (*STAGES, "A")  # the encoder's features from fine to coarse, and the aggregated one
+TAPS = (*STAGES, "P", "A")  # the encoder's features from fine to coarse, the pyramid, and the classifier's input
 STRIDE = 32  # input height and width must be multiples of it
 
 
@@ -20,7 +20,7 @@ class SegmentationNetwork(nn.Module):
     H and W must be multiples of STRIDE. A subclass sets
 
       title: its name in tables.
-      tap_strides: tap -> stride.
+      tap_strides: tap -> stride, with default options (`strides` gives them for others).
       stem: path of the convolution that reads the bands.
       sees_all: whether the prediction for a pixel depends on the whole input, not only on the pixel's neighbourhood.
 
@@ -43,6 +43,12 @@ class SegmentationNetwork(nn.Module):
     def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yields (option, problem) for each invalid value in config.model; subclasses may add rules."""
         yield from options.problems(cls, values)
+
+    @classmethod
+    def strides(cls, values: Mapping[str, Any]) -> dict[str, int]:
+        """Maps each tap to its stride, for the options in config.model."""
+        del values
+        return cls.tap_strides
 
     @property
     def options(self) -> dict[str, Any]:

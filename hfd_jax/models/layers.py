@@ -209,6 +209,12 @@ def max_pool_2x2(x):
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
+def mean_pool_2x2(x):
+    """2x2 mean pooling with stride 2: [B, H, W, C] -> [B, H/2, W/2, C] of x's dtype; H and W must be even."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4)).astype(x.dtype)
+
+
 def classify(x, classes: int, shape, dtype: Any):
     """Classifies x with a 1x1 convolution, "classifier" in the calling module; float32 logits upsampled to `shape`."""
     logits = convolution(classes, 1, dtype=dtype, use_bias=True, name="classifier")(x)

@@ -48,6 +48,11 @@ def default_options() -> dict[str, Any]:
     return found
 
 
+def implied_options() -> dict[str, Any]:
+    """As `default_options`, with what a config that lacks the option implies (`Option.before`)."""
+    return {name: value for network in ARCHITECTURES.values() for name, value in options.implied(network).items()}
+
+
 def build(description: Mapping[str, Any], pool_size: int = 0, **common: Any) -> SegmentationNetwork:
     """Builds a network from {"architecture": name, option: value}.
 

@@ -1,5 +1,6 @@
 """The --config flag of main.py and of the tools that train: absl and ml_collections, with errors in one line."""
 
+import ast
 import difflib
 import os
 import re
@@ -7,6 +8,7 @@ import runpy
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from hfd_jax.core.errors import ConfigError
 
@@ -32,6 +34,9 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, flags.Error) as error:
         raise ConfigError(_unknown_field(path, argument, argv) or _wrong_value(argv, error)) from error
+    for field, text in _overrides(argv):
+        if field in flags.FLAGS and isinstance(flags.FLAGS[field].parser, TupleParser) and not _is_tuple(text):
+            raise ConfigError(f"{field} is {text!r}: expected a tuple, {_as_tuple(text)}")
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # at INFO the libraries log every file access
     return rest
@@ -101,6 +106,30 @@ def _wrong_value(argv: list[str], error: Exception) -> str:
     return text
 
 
+def _overrides(argv: list[str]) -> list[tuple[str, str]]:
+    """(config.FIELD, text of its value) for every override, as --config.FIELD=VALUE or --config.FIELD VALUE."""
+    found = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if re.match("--?config[.]", word):
+            field, equals, text = word.lstrip("-").partition("=")
+            found.append((field, text if equals else following))
+    return found
+
+
+def _is_tuple(text: str) -> bool:
+    # ml_collections takes any other text as a tuple of one string: VV,VH would become ('VV,VH',).
+    try:
+        return isinstance(ast.literal_eval(text), tuple | list)
+    except (ValueError, SyntaxError):
+        return False
+
+
+def _as_tuple(text: str) -> str:
+    """The tuple that is probably meant: VV,VH -> ('VV','VH')."""
+    words = [word if re.fullmatch("[0-9.]+", word) else repr(word) for word in re.findall(r"[\w.-]+", text)]
+    return f"({','.join(words)}{',' if len(words) == 1 else ''})"
+
+
 def _expected_type(flag: str) -> str:
     kind = re.sub("Parser$", "", type(flags.FLAGS[flag[2:]].parser).__name__) if flag[2:] in flags.FLAGS else ""
     kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "True or False", "_Literal": "a tuple"}
@@ -114,7 +143,10 @@ def unknown_field(field: str, config: ConfigDict) -> str | None:
 
 
 def _nearest_field(field: str, known: list[str]) -> str:
-    """Suggests the field with the most similar path and name, or up to three that are equally similar."""
+    """Suggests the field with the most similar path and name, or up to three that are equally similar.
+
+    Among equally similar fields, those at the depth of `field` come first, then those in the same part of the config.
+    """
 
     def similarity(other: str) -> float:
         names = field.rpartition(".")[2], other.rpartition(".")[2]
@@ -127,5 +159,10 @@ def _nearest_field(field: str, known: list[str]) -> str:
     best = max(scores.values())
     if best < 0.6:
         return f"expected a field of {', '.join(sorted({other.split('.')[0] for other in known}))}"
-    nearest = [repr(other) for other in known if scores[other] == best]
+    tied = [other for other in known if scores[other] == best]
+
+    def place(other: str) -> tuple[bool, bool]:
+        return other.count(".") == field.count("."), other.split(".")[0] == field.split(".")[0]
+
+    nearest = [repr(other) for other in tied if place(other) == max(map(place, tied))]
     return f"did you mean {' or '.join(nearest[:3])}?"

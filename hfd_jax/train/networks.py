@@ -5,10 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfd_jax.core.options import defaults, options_of
+from hfd_jax.core.options import implied, options_of
 from hfd_jax.core.workdir import Workdir, jsonable
 from hfd_jax.distill.registry import METHODS
-from hfd_jax.models.registry import ARCHITECTURES, default_options
+from hfd_jax.models.registry import ARCHITECTURES, implied_options
 
 BASELINES = {"sar_only": "SAR-only student", "teacher_init": "student from teacher's weights"}
 
@@ -81,9 +81,12 @@ def architecture_name(config: ConfigDict, spec: NetworkSpec) -> str:
 
 
 def declared_fields() -> dict[str, Any]:
-    """The fields of config.model and config.distill that networks and methods declare, with their defaults."""
+    """The fields of config.model and config.distill that networks and methods declare, with what their absence implies.
+
+    Configs are completed with it if they were written before an option was declared.
+    """
     return jsonable(
-        {"model": default_options(), "distill": {name: defaults(method) for name, method in METHODS.items()}}
+        {"model": implied_options(), "distill": {name: implied(method) for name, method in METHODS.items()}}
     )
 
 

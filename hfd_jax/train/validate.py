@@ -30,6 +30,7 @@ _CHOICES = {
     "teacher.dtype": ("", *DTYPES),
     "eval.checkpoint": ("latest", "best"),
 }
+_NAMES = ("baselines", "data.sar_bands", "data.eo_bands", "distill.method")  # tuples of names
 _POSITIVE = (
     "data.crop",
     "normalise.sar_looks",
@@ -81,6 +82,9 @@ def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> N
     Raises:
       ConfigError: names the field, its value and what is expected.
     """
+    for field in _NAMES:
+        if not isinstance(_get(config, field), tuple | list):
+            _fail(config, field, f"expected a tuple of names such as ({_get(config, field)!r},)")
     registered = {"model.architecture": tuple(ARCHITECTURES), "student.architecture": ("", *ARCHITECTURES)}
     for field, choices in (_CHOICES | registered).items():
         if _get(config, field) not in choices:
@@ -205,7 +209,7 @@ def _check_architectures(config: ConfigDict) -> None:
 
 def check_taps(config: ConfigDict, architecture: str) -> None:
     """Raises ConfigError if an architecture lacks a tap that config.distill compares."""
-    strides = ARCHITECTURES[architecture].tap_strides
+    strides = ARCHITECTURES[architecture].strides(config.model)
     chosen = ((method, *pair) for method in config.distill.method for pair in chosen_taps(config.distill[method]))
     for method, option, taps in chosen:
         field = f"distill.{method}.{option}"

@@ -78,7 +78,7 @@ def test_whole_state_and_parameters_alone_are_restored(tmp_path):
     checkpoints.close()
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     checkpoints = Checkpoints(str(tmp_path / "student"))
     assert checkpoints.restore_latest(abstract(make_state())) is None
     checkpoints.close()

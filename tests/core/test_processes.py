@@ -161,7 +161,7 @@ def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
     assert "error: " in pair.output[0] and "in use by another run" in pair.output[0]
 
 
-def test_distributed_alone_is_an_error_that_says_what_is_missing(tmp_path):
+def test_distributed_without_other_processes_names_what_is_missing(tmp_path):
     done = run_python(
         "main.py",
         "--config=configs/quickstart.py",

@@ -23,7 +23,7 @@ def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
     assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 17.5
 
 
-def test_fields_that_change_no_number_are_free(tmp_path):
+def test_fields_that_do_not_affect_the_numbers_may_differ(tmp_path):
     workdir, config = Workdir(str(tmp_path / "run")), default.get_config()
     claim(workdir, config)
     config.stage, config.parallel, config.train.log_every, config.baselines = "student", "pmap", 5, ("sar_only",)
@@ -57,7 +57,7 @@ def raise_within(root):
         Path(root, "nothing").read_text()
 
 
-def test_json_is_replaced_as_a_whole(tmp_path):
+def test_json_is_replaced_atomically(tmp_path):
     path = str(tmp_path / "a.json")
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -85,11 +85,11 @@ def test_log_is_rewound_to_the_step_that_is_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1:00"), (3600, "1:00:00"), (7384.6, "2:03:05")]
 )
-def test_durations_read_well(seconds, text):
+def test_durations_are_formatted(seconds, text):
     assert logs.duration(seconds) == text
 
 
-def test_progress_leaves_out_the_compilation(monkeypatch):
+def test_progress_excludes_the_compilation(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
     progress = logs.Progress(total=11)

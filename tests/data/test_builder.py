@@ -108,7 +108,7 @@ def test_bad_tiles_are_left_out_and_listed_on_request(tmp_path, workers):
     }
 
 
-def test_a_mended_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path):
+def test_a_repaired_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path):
     """The first good tile sets the shard size; shards staged with another size must not be reused."""
     for bad in ((0, 60), (60,)):
         with pytest.raises(DataError, match="is bad"):
@@ -116,10 +116,10 @@ def test_a_mended_tile_does_not_mix_with_shards_of_another_size(serial, tmp_path
     assert digest(prepare(catalogue.Scenes, ManySource(), str(tmp_path))) == digest(serial)
 
 
-def test_left_out_tiles_are_not_forgotten(serial, tmp_path):
+def test_a_data_set_without_its_bad_tiles_is_not_reused_as_complete(serial, tmp_path):
     """A data set prepared with skip_bad is not reused as complete once its tiles are repaired."""
     prepare(catalogue.Scenes, ManySource(bad=(3,)), str(tmp_path), skip_bad=True)
-    with pytest.raises(DataError, match="1 bad tiles were left out.*--overwrite replaces it"):
+    with pytest.raises(DataError, match=r"1 bad tile\(s\) left out.*replace it with --overwrite"):
         prepare(catalogue.Scenes, ManySource(), str(tmp_path))
     assert digest(prepare(catalogue.Scenes, ManySource(), str(tmp_path), overwrite=True)) == digest(serial)
 
@@ -140,12 +140,12 @@ def test_large_sets_have_few_files():
     assert shards[10] <= 2 and shards[1000] <= 16 and shards[180_000] <= builder.MOST_SHARDS
 
 
-def test_a_split_of_nothing_but_bad_tiles_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="split 'test': not one good tile; the first problem is: tile 50 is bad"):
+def test_a_split_with_only_bad_tiles_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="split 'test': all tiles are bad; the first problem is: tile 50 is bad"):
         prepare(catalogue.Scenes, ManySource(bad=tuple(range(50, 70))), str(tmp_path), skip_bad=True)
 
 
-def test_a_whole_shard_of_bad_tiles_is_no_problem(tmp_path):
+def test_a_shard_with_only_bad_tiles_is_accepted(tmp_path):
     dataset = catalogue.read_dataset(
         prepare(catalogue.Scenes, ManySource(bad=tuple(range(8, 16))), str(tmp_path), skip_bad=True)
     )
@@ -154,7 +154,7 @@ def test_a_whole_shard_of_bad_tiles_is_no_problem(tmp_path):
     assert [source[i]["id"] for i in (7, 8, 41)] == [b"t7", b"t16", b"t49"]
 
 
-def test_two_preparations_at_once_end_with_one_data_set(serial, tmp_path):
+def test_two_concurrent_preparations_write_one_data_set(serial, tmp_path):
     code = "import sys; from tests.data.test_builder import *;prepare(catalogue.Scenes, ManySource(), sys.argv[1])"
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
@@ -202,7 +202,7 @@ def test_tfds_reads_it_without_tensorflow(scenes):
         (-5.0, 45.0, "below 30 dB. Is the unit 'raw'"),
     ],
 )
-def test_measured_values_are_held_against_the_unit(low, high, message):
+def test_measured_values_are_checked_against_the_unit(low, high, message):
     bands = BandStatistics((0.0,), (1.0,), (low,), (high,))
     if message is None:
         check_statistics(FACTS, Statistics(bands, bands, (1, 1)))

@@ -89,7 +89,7 @@ def test_statistics_skip_invalid_pixels_and_survive_constant_bands(facts):
     assert Statistics.from_dict(found.to_dict()) == found
 
 
-def test_statistics_of_nothing_valid_say_so(facts):
+def test_statistics_without_valid_pixels_are_an_error(facts):
     with pytest.raises(DataError, match="no valid pixel"):
         StatisticsAccumulator(facts).finish()
 
@@ -111,8 +111,8 @@ def test_interrupted_preparation_leaves_nothing_that_looks_complete(tmp_path, fa
     assert catalogue.list_datasets(str(tmp_path)) == [os.path.join("scenes", "odd")]
 
 
-def test_missing_data_set_says_what_is_there(scenes_dir, scenes):
-    with pytest.raises(DataError, match=r"folder/nope.*prepared there: scenes/.*tools.prepare_data --dataset=folder"):
+def test_a_missing_data_set_lists_the_existing_ones(scenes_dir, scenes):
+    with pytest.raises(DataError, match=r"folder/nope.*existing: scenes/.*tools.prepare_data --dataset=folder"):
         catalogue.find_dataset("folder/nope", scenes_dir)
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
         scenes.size("tset")

@@ -120,7 +120,7 @@ def test_linear_power_becomes_db(toy):
 
 def test_negative_linear_power_is_refused(toy):
     toy.text["sar"]["unit"] = "linear"
-    with pytest.raises(DataError, match=r"sar/a.tif: values down to -.*'linear' is a power, never below 0"):
+    with pytest.raises(DataError, match=r"sar/a.tif: values down to -.*expected 0 or more, since the unit 'linear'"):
         toy.read_all()
 
 
@@ -189,14 +189,14 @@ def truncate(path):
         (remove("eo/b.tif"), r"eo/b.tif: no such file"),
         (remove("sar/b.tif"), r"sar/b.tif: no such file"),
         (remove("label/b.tif"), r"label/b.tif: missing; only training tiles may lack a label"),
-        (remove("train.txt"), r"train.txt: missing;.*names it as a split list"),
-        (lambda toy: (toy.root / "test.txt").write_text("zzz"), r"test.txt: lists 'zzz', but there is no .*sar/zzz.tif"),
+        (remove("train.txt"), r"train.txt: missing;.*refers to it as a split list"),
+        (lambda toy: (toy.root / "test.txt").write_text("zzz"), r"test.txt: lists 'zzz', but .*sar/zzz.tif does not exist"),
         (rewrite("sar/a.tif", 3), r"sar/a.tif: 3 bands; expected 2 \(VV, VH\)"),
         (rewrite("eo/a.tif", 3, "uint8", size=(24, 21)), r"eo/a.tif: \(24, 21\) pixels \(rows, columns\).*\(24, 20\)"),
         (rewrite("eo/a.tif", 3, "uint8", crs="EPSG:32632"), r"eo/a.tif: CRS EPSG:32632; .*sar/a.tif has EPSG:32631"),
         (rewrite("eo/a.tif", 3, "uint8", origin=(500006.0, 5750000.0)), r"eo/a.tif: 0.60 pixels off the grid of .*sar/a.tif"),
         (rewrite("eo/a.tif", 3, "uint8", pixel=10.5), r"eo/a.tif: 1.20 pixels off the grid"),
-        (rewrite("label/a.tif", 1, "uint8", 30), r"label/a.tif: label code 30 is unknown; .* knows \[0, 10, 20\]"),
+        (rewrite("label/a.tif", 1, "uint8", 30), r"label/a.tif: label code 30 is unknown; .* lists \[0, 10, 20\]"),
         (truncate("sar/a.tif"), r"sar/a.tif: (damaged or truncated|cannot be read)"),
         (lambda toy: (toy.root / "eo/a.tif").write_bytes(b"no raster"), r"eo/a.tif: cannot be read as a raster"),
         (change("sar", "unit", to="decibel"), r"sar.unit is 'decibel'; .*expected one of: db, linear, raw"),
@@ -205,16 +205,16 @@ def truncate(path):
         (change("eo", "bands", to=None), r"eo.bands is missing"),
         (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
         (change("label", "classes", to=[{"code": 1}, {"code": 2}]), r"label.classes\[0\] is {'code': 1}; expected a code and a name"),
-        (change("label", "ignore", to=[10]), r"label code 10 is a class and ignored at once"),
+        (change("label", "ignore", to=[10]), r"label code 10 is both a class and ignored"),
         (change("label", "ignore", to=[300]), r"label code 300; expected a whole number from 0 to 255"),
-        (change("eo", "offset", to={"aa": 5}), r"eo.offset names 'aa'; .*expected one of: a, b, c"),
-        (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; by list it is the name of a file"),
-        (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; by longitude it is a pair"),
+        (change("eo", "offset", to={"aa": 5}), r"eo.offset has the unknown tile 'aa'; .*expected one of: a, b, c"),
+        (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; expected the name of a file, since split.by is 'list'"),
+        (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; expected a pair of numbers, since split.by is 'longitude'"),
         (change("split", to={"by": "columns", "train": [0, 0.6], "test": [0.5, 1]}), r"split.train and split.test overlap"),
         (change("split", to={"by": "columns", "train": [0, 0.5], "test": [0.5, 2]}), r"split.test is \[0.5, 2\]; expected"),
-        (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is in split 'train' as well"),
-        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; .*eo/a.tif has uint8"),
-        (change("name", to="../elsewhere"), r"name is '../elsewhere'; it names a folder"),
+        (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is also in split 'train'"),
+        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; expected uint8, as in .*eo/a.tif"),
+        (change("name", to="../elsewhere"), r"name is '../elsewhere'; expected letters, digits"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],
 )  # fmt: skip
@@ -234,10 +234,10 @@ def test_nodata_tag_of_the_raster_is_respected(toy):
     assert not toy.read_all()["a_0_0"].eo_valid[2, 3]
 
 
-def test_tiles_in_no_split_are_counted(toy, caplog):
+def test_tiles_without_a_split_are_counted(toy, caplog):
     (toy.root / "train.txt").write_text("a\n")
     toy.source().keys()
-    assert "1 tile(s) are in no split, for example c" in caplog.text
+    assert "1 tile(s) belong to no split, for example c" in caplog.text
 
 
 def test_half_a_pixel_of_offset_is_accepted(toy):
@@ -253,7 +253,7 @@ def test_missing_or_broken_description(toy):
         FolderSource(str(toy.root))
 
 
-def test_linear_power_called_db_is_refused(toy, tmp_path):
+def test_linear_power_declared_as_db_is_refused(toy, tmp_path):
     """The values lie within the dB range, but the absence of negative values reveals the wrong unit."""
     for name in "abc":
         write(
@@ -264,13 +264,14 @@ def test_linear_power_called_db_is_refused(toy, tmp_path):
         prepare(Folder, source, str(tmp_path / "data"))
 
 
-def test_changed_folder_is_not_taken_for_the_prepared_one(toy, tmp_path):
+def test_a_changed_folder_differs_from_the_prepared_one(toy, tmp_path):
     data = str(tmp_path / "data")
     prepare(Folder, toy.source(), data)
     assert prepare(Folder, toy.source(), data)
     toy.text["look_axis"] = "y"
     with pytest.raises(
-        DataError, match=r"was prepared from something else \(different: facts.look_axis, settings.description\)"
+        DataError,
+        match=r"exists, prepared from other data or settings \(different: facts.look_axis, settings.description\)",
     ):
         prepare(Folder, toy.source(), data)
     directory = prepare(Folder, toy.source(), data, overwrite=True)
@@ -295,8 +296,8 @@ def test_wrong_value_range_stops_the_preparation(toy, tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((300_000, 20), r"claims \(20, 300000\) pixels"),
-        ((100_000, 100_000), r"GiB in one piece; at most 2 are read"),
+        ((300_000, 20), r"has \(20, 300000\) pixels \(rows, columns\); expected at most 200000"),
+        ((100_000, 100_000), r"GiB to read at once; expected at most 2 GiB"),
     ],
 )
 def test_a_raster_that_claims_an_absurd_size_takes_no_memory(tmp_path, size, message):

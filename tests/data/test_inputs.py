@@ -1,4 +1,4 @@
-"""What the device makes of a stored batch: units, filter, standardisation, augmentation."""
+"""Network input from a stored batch: units, filter, standardisation, augmentation."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_lee_filter_equals_a_plain_loop_and_keeps_edges(rng):
 
 
 @pytest.mark.parametrize(("look_axis", "legal"), [("x", (0,)), ("y", (1,)), ("any", (0, 1))])
-def test_only_legal_flips_occur_and_all_arrays_turn_together(look_axis, legal, rng):
+def test_flips_preserve_the_look_direction_and_turn_all_arrays_together(look_axis, legal, rng):
     n = 64
     image = np.arange(16.0).reshape(1, 4, 4, 1).repeat(n, 0).astype(np.float32)
     batch = {"sar": image, "eo": image + 1, "label": image[..., 0].astype(np.uint8)}
@@ -108,7 +108,7 @@ def test_gain_and_speckle_have_the_stated_size():
     assert factor.min() == pytest.approx(0.8, abs=0.01) and factor.max() == pytest.approx(1.2, abs=0.01)
 
 
-def test_augmentation_belongs_to_the_sample_not_to_its_place(batch):
+def test_augmentation_depends_on_the_sample_and_not_on_its_position(batch):
     """Two half batches in another order are augmented like the whole batch."""
     options = spec(augment.Augmentation(flips=True, sar_gain_db=1.0, eo_gain=0.1, speckle_looks=4.0))
     whole = training_input(batch, options)
@@ -127,7 +127,7 @@ def test_lee_filter_does_not_spread_nodata(batch):
     assert np.isfinite(out).all()
 
 
-def test_lee_filter_knows_the_number_of_looks(rng):
+def test_lee_filter_uses_the_number_of_looks(rng):
     """More looks, less speckle to remove: the image keeps more of its own variation."""
     power = rng.gamma(4.0, 0.25, (1, 32, 32, 1)).astype(np.float32) * np.linspace(1, 5, 32, dtype=np.float32)[:, None]
     valid = np.ones((1, 32, 32), bool)
@@ -142,7 +142,7 @@ def test_lee_filter_knows_the_number_of_looks(rng):
     assert kept[0] < kept[1] < kept[2]
 
 
-def test_label_is_ignored_where_the_sensor_saw_nothing(batch):
+def test_label_is_ignored_where_the_sensor_has_no_data(batch):
     label = np.asarray(seen_label(batch, "sar"))
     assert (label[~batch["sar_valid"]] == IGNORE_LABEL).all()
     np.testing.assert_array_equal(label[batch["sar_valid"]], batch["label"][batch["sar_valid"]])

@@ -78,7 +78,7 @@ def evaluate_on_dfc2020(folder):
     assert done.returncode == 1 and "was trained with class_names ('forest', 'shrubland'" in done.stderr
 
 
-def test_check_data_finds_everything_and_preparation_can_skip_it(tmp_path):
+def test_check_data_finds_all_problems_and_preparation_can_skip_bad_tiles(tmp_path):
     raw = tmp_path / "raw"
     tree = Spacenet6Tree(raw, [591640 + 452 * k + 10 for k in range(9)] + [595200, 595400])
     empty, moved, lone = tree.names[1], tree.names[2], tree.names[3]
@@ -109,7 +109,7 @@ def test_check_data_finds_everything_and_preparation_can_skip_it(tmp_path):
     assert len(skipped.read_text().splitlines()) == 2
 
 
-def test_a_folder_that_is_no_data_set_is_named(tmp_path):
+def test_a_folder_that_is_not_a_data_set_is_named(tmp_path):
     done = run_python("-m", "tools.check_data", tmp_path, check=False)
     assert done.returncode == 1 and "not the layout of a known data set; name it with --dataset" in done.stderr
     done = run_python("-m", "tools.prepare_data", "--dataset=spacenet6", check=False)

@@ -113,6 +113,78 @@ def test_an_option_of_another_data_set_is_refused(tmp_path, flags, message):
         prepare(*flags, f"--raw_dir={tmp_path}", f"--data_dir={tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset=spacenet6", "--fold=10"), "--fold=10: expected 0 or more, at most 9"),
+        (("--dataset=spacenet6", "--min_area=-1"), "--min_area=-1.0: expected 0 or more"),
+        (("--dataset=spacenet6", "--min_area=nan"), "--min_area=nan: expected 0 or more"),
+        (("--dataset=whu_opt_sar", "--block=0"), "--block=0: expected more than 0"),
+        (("--dataset=scenes", "--train=0"), "--train=0: expected more than 0"),
+        (("--dataset=scenes", "--test=-1"), "--test=-1: expected 0 or more"),
+    ],
+)
+def test_a_value_outside_the_limits_is_refused(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        prepare(*flags, f"--raw_dir={tmp_path}", f"--data_dir={tmp_path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryType(Reader):
+    raw_dir: str
+    despeckle: bool = option(True, "filter the SAR images")
+    orbits: tuple[int, ...] = option((8, 37), "relative orbits to read", above=0)
+    parts: tuple[str, ...] = option((), "parts to read", choices=("north", "south"))
+    share: float = option(0.5, "share of the tiles", at_least=0, at_most=1, rule="0.13 is unlucky")
+
+    @classmethod
+    def problems(cls, values):
+        yield from super().problems(values)
+        if values["share"] == 0.13:
+            yield "share", "unlucky"
+
+
+def test_options_of_every_type_have_a_flag(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.READERS, "every", EveryType)
+    parser = prepare_data.make_parser()
+
+    def given(*flags):
+        return datasets.given_options("every", parser.parse_args(["--dataset=every", *flags]), simulated=True)
+
+    assert given() == {}
+    assert given("--despeckle=false", "--orbits=1,2", "--parts=south") == {
+        "despeckle": False,
+        "orbits": (1, 2),
+        "parts": ("south",),
+    }
+    assert given("--despeckle=True", "--orbits=", "--share=0") == {"despeckle": True, "orbits": (), "share": 0.0}
+    text = " ".join(parser.format_help().split())
+    assert "--despeckle {true,false} filter the SAR images (default: true)" in text
+    assert "relative orbits to read (default: 8,37)" in text and "parts to read share" not in text
+    for flag, message in {
+        "--orbits=3,0": "--orbits=3,0: expected more than 0",
+        "--parts=north,west": "--parts=north,west: .*expected one of: north, south",
+        "--share=2": "--share=2.0: expected a share, 0 to 1",
+        "--share=0.13": "--share=0.13: unlucky",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            given(flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--despeckle=perhaps", "argument --despeckle: 'perhaps': expected true or false"),
+        ("--orbits=1,b", "argument --orbits: '1,b': expected whole numbers separated by commas"),
+    ],
+)
+def test_a_flag_of_the_wrong_type_is_refused(monkeypatch, capsys, flag, message):
+    monkeypatch.setitem(registry.READERS, "every", EveryType)
+    with pytest.raises(SystemExit):
+        prepare_data.make_parser().parse_args(["--dataset=every", flag])
+    assert message in capsys.readouterr().err
+
+
 def test_layouts_are_recognised(tmp_path):
     Spacenet6Tree(tmp_path / "a", [591650])
     Sen12msTree(tmp_path / "b", ["ROIs1158_spring/s1_63"])

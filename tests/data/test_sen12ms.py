@@ -63,7 +63,7 @@ def test_hold_out_is_the_official_one():
     assert len(lines) == 26 and set(lines) == sen12ms.HOLD_OUT_SCENES
 
 
-def test_a_tenth_of_the_scenes_validates():
+def test_a_tenth_of_the_scenes_is_for_validation():
     scenes = [f"{season}/s1_{number}" for season in sen12ms.SEASONS for number in range(1, 150)]
     splits = [split_of(scene) for scene in scenes]
     assert splits.count("test") == 26
@@ -82,7 +82,7 @@ def test_prepared_set_masks_nan_and_leaves_the_broken_patch_out(tree, tmp_path):
     directory = prepare(Sen12ms, Sen12msSource(str(tree.root)), str(tmp_path / "data"))
     dataset = catalogue.read_dataset(directory)
     assert dataset.sizes == {"train": 6, "validation": 2, "test": 2}
-    assert dataset.left_out == {"with NaN, as all published lists do": 1}
+    assert dataset.left_out == {"with NaN, as in all published lists": 1}
     tiles = {tile["id"].decode(): tile for tile in (dataset.source("train")[i] for i in range(6))}
     assert not any("p202" in name for name in tiles)
     tile = tiles["ROIs1868_summer_146_p0"]
@@ -102,7 +102,7 @@ def test_dfc2020_has_no_training_split(tmp_path):
     assert set(label[codes == 10]) == {7} and set(label[(codes == 3) | (codes == 8) | (codes == 0)]) == {IGNORE_LABEL}
 
 
-def test_strange_files_are_named_or_ignored(tree):
+def test_unexpected_files_are_named_or_ignored(tree):
     (tree.root / "ROIs1158_spring" / "s1_63.tar").write_bytes(b"")
     source = Sen12msSource(str(tree.root))
     key = source.keys()["train"][0]
@@ -117,7 +117,7 @@ def test_strange_files_are_named_or_ignored(tree):
         source.read(key)
 
 
-def test_what_is_wrong_is_named(tree):
+def test_mistakes_are_named(tree):
     source = Sen12msSource(str(tree.root))
     key = source.keys()["train"][0]
     lc = tree.root / sen12ms.swap_source(key, "s1", "lc")
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_named(tree):
     with rasterio.open(tree.root / key) as raster:
         origin = (raster.transform.c, raster.transform.f)
     write_raster(lc, bad, origin, 10.0)
-    with pytest.raises(DataError, match=r"lc_.*tif: label code 18 is unknown; known are 0 \(unknown\) to 17"):
+    with pytest.raises(DataError, match=r"lc_.*tif: label code 18 is invalid; expected 0 \(unknown\) to 17"):
         source.read(key)
     lc.unlink()
     with pytest.raises(DataError, match=r"_lc_.*tif: no such file"):
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_named(tree):
         again.read(key)
     with pytest.raises(DataError, match="classes is 'simple'; did you mean 'simplified'"):
         Sen12msSource(str(tree.root), classes="simple")
-    with pytest.raises(DataError, match="holds none of ROIs1158_spring"):
+    with pytest.raises(DataError, match="contains none of ROIs1158_spring"):
         Sen12msSource(str(tree.root / "ROIs1158_spring"))
 
 

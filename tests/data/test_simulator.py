@@ -111,6 +111,6 @@ def test_misregistration_moves_the_optical_image_alone():
         ("unlabelled_share", 1.0),
     ],
 )
-def test_impossible_options_are_named(field, value):
+def test_invalid_options_are_named(field, value):
     with pytest.raises(ValueError, match=f"scenes.{field} is {value}; expected"):
         SceneOptions(**{field: value})

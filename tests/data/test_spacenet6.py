@@ -45,7 +45,7 @@ def test_tiles_of_southern_strips_are_turned_by_position(tree):
         assert tile.sar.dtype == np.float32 and tile.eo.dtype == tile.label.dtype == np.uint8
 
 
-def test_georeference_turns_along(tree):
+def test_the_georeference_is_rotated_too(tree):
     source = Spacenet6Source(str(tree.root))
     for number in (0, 1):
         tile = source.read(tree.names[number])
@@ -76,11 +76,11 @@ def test_four_bands_are_blue_first_and_checked(tree):
     red_first = Spacenet6Tree(tree.root / "other", EASTINGS[:1], products=("PS-RGB", "PS-RGBNIR"))
     spoiled = red_first.file("PS-RGBNIR", red_first.names[0])
     write_raster(spoiled, red_first.images(0)[1], (EASTINGS[0], 5750000.0), 7.5)
-    with pytest.raises(DataError, match=r"the band called R by the order B,G,R,NIR resembles the blue .*--eo_order"):
+    with pytest.raises(DataError, match=r"in the order B,G,R,NIR, band R resembles the blue .*--eo_order"):
         Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR").keys()
     named = Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B,NIR")
     assert named.keys()["test"] == red_first.names and named.facts.eo_bands == ("R", "G", "B", "NIR")
-    with pytest.raises(DataError, match="eo_order is 'R,G,B'; expected some order of B,G,R,NIR"):
+    with pytest.raises(DataError, match="eo_order is 'R,G,B'; expected B,G,R,NIR in any order"):
         Spacenet6Source(str(red_first.root), eo_product="PS-RGBNIR", eo_order="R,G,B")
 
 
@@ -120,12 +120,12 @@ def test_splits_of_the_real_tiles():
         ('{"features": null}', "not a GeoJSON feature collection"),
         (
             '{"crs": {"properties": {"name": "EPSG:none"}}, "features": [%s]}',
-            "a footprint cannot be placed; its CRS is",
+            "the footprints, with CRS .* cannot be transformed to the tile",
         ),
-        ('{"features": [%s]}', "a footprint cannot be placed; its CRS is 'OGC:CRS84'"),
+        ('{"features": [%s]}', "the footprints, with CRS 'OGC:CRS84', cannot be transformed to the tile"),
         (
             '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}}]}',
-            "a footprint cannot be placed",
+            "the footprints, with CRS .*, cannot be transformed to the tile",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_broken_footprints_are_named(tree, text, message):
         Spacenet6Source(str(tree.root)).read(tree.names[0])
 
 
-def test_one_damaged_raster_spoils_its_own_tile_only(tree):
+def test_a_damaged_raster_affects_only_its_own_tile(tree):
     for part in ("SAR-Intensity", "PS-RGB"):
         tree.file(part, tree.names[4]).write_bytes(b"")
     source = Spacenet6Source(str(tree.root))
@@ -145,7 +145,7 @@ def test_one_damaged_raster_spoils_its_own_tile_only(tree):
         source.read(tree.names[4])
 
 
-def test_other_processes_get_no_list_of_all_files(tree):
+def test_a_pickled_source_contains_no_list_of_files(tree):
     source = Spacenet6Source(str(tree.root))
     before = len(pickle.dumps(source))
     assert source.keys() and source.settings and source.facts.eo_dtype == "uint8"
@@ -154,7 +154,7 @@ def test_other_processes_get_no_list_of_all_files(tree):
     np.testing.assert_array_equal(copy.read(tree.names[0]).sar, source.read(tree.names[0]).sar)
 
 
-def test_what_is_wrong_is_named(tree):
+def test_mistakes_are_named(tree):
     source = Spacenet6Source(str(tree.root))
     geojson = tree.file("", tree.names[0], "geojson")
     text = json.loads(geojson.read_text())
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named(tree):
     geojson.write_text(json.dumps(text))
     assert not source.read(tree.names[0]).label.any(), "longitude and latitude, beside the tile"
     geojson.unlink()
-    with pytest.raises(DataError, match=r"tile_1.geojson: no such file; a tile without buildings has one"):
+    with pytest.raises(DataError, match=r"tile_1.geojson: no such file; a tile without buildings needs a file"):
         source.read(tree.names[0])
     tree.file("PS-RGB", tree.names[1]).unlink()
     with pytest.raises(DataError, match=r"PS-RGB_2019.*tile_2.tif: no such file"):
@@ -177,7 +177,7 @@ def test_what_is_wrong_is_named(tree):
     (tree.area / "SummaryData" / "SAR_orientations.txt").write_text(f"{tree.STRIPS[0]} 0\n")
     with pytest.raises(DataError, match=r"strip 20190804111851_20190804112030 has flag None; expected 0 or 1"):
         Spacenet6Source(str(tree.root)).read(tree.names[3])
-    with pytest.raises(DataError, match=r"SAR-Intensity: no such folder, nor in train/AOI_11_Rotterdam"):
+    with pytest.raises(DataError, match=r"SAR-Intensity: no such folder, and none in train/AOI_11_Rotterdam"):
         Spacenet6Source(str(tree.root / "train"))
     with pytest.raises(DataError, match="fold is 10; expected one of 0, 1"):
         Spacenet6Source(str(tree.root), fold=10)

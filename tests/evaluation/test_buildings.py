@@ -51,8 +51,8 @@ def test_one_image(proposals, confidences, truths, expected):
     assert dataclasses.astuple(match(proposals, confidences, truths)) == expected
 
 
-def test_the_order_of_confidence_decides():
-    """A and B overlap both truths; whoever is asked first takes the one that it overlaps most."""
+def test_components_are_matched_in_the_order_of_confidence():
+    """A and B overlap both truths; the one matched first takes the truth that it overlaps most."""
     truths = [box(0, 0, 100, 10), box(0, 8, 100, 18)]  # they overlap, as drawn footprints may
     a, b = box(0, 3, 100, 13), box(0, 0, 100, 11)
     # a: IoU 7 / 13 with the first truth, 5 / 15 with the second; b: 10 / 11 with the first, 3 / 18 with the second.
@@ -188,7 +188,7 @@ def test_whole_tiles_come_back_in_order_from_any_windows_and_devices(towns, kind
         np.testing.assert_allclose(tile["probability"][seen], expected[seen], rtol=1e-5)
 
 
-def test_a_split_is_scored_kept_and_dropped_with_the_network(towns, tmp_path, monkeypatch):
+def test_the_score_of_a_split_is_kept_until_the_network_changes(towns, tmp_path, monkeypatch):
     parallel = make_parallel("jit", jax.devices()[:1])
     of_split, workdir = make_evaluator(towns, parallel), Workdir(str(tmp_path))
     network = make_network(parallel)

@@ -34,7 +34,7 @@ def result(mean_iou, rates=(10.0,)):
     return Result(mean_iou, mean_iou + 0.1, 0.9, {"land": mean_iou, "water": None}, 2_500_000, 600, rates)
 
 
-def test_rows_share_teachers_as_far_as_nothing_differs_that_teachers_depend_on():
+def test_rows_share_a_teacher_unless_they_differ_in_a_field_it_depends_on():
     rows = {
         "teacher": {"stage": "teacher"},
         "HFD": {},
@@ -117,7 +117,7 @@ def test_rows_with_many_fields_have_folders_that_a_file_system_takes():
     assert len(folder(1.0)) == len(folder(2.0)) == 200 and folder(1.0) != folder(2.0) and folder(1.0) == folder(1.0)
 
 
-def test_what_is_no_sweep_file_is_named(tmp_path):
+def test_a_file_that_is_not_a_sweep_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing.py: no such file"):
         sweep.read_sweep(str(tmp_path / "nothing.py"))
     path = tmp_path / "half.py"
@@ -138,7 +138,7 @@ def test_what_is_no_sweep_file_is_named(tmp_path):
         sweep.read_sweep(str(path))
 
 
-def test_what_has_no_place_on_the_axis_or_in_the_table_is_refused_before_anything_is_trained():
+def test_values_without_a_place_on_the_axis_or_in_the_table_are_refused_before_training():
     for axis, message in (
         ("data.label_shares", "AXIS of sweep some: config.data.label_shares does not exist: did you mean"),
         ("seed", "row 'SAR-only' of sweep some: config.seed is 0, and its axis is logarithmic"),
@@ -152,7 +152,7 @@ def test_what_has_no_place_on_the_axis_or_in_the_table_is_refused_before_anythin
         sweep.plan(some_sweep({}), config, [0], "w")
 
 
-def test_a_run_that_fails_is_named_and_stops_no_other(monkeypatch):
+def test_a_failed_run_is_named_and_does_not_stop_the_others(monkeypatch):
     def run(job):
         if job.seed == 1:
             raise MemoryError("no room")
@@ -188,7 +188,7 @@ def test_no_two_runs_share_a_gpu(monkeypatch):
     runner.run_all([], 2)
 
 
-def test_time_is_that_of_steps_that_nothing_disturbed():
+def test_training_time_is_measured_on_undisturbed_steps():
     rates = [10.0] * 5 + [2.0] * 20 + [10.0] * 5  # other load most of the time
     assert statistics.undisturbed(rates, 600) == pytest.approx(60.0)
     assert statistics.undisturbed([], 600) is None
@@ -214,7 +214,7 @@ def test_differences_are_paired_by_seed_and_tested():
     assert np.isnan(hfd.iou["water"]) and np.isclose(hfd.iou["land"], np.mean(ours))
 
 
-def test_the_gap_is_that_of_the_seeds_that_all_have_and_begins_at_the_floor():
+def test_the_gap_uses_the_seeds_that_all_rows_have_and_starts_at_the_floor():
     results = {
         "teacher": {0: result(0.9), 1: result(0.8)},
         "SAR-only": {0: result(0.5), 1: result(0.7)},
@@ -264,7 +264,7 @@ def test_tables_say_the_same_in_three_formats(tmp_path):
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tool_trains_what_is_missing_and_takes_what_is_finished(scenes, scenes_dir, tmp_path):
+def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_dir, tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
         'CONFIG = "configs/quickstart.py"\nREFERENCE = "SAR-only"\n'

@@ -124,7 +124,7 @@ def finished(tmp_path_factory, scenes, scenes_dir):
 
 
 @pytest.fixture(scope="module")
-def pictured(finished, tmp_path_factory):
+def page_text(finished, tmp_path_factory):
     """The page about the finished run and an unfinished one whose data is missing."""
     other = tmp_path_factory.mktemp("report") / "second"
     config = small_config(str(other / "nowhere"))
@@ -168,25 +168,25 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else_and_is_well_formed(pictured):
-    page = Page(pictured)
+def test_the_page_needs_nothing_else_and_is_well_formed(page_text):
+    page = Page(page_text)
     assert page.open == [] and page.tags.count("img") == 2 * 2 * (3 + 2 * 3)
     assert page.references and all(re.match(r"#|data:image/(png|jpeg);base64,", each) for each in page.references)
-    assert not re.search(r"https?:|@import|url\(", pictured)
+    assert not re.search(r"https?:|@import|url\(", page_text)
     assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
-    assert len(pictured.encode()) < 500_000
+    assert len(page_text.encode()) < 500_000
 
 
-def test_what_comes_from_files_is_text(pictured):
-    text = Page(pictured).text
+def test_text_from_files_is_escaped(page_text):
+    text = Page(page_text).text
     assert "<script>alert(1)</script>" in text and "<script>alert(2)</script>" in text and "<b>ce</b>" in text
-    assert "<script" not in pictured
+    assert "<script" not in page_text
 
 
-def test_every_quantity_of_the_log_is_drawn(pictured, finished):
+def test_every_quantity_of_the_log_is_drawn(page_text, finished):
     names = {key for row in log_of(TITLES) for key in row} - {"network", "step", "faults"}
     for name in names:
-        assert f"<code>{name}</code>" in pictured, name
+        assert f"<code>{name}</code>" in page_text, name
     run = read_run(str(finished), "first", DEFAULTS, None)
     drawn = {chart.name: chart for group in curves.learning_curves([run]) for chart in group.charts}
     assert set(drawn) == names
@@ -198,7 +198,7 @@ def test_every_quantity_of_the_log_is_drawn(pictured, finished):
     assert groups["Loss terms, weighted"] == ["loss", "ce", "hfd", "gram"]
 
 
-def test_a_share_is_drawn_from_zero_also_where_it_rises_from_next_to_nothing(finished):
+def test_the_axis_of_a_share_starts_at_zero(finished):
     run = read_run(str(finished), "first", DEFAULTS, None)
     series = curves._Series(run, "student", "", np.array([1.0, 2.0]), np.array([0.001, 0.96]))
     shares, losses = (curves.chart(name, [series], 2) for name in ("share_hfd", "hfd"))
@@ -206,14 +206,14 @@ def test_a_share_is_drawn_from_zero_also_where_it_rises_from_next_to_nothing(fin
     assert {"0", "1"} <= {text for _, text in shares.y_ticks}
 
 
-def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
-    text = " ".join(Page(pictured).text.split())
+def test_the_page_shows_scores_and_gain_and_names_what_is_missing(page_text, scenes):
+    text = " ".join(Page(page_text).text.split())
     for words in (*scenes.facts.class_names, *TITLES.values(), "student before training (seed 0)"):
         assert words in text
     # IoU of k + 1 against the classes that confuse with it: (11, 21, 31) / (11, 21, 31) + 6), see `evaluated`.
-    floor, reached, ceiling = (hit / (hit + 6) for hit in (11, 21, 31))
-    assert f"{reached:.4f}" in text and f"{reached - floor:+.4f}" in text
-    assert f"{100 * (reached - floor) / (ceiling - floor):.0f} %" in text
+    reference, student, teacher = (hit / (hit + 6) for hit in (11, 21, 31))
+    assert f"{student:.4f}" in text and f"{student - reference:+.4f}" in text
+    assert f"{100 * (student - reference) / (teacher - reference):.0f} %" in text
     assert "first: HFD student (SAR): neither labelled nor predicted" in text and "buildings" in text
     for sentence in (
         "teacher (EO): 2 of 6 steps trained.",
@@ -227,8 +227,8 @@ def test_scores_gain_and_what_is_missing_are_named(pictured, scenes):
         assert sentence in text, sentence
 
 
-def test_two_runs_show_what_differs(pictured):
-    part = pictured[pictured.index('<section id="differs">') :]
+def test_two_runs_show_what_differs(page_text):
+    part = page_text[page_text.index('<section id="differs">') :]
     part = Page(part[: part.index("</section>") + len("</section>")]).text.split()
     assert part[part.index("distill.hfd.weight") :][:3] == ["distill.hfd.weight", "17.5", "2.5"]
     assert part[part.index("seed") :][:3] == ["seed", "0", "7"]
@@ -236,14 +236,14 @@ def test_two_runs_show_what_differs(pictured):
 
 
 @pytest.fixture(scope="module")
-def looked(finished):
+def surveyed(finished):
     """(run, survey) over the validation split, which has no stored scores."""
     run = read_run(str(finished), "first", DEFAULTS, "validation")
     return run, survey.make_survey(run, None, count=6, limit=0, parallel=one_device())
 
 
-def test_tiles_are_scored_one_by_one_and_ranked(looked, scenes):
-    run, found = looked
+def test_tiles_are_scored_one_by_one_and_ranked(surveyed, scenes):
+    run, found = surveyed
     tiles = [*found.worst, *reversed(found.best)]
     shown = [tile["position"] for tile in tiles]
     assert sorted(shown) == list(range(6)), "no tile is both among the best and the worst"
@@ -252,29 +252,31 @@ def test_tiles_are_scored_one_by_one_and_ranked(looked, scenes):
         np.add.at(expected, (tile["label"], tile["student"]), 1)
         np.testing.assert_array_equal(found.confusion["student"][tile["position"]], expected)
         assert tile["id"] == scenes.tile_ids([("validation", tile["position"])])[0]
-    reached = found.tile_scores("student")
-    assert np.all(np.diff(reached[shown]) >= 0)
+    student = found.tile_scores("student")
+    assert np.all(np.diff(student[shown]) >= 0)
     shared = survey.open_run(run, None, one_device())
     network = survey.load_networks(run, shared)["student"]
     evaluator = shared.evaluator("validation")
     apart = evaluator(network.model, network.inputs, network.sensor, network.variables)
-    np.testing.assert_array_equal(found.whole_scores()["student"].scores.matrix, apart.matrix)
+    np.testing.assert_array_equal(found.split_scores()["student"].scores.matrix, apart.matrix)
     assert found.throughput.megapixels > 0 and found.throughput.batch == (5, 64, 64)
 
 
-def test_the_network_before_training_is_the_one_the_run_began_with(looked):
+def test_the_untrained_network_is_the_one_the_run_started_from(surveyed):
     """The student of this run was saved untrained, so its features equal those of the network before training."""
-    similarity = looked[1].similarity
+    similarity = surveyed[1].similarity
     assert set(similarity) == {survey.UNTRAINED, "sar_only", "student"}
     assert similarity[survey.UNTRAINED] == similarity["student"] != similarity["sar_only"]
     assert all(0 < value < 1 for value in similarity["student"].values())
-    assert looked[1].positions == {"C2": 6 * 256, "C3": 6 * 64, "C4": 6 * 16, "C5": 6 * 4, "A": 6 * 256}
+    assert surveyed[1].positions == {"C2": 6 * 256, "C3": 6 * 64, "C4": 6 * 16, "C5": 6 * 4, "A": 6 * 256}
 
 
 def test_ties_and_tiles_without_labels():
-    assert survey.ranked(np.array([0.5, np.nan, 0.2, 0.5, 0.2])) == [2, 4, 0, 3]
+    assert survey.ranking(np.array([0.5, np.nan, 0.2, 0.5, 0.2])) == [2, 4, 0, 3]
     assert (
-        survey.spread(10, 0) == list(range(10)) and survey.spread(10, 3) == [0, 4, 9] and survey.spread(2, 5) == [0, 1]
+        survey.evenly_spaced(10, 0) == list(range(10))
+        and survey.evenly_spaced(10, 3) == [0, 4, 9]
+        and survey.evenly_spaced(2, 5) == [0, 1]
     )
 
 
@@ -285,7 +287,7 @@ def direct_cka(x, y):
     return np.sum(k * l) / np.sqrt(np.sum(k * k) * np.sum(l * l))
 
 
-def test_cka_is_what_the_paper_defines_over_the_valid_positions(rng):
+def test_cka_equals_the_papers_definition_over_the_valid_positions(rng):
     x, y = rng.normal(size=(2, 8, 4, 5)) + 3, rng.normal(size=(2, 8, 4, 3))
     y[..., 0] += x[..., 0]
     valid = np.repeat(np.repeat(rng.random((2, 8, 4)) < 0.6, 4, 1), 4, 2)
@@ -300,7 +302,7 @@ def test_cka_is_what_the_paper_defines_over_the_valid_positions(rng):
     assert linear_cka(both, each_position=True) == pytest.approx(direct_cka(*apart), abs=1e-5)
 
 
-def test_cka_does_not_see_rotation_scale_and_offset(rng):
+def test_cka_is_invariant_to_rotation_scale_and_offset(rng):
     x = rng.normal(size=(1, 64, 64, 4)) * [1, 2, 3, 4] + 5
     everywhere = np.ones((1, 64, 64), bool)
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -311,14 +313,14 @@ def test_cka_does_not_see_rotation_scale_and_offset(rng):
     assert np.isnan(linear_cka(moments(x, np.full_like(x, 0.3), everywhere)))
 
 
-def test_what_all_tiles_share_can_be_left_out(rng):
+def test_centring_each_position_removes_what_all_tiles_share(rng):
     pattern = 10 * rng.normal(size=(4, 4, 3))
     x, y = (pattern + rng.normal(size=(400, 4, 4, 3)) for _ in "xy")
     sums = moments(x, y, np.ones((400, 4, 4), bool))
     assert linear_cka(sums) > 0.95 and linear_cka(sums, each_position=True) < 0.01
 
 
-def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):
+def test_a_folder_without_a_run_is_refused(tmp_path, finished, scenes_dir):
     with pytest.raises(WorkdirError, match="nowhere: no such folder; expected the --workdir of a main.py run"):
         read_run(str(tmp_path / "nowhere"), "x", DEFAULTS, None)
     with pytest.raises(WorkdirError, match=r"config.json: missing; is .* the workdir of a run"):
@@ -332,7 +334,7 @@ def test_no_run_is_one_clear_error(tmp_path, finished, scenes_dir):
     assert short_names(["runs/one", "runs/two/"]) == ["one", "two"]
 
 
-def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, tmp_path, scenes_dir):
+def test_a_missing_checkpoint_is_named_and_the_others_are_shown(finished, tmp_path, scenes_dir):
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
     shutil.rmtree(root / "checkpoints" / "sar_only")
@@ -352,7 +354,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_are_shown(finished, t
         (["--split=tset"], r"no split 'tset'; did you mean 'test'"),
     ],
 )
-def test_mistakes_are_found_before_the_work(finished, flags, message):
+def test_invalid_flags_are_refused_before_the_survey(finished, flags, message):
     with pytest.raises(UserError, match=message):
         report.main(report.make_parser().parse_args([f"--workdir={finished}", *flags]))
     assert not (finished / "report.html").exists()
@@ -364,7 +366,10 @@ def test_an_older_config_gets_the_defaults_of_newer_fields():
         "d": 3,
         "e": 6,
     }
-    assert tables.changed({"a": {"b": 1}}, {"a": {"b": 2}, "x": []}) == [("a.b", "1", "2"), ("x", "\N{EN DASH}", "()")]
+    assert tables.changed_fields({"a": {"b": 1}}, {"a": {"b": 2}, "x": []}) == [
+        ("a.b", "1", "2"),
+        ("x", "\N{EN DASH}", "()"),
+    ]
 
 
 def test_axes():

@@ -105,7 +105,7 @@ np.savez("out.npz", classes=classes, probabilities=probabilities)
     assert hfd_jax.load(file) == hfd_jax.load(os.path.dirname(file)), "or the folder that holds it"
 
 
-def test_a_batch_is_its_images_one_by_one(student, sar):
+def test_a_batch_gives_the_maps_of_its_images(student, sar):
     images = np.stack([sar, sar[::-1], sar * 0.5])
     classes, probabilities = student.predict(images)
     assert classes.shape == (3, 64, 64) and probabilities.shape == (3, 64, 64, 5)
@@ -162,7 +162,7 @@ def test_arrays_that_do_not_fit_are_refused(student, sar, change, message):
         student.predict(change(sar))
 
 
-def test_masks_that_do_not_fit_are_refused_and_zeros_are_pointed_out(student, sar):
+def test_masks_that_do_not_fit_are_refused_and_zeros_are_reported(student, sar):
     for valid in (np.ones((64, 63), bool), np.ones((64, 64)), np.ones((1, 64, 64), bool)):
         with pytest.raises(DataError, match=r"valid is .*; expected bool of shape \(64, 64\)"):
             student.predict(sar, valid)
@@ -185,7 +185,7 @@ def test_the_teacher_reads_optical_arrays(tmp_path):
         teacher.predict(eo.astype(np.int64))
 
 
-def test_mistakes_of_load_are_named(workdir, file, tmp_path):
+def test_load_names_mistakes(workdir, file, tmp_path):
     for path, more, message in (
         (tmp_path / "nowhere", {}, "nowhere: no such file or folder"),
         (tmp_path, {}, "no model file .* in this folder"),

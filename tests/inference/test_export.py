@@ -43,7 +43,7 @@ HEIGHT, WIDTH = 32, 64
 
 
 def random_state(model, bands, rng):
-    """Values that leave no part of the network idle, and an adapter larger than the network."""
+    """Random variables that make every part of the network matter, and an adapter larger than the network."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, bands), np.float32)))
 
     def draw(path, leaf):
@@ -142,7 +142,7 @@ assert not {{name.split(".")[0] for name in sys.modules}} & {{"hfd_jax", "flax"}
     np.testing.assert_allclose(out["one"], logits[1:2], **ROUNDING)
 
 
-def test_model_json_tells_what_a_user_must_know(exported, workdir):
+def test_model_json_has_what_a_user_needs(exported, workdir):
     model = json.loads((exported / "model.json").read_text())
     assert (model["name"], model["step"]) == ("HFD student (SAR)", 7)
     assert model["input"]["sar"] == {
@@ -167,7 +167,7 @@ def test_model_json_tells_what_a_user_must_know(exported, workdir):
     assert all(line in readme and line in make_parser().format_help() for line in model["usage"])
 
 
-def test_the_artifact_holds_the_network_alone(exported, workdir):
+def test_the_artifact_contains_only_the_network(exported, workdir):
     """One array per parameter and statistic; the adapter alone would be 4 MB."""
     network = load_network(workdir.checkpoints("student"), "latest", Jit(jax.devices()[:1]))
     trained = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
@@ -219,7 +219,7 @@ def test_mistakes_are_named_and_nothing_is_written(workdir, tmp_path, flags, err
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_tensorflow_is_said(monkeypatch):
+def test_missing_tensorflow_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="format savedmodel: TensorFlow is not installed"):
         export.Options(format="savedmodel")

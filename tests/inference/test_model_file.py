@@ -84,6 +84,19 @@ def test_the_card_states_what_the_run_recorded_and_invents_nothing(exported):
     assert "Versions: unknown" in card and "Teacher: none recorded" in card
 
 
+def test_the_card_names_the_licence_that_was_given(workdir, exported, tmp_path):
+    assert "Of these weights: not stated" in (exported / "README.md").read_text()
+    run_export(workdir, tmp_path / "student", "--format=model", "--license=CC-BY-4.0")
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert "Of these weights: CC-BY-4.0." in card and "not stated" not in card
+    with pytest.raises(ConfigError, match="license 'free to use': expected an SPDX identifier such as Apache-2.0"):
+        run_export(workdir, tmp_path / "other", "--format=model", "--license=free to use")
+    with pytest.raises(ConfigError, match="license MIT: only format model has a model card; leave out the license"):
+        run_export(workdir, tmp_path / "other", "--license=MIT")
+    assert os.listdir(tmp_path) == ["student"]
+
+
 def test_a_run_without_evaluation_has_a_card_without_metrics(tmp_path):
     write_network(tmp_path / "run")
     run_export(tmp_path / "run", tmp_path / "student", "--format=model")

@@ -75,7 +75,7 @@ def test_two_rectangles_with_area_confidence_and_crs(make, run):
     assert shapes[1].equals(shapely.box(x + 30, y - 240, x + 90, y - 200))
 
 
-def test_without_confidence_there_is_no_such_field_and_without_any_in_a_component_it_is_null(make, run):
+def test_the_confidence_field_is_absent_without_a_raster_and_null_without_values(make, run):
     array = blocks((0, 4, 0, 4), (10, 12, 0, 4))
     assert "confidence" not in run(make("map.tif", array))[2]
     confidence = np.where(np.arange(40)[:, None] < 5, 254, 255) + 0 * array
@@ -83,7 +83,7 @@ def test_without_confidence_there_is_no_such_field_and_without_any_in_a_componen
     assert values[0] == 1 and np.isnan(values[1])
 
 
-def test_holes_stay(make, run):
+def test_holes_are_kept(make, run):
     array = blocks((2, 30, 2, 50))
     array[10:20, 10:20] = 0
     array[15, 15] = 1  # an island in the hole
@@ -137,9 +137,11 @@ def test_the_outline_of_the_pixels_is_exact_without_simplification(make, run, rn
 
 
 @pytest.mark.parametrize("most_rings", [components.MOST_RINGS, 0])
-def test_the_staircase_is_gone(make, run, monkeypatch, most_rings):
-    """A house of 40 x 20 pixels at an angle, and what must not be lost with it. With too many rings for the usual way
-    (here: any number), corners are cut."""
+def test_simplification_removes_the_staircase(make, run, monkeypatch, most_rings):
+    """A rotated house of 40 x 20 pixels with a hole, and thin components, which must be kept.
+
+    Above MOST_RINGS (0: always), a simpler method cuts the corners.
+    """
     monkeypatch.setattr(components, "MOST_RINGS", most_rings)
     house = shapely.affinity.rotate(shapely.box(10, 15, 50, 35), 25)
     array = rasterio.features.rasterize([house], (60, 60)).astype(np.uint8)
@@ -182,7 +184,7 @@ def test_area_in_longitude_and_latitude(make, run, latitude):
     np.testing.assert_allclose(shapes[0].bounds, (4.3, latitude - 0.004, 4.312, latitude), atol=1e-9)
 
 
-def test_area_where_metres_of_the_map_are_none_on_the_ground(make, run):
+def test_area_in_a_projection_that_distorts_lengths(make, run):
     array = blocks((5, 15, 10, 50))
     mercator = run(make("map.tif", array, "EPSG:3857", from_origin(480000, 6800000, 10, 10)))[2]["area_m2"][0]
     (_, latitude) = rasterio.warp.transform("EPSG:3857", "EPSG:4326", [480000], [6800000])
@@ -206,7 +208,7 @@ def test_geojson_is_in_longitude_and_latitude(make, run, tmp_path):
     assert fields["area_m2"][0] == 40000
 
 
-def test_small_ones_are_left_out(make, run):
+def test_small_polygons_are_left_out(make, run):
     array = blocks((0, 2, 0, 5), (5, 8, 0, 3), (10, 20, 0, 10))
     assert run(make("map.tif", array), min_area=1000)[2]["area_m2"].tolist() == [1000, 10000]
     assert run(make("map.tif", array), min_area=1001)[2]["id"].tolist() == [1]
@@ -261,7 +263,7 @@ def test_every_mistake_is_named(make, tmp_path, options, error, message):
 
 
 @pytest.mark.parametrize("fault", [pyogrio.errors.DataLayerError("disk full"), KeyboardInterrupt()])
-def test_what_was_there_stays_when_writing_fails(make, tmp_path, monkeypatch, fault):
+def test_an_existing_file_is_kept_when_writing_fails(make, tmp_path, monkeypatch, fault):
     path = str(tmp_path / "out.gpkg")
     assert write_polygons(make("map.tif", blocks((5, 15, 10, 50))), None, path, "building") == 1
     written = pyogrio.raw.write

@@ -106,7 +106,7 @@ def test_maps_agree_with_each_other_and_with_the_scene(made, scene):
     assert max(shifts, key=agreement) == (0, 0), "the map overlays the truth"
 
 
-def test_a_map_lies_where_its_scene_does_and_says_what_it_shows(made):
+def test_a_map_has_the_scenes_georeference_and_the_names_of_the_classes(made):
     _, path, _, folder = made
     for suffix in ("", "_confidence", "_probabilities"):
         with rasterio.open(folder / f"scene{suffix}.tif") as raster, rasterio.open(path) as source:
@@ -122,7 +122,7 @@ def test_a_map_lies_where_its_scene_does_and_says_what_it_shows(made):
             assert suffix != "_probabilities" or raster.descriptions == CLASS_NAMES
 
 
-def test_the_same_command_again_computes_nothing_and_another_one_is_refused(made, capsys):
+def test_a_repeated_command_computes_nothing_and_other_settings_are_refused(made, capsys):
     flags, _, _, folder = made
     before = os.stat(folder / "scene.tif").st_ino
     run_tool(*flags)
@@ -131,10 +131,10 @@ def test_the_same_command_again_computes_nothing_and_another_one_is_refused(made
         run_tool(*flags[:-1], "overlap=0")
 
 
-def test_windows_batches_and_devices_change_nothing(predictors, scene, tmp_path):
-    """Against the scene as one window, where the margin holds all that this network looks at: a quarter of 192 pixels.
+def test_maps_do_not_depend_on_windows_batches_or_devices(predictors, scene, tmp_path):
+    """Compares with the scene as one window; the margin, a quarter of 192 pixels, covers the receptive field.
 
-    What is left is rounding: of sums in another order, and to 254 steps. No seam is left, then, at any border.
+    Only rounding differs: of sums in another order, and to 254 steps. So no window leaves a seam.
     """
     path = write(tmp_path / "scene.tif", scene.sar)
     whole = predictors(window=416, batch_size=1)
@@ -181,7 +181,7 @@ def test_small_windows_leave_no_seams(predictors, scene, tmp_path):
     ],
     ids=["geographic", "rotated", "gcps", "none"],
 )
-def test_every_georeference_is_passed_on(predictors, scene, tmp_path, georeference):
+def test_every_kind_of_georeference_is_preserved(predictors, scene, tmp_path, georeference):
     path = write(tmp_path / "scene.tif", scene.sar[:50, :70], **georeference)
     found, notes = mapped(predictors(**SMALL), path, tmp_path)
     assert found.shape == (50, 70) and (found < 5).all(), "smaller than a window in one direction"
@@ -194,7 +194,7 @@ def test_every_georeference_is_passed_on(predictors, scene, tmp_path, georeferen
     assert ("no CRS" in " ".join(notes)) == ("crs" not in georeference)
 
 
-def test_no_data_is_255_and_strange_values_are_no_data(predictors, scene, tmp_path):
+def test_nodata_and_invalid_values_become_255(predictors, scene, tmp_path):
     sar = scene.sar[:96, :96].copy()
     sar[10:30, 10:30] = -9999
     sar[40, 40, 0] = np.inf
@@ -236,7 +236,7 @@ def test_bands_are_found_by_name_or_chosen(predictors, scene, tmp_path):
             predictors(**SMALL, described=Interpretation(bands=bands)).open(path)
 
 
-def test_units_are_held_against_the_training_data(predictors, scene, tmp_path):
+def test_units_are_checked_against_the_training_data(predictors, scene, tmp_path):
     db = scene.sar[:96, :96]
     expected, _ = mapped(predictors(**SMALL), write(tmp_path / "db.tif", db), tmp_path)
     power = write(tmp_path / "power.tif", (10 ** (db / 10)).astype(np.float32))
@@ -354,7 +354,7 @@ def test_the_teacher_maps_optical_scenes(scene, tmp_path):
             run_tool(*flags, f"input={write(tmp_path / 'wrong.tif', image)}", *more)
 
 
-def test_memory_is_that_of_the_window(predictors, tmp_path):
+def test_memory_depends_on_the_window_and_not_on_the_scene(predictors, tmp_path):
     """A scene four times as long needs no more memory. A stub replaces the network."""
     predictor, peaks = Predictor.__new__(Predictor), []
     vars(predictor).update(vars(predictors(**SMALL)))
@@ -370,7 +370,7 @@ def test_memory_is_that_of_the_window(predictors, tmp_path):
 
 
 @pytest.mark.skipif(not ROTTERDAM.exists(), reason="the real scene is missing")
-def test_the_real_rotterdam_scene_keeps_its_place(predictors, tmp_path):
+def test_the_map_of_a_real_scene_has_its_georeference(predictors, tmp_path):
     predictor = predictors(**SMALL, described=Interpretation(bands=("4", "3")))
     found, _ = mapped(predictor, str(ROTTERDAM), tmp_path)
     image = read(ROTTERDAM)
@@ -379,6 +379,6 @@ def test_the_real_rotterdam_scene_keeps_its_place(predictors, tmp_path):
         assert (raster.crs, raster.transform, raster.shape) == (source.crs, source.transform, source.shape)
 
 
-def test_the_tool_explains_itself():
+def test_the_help_of_the_tool():
     text = tool.make_parser().format_help()
     assert "  python -m tools.predict --workdir" in text and "--sar_unit" in text

@@ -24,7 +24,7 @@ def test_weights_add_up_to_one_on_a_grid_of_the_stride(length, window, overlap):
     assert (steps[:-1] == window - overlap).all() and (steps <= window - overlap).all(), "only the last is moved back"
 
 
-def test_weights_rise_smoothly_from_a_margin_that_counts_for_nothing():
+def test_weights_rise_smoothly_from_a_margin_of_weight_zero():
     axis = place(1000, 256, 128)
     first, inner, last = axis.weights[0], axis.weights[2], axis.weights[-1]
     assert (first[:128] == 1).all() and (last[-128:] == 1).all(), "the scene's own border"
@@ -35,7 +35,7 @@ def test_weights_rise_smoothly_from_a_margin_that_counts_for_nothing():
 
 @pytest.mark.parametrize("panel", [512, 1024, 10_000])
 @pytest.mark.parametrize("overlap", [32, 64])
-def test_a_scene_comes_back_whole_from_its_windows(rng, panel, overlap):
+def test_the_windows_of_a_scene_restore_it(rng, panel, overlap):
     """Every pixel is written once, in whole blocks, with the value that all windows over it agree on."""
     height, width, classes = 300, 1100, 2
     grid = Grid(height, width, 128, overlap, panel)
@@ -68,7 +68,7 @@ def test_a_scene_comes_back_whole_from_its_windows(rng, panel, overlap):
     np.testing.assert_allclose(found[:, seen], scene[:, :height, :width][:, seen], atol=1e-5)
 
 
-def test_what_is_held_does_not_grow_with_the_scene():
+def test_memory_does_not_grow_with_the_scene():
     def held(*shape):
         mosaic = Mosaic(Grid(*shape, 128, 32, 2048), 3, lambda *part: None)
         return sum(array.nbytes for array in vars(mosaic).values() if isinstance(array, np.ndarray))

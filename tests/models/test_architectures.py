@@ -295,6 +295,8 @@ def test_records_and_workdirs_without_an_architecture_still_open(tmp_path, facts
     record["config"] = {"data": {"crop": 64}}
     model = network_from_record(record)
     assert isinstance(model, HFDNet) and model.width == 8
+    # Options that came later have the value that describes the network of that time, not their default.
+    assert (model.stride, tuple(model.detail_channels)) == (4, ())
     with pytest.raises(CheckpointError, match="student is of architecture 'vit'; expected one of: hfdnet, fcn, "):
         network_from_record(record | {"model": {"architecture": "vit"}})
 

@@ -1,6 +1,7 @@
 """HFD-Net and its layers: shapes, parameter counts, alignment, folding, and agreement with the library's layers."""
 
 import functools
+import re
 from typing import ClassVar
 
 import flax.linen as nn
@@ -9,11 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hfd_jax.core.options import defaults
 from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
 from hfd_jax.models.base import SegmentationNetwork
+from hfd_jax.models.decoder import DetailPath, FineDecoder
 from hfd_jax.models.folding import fold
-from hfd_jax.models.hfdnet import TAP_STRIDES, HFDNet
-from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolve_upsampled, max_pool, upsample
+from hfd_jax.models.hfdnet import HFDNet
+from hfd_jax.models.layers import (
+    BatchNorm,
+    JoinedConvolution,
+    convolve_upsampled,
+    max_pool,
+    mean_pool_2x2,
+    upsample,
+)
 from hfd_jax.models.resnet import ResNet
 
 
@@ -83,10 +93,10 @@ def test_alignment_shapes_do_not_depend_on_its_options(align, context):
 def test_untrained_flow_is_a_plain_pyramid(rng):
     """The flow is initialised with zeros, so that both variants compute the same with the same weights."""
     features = {f"C{k}": rng.normal(size=(1, 64 // 2**k, 64 // 2**k, 4)).astype(np.float32) for k in (2, 3, 4, 5)}
-    variables = FeatureAlignment(8).init(jax.random.key(0), features, False)
-    plain = FeatureAlignment(8, align="none")
+    aligned, plain = FeatureAlignment(8, align="flow"), FeatureAlignment(8, align="none")
+    variables = aligned.init(jax.random.key(0), features, False)
     shared = {k: v for k, v in variables["params"].items() if not k.startswith("flow")}
-    one = FeatureAlignment(8).apply(variables, features, False)
+    one = aligned.apply(variables, features, False)
     other = plain.apply({**variables, "params": shared}, features, False)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -132,15 +142,68 @@ def test_encoder_has_the_standard_number_of_parameters(depth, parameters):
     assert count(shapes["params"]) == parameters
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_hfdnet_shapes_and_strides(depth):
-    model = HFDNet(classes=7, depth=depth, width=8)
+@pytest.mark.parametrize(("depth", "stride"), [(18, 1), (18, 2), (50, 4)])
+def test_hfdnet_shapes_and_strides(depth, stride):
+    model = HFDNet(classes=7, depth=depth, width=8, stride=stride, detail_channels=(3, 5, 6))
     (logits, features), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.ones((2, 64, 128, 4))))
     assert logits.shape == (2, 64, 128, 7) and logits.dtype == jnp.float32
-    for tap, stride in TAP_STRIDES.items():
-        assert features[tap].shape[1:3] == (64 // stride, 128 // stride)
-    assert features["C5"].shape[-1] == 8 * 8 * (4 if depth == 50 else 1)
-    assert features["A"].shape[-1] == 8 * (4 if depth == 50 else 2)
+    strides = HFDNet.strides({"stride": stride})
+    assert strides["A"] == stride and features.keys() == strides.keys()
+    for tap, of_tap in strides.items():
+        assert features[tap].shape[1:3] == (64 // of_tap, 128 // of_tap)
+    expansion = 4 if depth == 50 else 1
+    assert features["C5"].shape[-1] == 8 * 8 * expansion
+    assert features["P"].shape[-1] == 8 * (4 if depth == 50 else 2)
+    assert features["A"].shape[-1] == {1: 3, 2: 5, 4: 6}[stride]
+
+
+def test_without_detail_channels_the_pyramid_is_classified(rng):
+    """The network of version 0.1: checkpoints whose record lacks both options have its parameters."""
+    x = rng.normal(size=(1, 64, 64, 2)).astype(np.float32)
+    model = HFDNet(classes=3, width=4, stride=4, detail_channels=())
+    (_, features), variables = model.init_with_output(jax.random.key(0), x)
+    assert variables["params"].keys() == {"encoder", "alignment", "classifier"}
+    np.testing.assert_array_equal(features["A"], features["P"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 3}, "expected one of: 1, 2, 4"),
+        ({"detail_channels": ()}, r"\(\) needs model.stride=4; it is 1"),
+        ({"detail_channels": (8, 16)}, r"\(8, 16\) given; expected three whole numbers, or \(\)"),
+        ({"detail_channels": (8, 16, 0)}, "expected more than 0"),
+    ],
+)
+def test_impossible_fine_levels_are_refused(options, message):
+    found = [why for _, why in HFDNet.problems(defaults(HFDNet) | options)]
+    assert any(re.search(message, why) for why in found), found
+
+
+def test_mean_pooling_equals_the_library(rng):
+    x = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
+    np.testing.assert_allclose(mean_pool_2x2(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
+
+
+def test_a_coarser_detail_path_reads_means_of_the_image(rng):
+    """At stride 2 the finest level sees the image at half its resolution, and nothing else."""
+    x = rng.normal(size=(1, 16, 16, 2)).astype(np.float32)
+    path = DetailPath((3, 5, 6), stride=2)
+    maps, variables = path.init_with_output(jax.random.key(0), x, False)
+    assert {stride: found.shape[1:] for stride, found in maps.items()} == {2: (8, 8, 5), 4: (4, 4, 6)}
+    flat = np.repeat(np.repeat(mean_pool_2x2(x), 2, 1), 2, 2)
+    np.testing.assert_allclose(maps[2], path.apply(variables, flat, False)[2], atol=1e-5)
+
+
+def test_the_decoder_projects_before_it_upsamples_without_changing_the_result(rng):
+    pyramid = rng.normal(size=(1, 4, 4, 7)).astype(np.float32)
+    detail = {2: rng.normal(size=(1, 8, 8, 5)).astype(np.float32)}
+    found, variables = FineDecoder().init_with_output(jax.random.key(0), pyramid, detail, False)
+    params = variables["params"]
+    projected = upsample(pyramid, (8, 8)) @ params["project2"]["kernel"][0, 0]
+    merged = direct(detail[2] + projected, params["merge2"]["conv"]["kernel"])
+    # Batch statistics are 0 and 1 at first: the norm divides by sqrt(1 + epsilon).
+    np.testing.assert_allclose(found, nn.relu(merged / np.sqrt(1 + BatchNorm.epsilon)), atol=1e-5)
 
 
 def test_bfloat16_keeps_float32_parameters_statistics_and_logits(rng):
@@ -211,7 +274,7 @@ def test_batch_norm_equals_the_library_in_value_gradient_and_statistics(rng, tra
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *found)
 
 
-@pytest.mark.parametrize("options", [{"depth": 18}, {"depth": 50, "context": True, "align": "none"}])
+@pytest.mark.parametrize("options", [{"depth": 18, "align": "flow"}, {"depth": 50, "context": True}])
 def test_folded_variables_compute_the_same(rng, options):
     x = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
     model = HFDNet(classes=4, width=4, **options)

@@ -4,11 +4,12 @@ import importlib
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default
 from hfd_jax.core.errors import ConfigError
 from hfd_jax.train import build
-from hfd_jax.train.config_flags import field_names
+from hfd_jax.train.config_flags import field_names, unknown_field
 from hfd_jax.train.networks import networks_to_train, student_spec
 from hfd_jax.train.validate import check_against_data, check_fields
 from tests.conftest import ROOT, run_python
@@ -91,7 +92,7 @@ def set_field(config, field, value):
         ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
     ],
 )
-def test_impossible_values_are_named(config, field, value, message):
+def test_invalid_values_are_named(config, field, value, message):
     check_fields(config, devices=8)
     set_field(config, field, value)
     if message is None:
@@ -99,6 +100,25 @@ def test_impossible_values_are_named(config, field, value, message):
         return
     with pytest.raises(ConfigError, match=message):
         check_fields(config, devices=8)
+
+
+@pytest.mark.parametrize(
+    "field", ["baselines", "data.sar_bands", "data.eo_bands", "distill.method", "distill.hfd.taps", "model.rates"]
+)
+def test_a_string_in_place_of_a_tuple_is_refused(config, field):
+    config.model.architecture, config.distill.hfd.taps = "deeplabv3plus", ("C3",)
+    check_fields(config)
+    values = config.to_dict()
+    set_field(values, field, "VV")
+    with pytest.raises(ConfigError, match=f"config.{field} is 'VV': expected a tuple"):
+        check_fields(ConfigDict(values))
+
+
+def test_equally_similar_fields_prefer_the_depth_and_part_that_were_typed(config):
+    # 'dtype' is as similar.
+    assert unknown_field("normalise.dtype", config).endswith("does not exist: did you mean 'teacher.dtype'?")
+    tied = ConfigDict({"a": {"b": {"rate": 1}, "c": {"rate": 1}}, "e": {"b": {"rate": 1}}})
+    assert unknown_field("a.x.rate", tied).endswith("did you mean 'a.b.rate' or 'a.c.rate'?")
 
 
 def test_no_loss_on_labels_at_all_is_refused(config):
@@ -159,11 +179,19 @@ def test_decibel_augmentation_needs_decibels(config, facts):
         (["--config.train.remat=maybe"], "config.train.remat is 'maybe': expected True or False"),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),
         (["--config.data.sar_bands=('HH',)"], "config.data.sar_bands is .*scenes has no sar band 'HH'; .*VV, VH"),
+        (["--config.data.sar_bands=VV"], r"config.data.sar_bands is 'VV': expected a tuple, \('VV',\)"),
+        (["--config.data.eo_bands=R,G"], r"config.data.eo_bands is 'R,G': expected a tuple, \('R','G'\)"),
+        (
+            ["--config.baselines", "(sar_only)"],
+            r"config.baselines is '\(sar_only\)': expected a tuple, \('sar_only',\)",
+        ),
+        (["--config.distill.hfd.taps='A'"], r"config.distill.hfd.taps is \"'A'\": expected a tuple, \('A',\)"),
+        (["--config.model.rates=6"], r"config.model.rates is '6': expected a tuple, \(6,\)"),
         (["--config.data.name=folder/nope"], "data/folder/nope: no prepared data set"),
         (["--config.optim.learning_rate=fast"], "config.optim.learning_rate is 'fast': expected a number"),
     ],
 )
-def test_the_launcher_answers_in_one_line_and_writes_nothing(tmp_path, arguments, message):
+def test_the_launcher_prints_one_line_and_writes_nothing(tmp_path, arguments, message):
     import re
 
     done = run_python(

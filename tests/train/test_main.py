@@ -22,7 +22,7 @@ def finished(tmp_path_factory, scenes, scenes_dir):
     return workdir, done.stdout
 
 
-def test_everything_is_where_it_was_promised(finished):
+def test_all_outputs_are_written(finished):
     workdir, text = finished
     for name in ("config.json", "versions.json", "metrics.jsonl", "evaluation.json"):
         assert (workdir / name).stat().st_size > 0
@@ -75,7 +75,7 @@ def test_the_student_checkpoint_has_no_teacher_and_knows_its_data(finished):
     assert record["score"] is not None
 
 
-def test_second_start_trains_nothing_and_says_the_same(finished, scenes_dir):
+def test_a_second_start_trains_nothing_and_prints_the_same_scores(finished, scenes_dir):
     workdir, text = finished
     before = evaluation(workdir)
     again = main(workdir, scenes_dir).stdout
@@ -259,7 +259,7 @@ def test_evaluate_tool_in_a_fresh_process_gives_the_same_numbers(finished, scene
         (["--workdir={run}", "--window=-32"], "config.eval.window is -32: expected 0 or more"),
     ],
 )
-def test_evaluate_tool_names_what_is_wrong(finished, flags, message):
+def test_evaluate_tool_names_mistakes(finished, flags, message):
     done = run_python("-m", "tools.evaluate", *[flag.format(run=finished[0]) for flag in flags], check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 

@@ -178,7 +178,7 @@ def metrics_of(setup, batch, state=None):
     return jax.device_get(jax.jit(lambda b: steps.train_step(setup)(state, make_teacher(), b)[1])(batch))
 
 
-def test_what_the_sensors_did_not_see_changes_nothing():
+def test_invalid_pixels_have_no_influence():
     setup, batch = make_setup(), make_batch()
     other = {k: v.copy() for k, v in batch.items()}
     other["sar"][~batch["sar_valid"]] = np.nan

@@ -29,11 +29,11 @@ def row(bad_steps=0, skipped=0, **values):
         ({}, ["batch statistics"]),
     ],
 )
-def test_what_was_not_finite_is_named(values, names):
+def test_terms_that_are_not_finite_are_named(values, names):
     assert culprits(row(1, 1, **values)) == names
 
 
-def test_means_leave_skipped_steps_out():
+def test_means_exclude_skipped_steps():
     rows = [row(ce=1.0), row(1, 1, ce=NAN), row(0, 1, ce=3.0)]
     assert mean_of(rows) == {"loss": 1.0, "ce": 2.0, "share_ce": 0.5, "grad_norm": 2.0, "skipped": 1}
     assert mean_of([row(1, 1)]) == {"skipped": 1}

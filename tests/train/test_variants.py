@@ -57,7 +57,7 @@ TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "def make_
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_every_tool_explains_itself(tool):
+def test_every_tool_has_a_help(tool):
     text = importlib.import_module(f"tools.{tool}").make_parser().format_help()
     assert f"usage: python -m tools.{tool}" in text and f"  python -m tools.{tool} " in text
     assert (ROOT / "README.md").read_text().count(f"tools.{tool}") > 0
@@ -67,7 +67,7 @@ def test_help_needs_no_workdir():
     assert "usage: python -m tools.compare" in run_python("-m", "tools.compare", "--help").stdout
 
 
-def test_prepare_tool_writes_scenes_and_says_how_to_use_them(tmp_path):
+def test_prepare_tool_writes_scenes_and_prints_how_to_use_them(tmp_path):
     flags = ("--dataset=scenes", "--train=4", "--validation=0", "--test=2", "--looks=4", f"--data_dir={tmp_path}")
     text = run_python("-m", "tools.prepare_data", *flags).stdout
     assert "tiles: 4 train, 2 test" in text and "--config.data.name=scenes/64px" in text

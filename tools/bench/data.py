@@ -83,9 +83,8 @@ def compare_rates(shared: Any) -> str:
             for name, turn in turns.items():
                 rates[name].append(size * per_second(turn))
     read, trained, both = (statistics.median(rates[name]) for name in turns)
-    idle = (
-        statistics.mean(waits) * both / size
-    )  # each step waits for its result, so the remaining time is spent waiting for data
+    # Each step waits for its result, so the remaining time is spent waiting for data.
+    idle = statistics.mean(waits) * both / size
     edge = f"{config.data.crop} x {config.data.crop}"
     return (
         f"reading {edge}, {config.data.workers} worker processes: {read:.1f} crops/s\n"

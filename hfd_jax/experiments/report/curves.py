@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from hfd_jax.experiments.report.records import RunFiles
+from hfd_jax.experiments.report.records import StoredRun
 
 # Chart geometry in SVG units; the page scales the chart.
 WIDTH, HEIGHT = 320, 190
@@ -66,14 +66,14 @@ class Group:
 class _Series:
     """The finite values of one quantity for one network; `steps` and `values` are [N] float64."""
 
-    run: RunFiles
+    run: StoredRun
     network: str
     dash: str
     steps: np.ndarray
     values: np.ndarray
 
 
-def learning_curves(runs: Sequence[RunFiles]) -> list[Group]:
+def learning_curves(runs: Sequence[StoredRun]) -> list[Group]:
     """Returns one chart per logged quantity, with the curves of all networks of all runs, in groups."""
     names = dict.fromkeys(key for run in runs for line in run.log for key in line if is_quantity(line, key))
     last = max((line["step"] for run in runs for line in run.log), default=0)
@@ -100,7 +100,7 @@ def group_of(name: str) -> int:
     return next(matching, OTHERS)
 
 
-def _series(run: RunFiles, network: str, name: str, dash: str) -> _Series | None:
+def _series(run: StoredRun, network: str, name: str, dash: str) -> _Series | None:
     found = [(line["step"], line[name]) for line in run.log if line["network"] == network and name in line]
     found = [(step, value) for step, value in found if np.isfinite(value)]
     if not found:

@@ -11,7 +11,7 @@ import numpy as np
 from hfd_jax.core.errors import WorkdirError, writing
 from hfd_jax.experiments.report import curves, tables
 from hfd_jax.experiments.report.pictures import columns, tile_pictures
-from hfd_jax.experiments.report.records import RunFiles
+from hfd_jax.experiments.report.records import StoredRun
 from hfd_jax.experiments.report.survey import UNTRAINED, Survey, Throughput
 from hfd_jax.experiments.report.tables import REFERENCE, Row
 from hfd_jax.models.base import TAPS
@@ -23,7 +23,7 @@ SPARE_COLOURS = 3
 PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 
 
-def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
+def render(runs: Sequence[StoredRun], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
     """Renders the page for runs and their surveys; `defaults` is the default config."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
@@ -41,7 +41,7 @@ def render(runs: Sequence[RunFiles], surveys: Sequence[Survey | None], defaults:
         runs=sections,
         rows=rows,
         class_groups=[class_group(names, group, surveys) for names, group in tables.by_classes(rows).items()],
-        differing=tables.differing([run.stored for run in runs]),
+        differing=tables.differing_fields([run.stored for run in runs]),
         groups=curves.learning_curves(runs),
         curve_networks=curve_networks(runs),
         dashes=[(run.name, curves.DASHES[k % len(curves.DASHES)]) for k, run in enumerate(runs)],
@@ -72,7 +72,7 @@ def write(path: str, page: str) -> None:
         os.replace(temporary, path)
 
 
-def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def section(run: StoredRun, survey: Survey | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the template variables of one run."""
     return {
         "name": run.name,
@@ -87,8 +87,8 @@ def section(run: RunFiles, survey: Survey | None, defaults: Mapping[str, Any]) -
         "inference": inference(run, survey.throughput) if survey else None,
         "training": training(run),
         "faults": faults(run),
-        "changed": tables.changed(defaults, run.stored),
-        "config": tables.everything(run.stored),
+        "changed": tables.changed_fields(defaults, run.stored),
+        "config": tables.all_fields(run.stored),
         "versions": run.versions,
     }
 
@@ -100,38 +100,38 @@ def class_group(names: tuple[str, ...], rows: list[Row], surveys: Sequence[Surve
     return {
         "classes": [(name, rgb(colour)) for name, colour in zip(names, colours, strict=True)],
         "measures": [(title, [(row, getattr(row.scores, key)) for row in rows]) for key, title in PER_CLASS],
-        "matrices": [(row, tables.shares(row.scores.matrix), row.scores.matrix) for row in rows],
+        "matrices": [(row, tables.row_shares(row.scores.matrix), row.scores.matrix) for row in rows],
         "absent": {f"{row.run}: {row.title}": row.scores.absent for row in rows if row.scores.absent},
     }
 
 
-def tile_section(run: RunFiles, survey: Survey) -> dict[str, Any]:
+def tile_section(run: StoredRun, survey: Survey) -> dict[str, Any]:
     """Returns the best and the worst tiles, and the comparison of the networks per tile."""
-    order = sorted(survey.confusion, key=lambda name: (name == "teacher", name != survey.judge))
+    order = sorted(survey.confusion, key=lambda name: (name == "teacher", name != survey.ranked_by))
     titles = {name: survey.records[name]["title"] for name in order}
-    reached = {name: survey.tile_scores(name) for name in order}
-    bands = tuple(survey.records[survey.judge]["bands"]["eo"])
+    tile_scores = {name: survey.tile_scores(name) for name in order}
+    bands = tuple(survey.records[survey.ranked_by]["bands"]["eo"])
 
     def shown(tile: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "id": tile["id"] + ("" if tile["entire"] else " (first window)"),
-            "scores": [(name, titles[name], float(reached[name][tile["position"]])) for name in order],
+            "scores": [(name, titles[name], float(tile_scores[name][tile["position"]])) for name in order],
             "pictures": tile_pictures(tile, titles, survey.facts, bands),
         }
 
     best, worst = ([shown(tile) for tile in tiles] for tiles in (survey.best, survey.worst))
-    judged = ~np.isnan(reached[survey.judge])
-    rival = REFERENCE if REFERENCE in reached and survey.judge != REFERENCE else None
-    better = np.sum(reached[survey.judge][judged] > reached[rival][judged]) if rival else None
+    ranking_scores = tile_scores[survey.ranked_by]
+    labelled = ~np.isnan(ranking_scores)
+    other = REFERENCE if REFERENCE in tile_scores and survey.ranked_by != REFERENCE else None
     return {
         "columns": columns(titles),
         "groups": [("Best", best), ("Worst", worst)],
         "classes": list(zip(survey.facts.class_names, map(rgb, survey.facts.class_colours), strict=True)),
-        "judge": titles[survey.judge],
-        "count": int(judged.sum()),
-        "unjudged": int((~judged).sum()),
-        "rival": titles[rival] if rival else None,
-        "better": better,
+        "ranked_by": titles[survey.ranked_by],
+        "count": int(labelled.sum()),
+        "unlabelled": int((~labelled).sum()),
+        "compared_with": titles[other] if other else None,
+        "better": np.sum(ranking_scores[labelled] > tile_scores[other][labelled]) if other else None,
     }
 
 
@@ -140,25 +140,26 @@ def similarity_section(survey: Survey) -> dict[str, Any]:
     known = [name for name in (UNTRAINED, *BASELINES, "student") if name in survey.similarity]
     names = known + sorted(set(survey.similarity) - set(known))
     titles = {name: record["title"] for name, record in survey.records.items()}
-    titles[UNTRAINED] = f"student before training (seed {survey.records[survey.judge]['config']['seed']})"
+    titles[UNTRAINED] = f"student before training (seed {survey.records[survey.ranked_by]['config']['seed']})"
     before = REFERENCE if REFERENCE in names else UNTRAINED
 
     def block(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         gain = [values["student"][tap] - values[before][tap] for tap in TAPS] if "student" in values else None
         return {"rows": [(name, titles[name], [values[name][tap] for tap in TAPS]) for name in names], "gain": gain}
 
+    titled = {
+        "All variation: features centred over all positions": survey.similarity,
+        "Variation between tiles: features centred at each position of the tile": survey.centred_similarity,
+    }
     return {
-        "blocks": [
-            ("All variation: features centred over all positions", block(survey.similarity)),
-            ("Variation between tiles: features centred at each position of the tile", block(survey.content)),
-        ],
+        "blocks": [(title, block(values)) for title, values in titled.items()],
         "before": titles[before],
         "positions": [survey.positions.get(tap, 0) for tap in TAPS],
         "tiles": len(survey.tiles),
     }
 
 
-def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
+def inference(run: StoredRun, measured: Throughput) -> dict[str, Any]:
     tiles, height, width = measured.batch
     return {
         "title": run.title(measured.network),
@@ -168,7 +169,7 @@ def inference(run: RunFiles, measured: Throughput) -> dict[str, Any]:
     }
 
 
-def training(run: RunFiles) -> list[dict[str, Any]]:
+def training(run: StoredRun) -> list[dict[str, Any]]:
     """Returns the last entry of timing.jsonl for each network."""
     last = {line["network"]: line for line in run.timing if "steps_per_second" in line}
     return [
@@ -182,7 +183,7 @@ def training(run: RunFiles) -> list[dict[str, Any]]:
     ]
 
 
-def faults(run: RunFiles) -> list[str]:
+def faults(run: StoredRun) -> list[str]:
     """Returns descriptions of the skipped steps in the log."""
     return [
         f"{run.title(line['network'])}, step {fault['step']}: {', '.join(fault['terms'])} not finite; "
@@ -192,18 +193,18 @@ def faults(run: RunFiles) -> list[str]:
     ]
 
 
-def every_network(runs: Sequence[RunFiles]) -> list[str]:
+def every_network(runs: Sequence[StoredRun]) -> list[str]:
     return list(dict.fromkeys([*COLOURED, *(name for run in runs for name in run.networks())]))
 
 
-def curve_networks(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
+def curve_networks(runs: Sequence[StoredRun]) -> list[tuple[str, str]]:
     """Returns (network, title) for every network with logged values."""
     logged = {line["network"]: run for run in runs for line in run.log}
     names = dict.fromkeys(name for run in runs for name in run.networks() if name in logged)
     return [(name, logged[name].title(name)) for name in names]
 
 
-def colour_of(network: str, runs: Sequence[RunFiles]) -> str:
+def colour_of(network: str, runs: Sequence[StoredRun]) -> str:
     """Returns the CSS class of a network, the same in every chart."""
     if network in COLOURED:
         return f"n-{network}"
@@ -222,4 +223,4 @@ def three_digits(value: float) -> str:
 
 
 def score(value: float | None, digits: int = 4) -> str:
-    return tables.NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return tables.NO_VALUE if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -14,7 +14,7 @@ from hfd_jax.evaluation import figures
 
 # Maximum edge length in pixels; larger tiles are reduced to keep the page small.
 MAX_EDGE = 256
-RIGHT, WRONG, UNKNOWN = (222, 226, 230), (208, 2, 27), (60, 60, 60)
+RIGHT, WRONG, IGNORED = (222, 226, 230), (208, 2, 27), (60, 60, 60)
 
 
 def columns(titles: Mapping[str, str]) -> list[str]:
@@ -45,7 +45,7 @@ def tile_pictures(
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Converts [H, W] class indices to a [H, W, 3] uint8 picture: correct, wrong or ignored."""
-    colours = np.array([RIGHT, WRONG, UNKNOWN], np.uint8)
+    colours = np.array([RIGHT, WRONG, IGNORED], np.uint8)
     return colours[np.where(label == IGNORE_LABEL, 2, (prediction != label).astype(int))]
 
 

@@ -16,7 +16,7 @@ from hfd_jax.train.networks import BASELINES, networks_to_train, teacher_spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class NetworkScores:
     """A network's scores on the split.
 
     Attributes:
@@ -31,7 +31,7 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFiles:
+class StoredRun:
     """The contents of a run's workdir.
 
     Attributes:
@@ -54,7 +54,7 @@ class RunFiles:
     log: list[dict[str, Any]]
     timing: list[dict[str, Any]]
     split: str
-    evaluated: dict[str, Scored]
+    evaluated: dict[str, NetworkScores]
     remarks: list[str]
 
     def networks(self) -> list[str]:
@@ -78,7 +78,7 @@ class RunFiles:
         return runs.get(network) or (teacher_spec().title if network == "teacher" else network)
 
 
-def read_runs(roots: Sequence[str], defaults: dict[str, Any], split: str | None = None) -> list[RunFiles]:
+def read_runs(roots: Sequence[str], defaults: dict[str, Any], split: str | None = None) -> list[StoredRun]:
     """Reads workdirs.
 
     Args:
@@ -92,7 +92,7 @@ def read_runs(roots: Sequence[str], defaults: dict[str, Any], split: str | None 
     return [read_run(root, name, defaults, split) for root, name in zip(roots, short_names(roots), strict=True)]
 
 
-def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) -> RunFiles:
+def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) -> StoredRun:
     """Reads one run; arguments and errors as in `read_runs`."""
     if not os.path.isdir(root):
         raise WorkdirError(f"{root}: no such folder; expected the --workdir of a main.py run")
@@ -102,7 +102,7 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
         raise WorkdirError(f"{workdir.metrics}: missing; no step has been logged in {root} yet")
     config = ConfigDict(completed(stored, defaults))
     split = split or config.eval.split
-    run = RunFiles(
+    run = StoredRun(
         name=name,
         workdir=workdir,
         stored=stored,
@@ -118,7 +118,7 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
     return run
 
 
-def unfinished(run: RunFiles) -> list[str]:
+def unfinished(run: StoredRun) -> list[str]:
     """Returns a sentence for each network of the run whose training is unfinished."""
     sentences = []
     for network in networks_to_train(run.config):
@@ -136,11 +136,11 @@ def _read_log(path: str, remarks: list[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def read_evaluation(workdir: Workdir, split: str) -> dict[str, Scored]:
+def read_evaluation(workdir: Workdir, split: str) -> dict[str, NetworkScores]:
     """Returns network -> scores on a split; empty if nothing has been evaluated."""
     rows = read_json(workdir.evaluation).get(split, {}) if os.path.exists(workdir.evaluation) else {}
     return {
-        name: Scored(
+        name: NetworkScores(
             row["title"],
             row["step"],
             scores(np.array(row["confusion_matrix"]), tuple(row["per_class"]), row["ignored"]),

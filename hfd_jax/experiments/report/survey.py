@@ -21,7 +21,7 @@ from hfd_jax.evaluation.evaluator import Evaluator
 from hfd_jax.evaluation.metrics import confusion_matrix, scores
 from hfd_jax.evaluation.speed import inference_speed
 from hfd_jax.evaluation.steps import common_label
-from hfd_jax.experiments.report.records import RunFiles, Scored
+from hfd_jax.experiments.report.records import NetworkScores, StoredRun
 from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.inference.restore import Network, check_fits, load_network
 from hfd_jax.models.base import TAPS, SegmentationNetwork
@@ -58,28 +58,28 @@ class Survey:
       facts: class names, colours and bands of the data set.
       records: network -> its checkpoint's record.
       tiles: positions in the split of the surveyed tiles.
-      whole: whether `tiles` is the whole split.
+      is_complete: whether `tiles` is the whole split.
       confusion: network -> [tiles, K, K] int64; rows are reference classes.
       similarity: SAR network or UNTRAINED -> {tap: linear CKA with the teacher's feature}; empty without a teacher.
-      content: as `similarity`, with features centred at each position of the tile (`similarity.linear_cka`).
+      centred_similarity: as `similarity`, with features centred at each position of the tile (`similarity.linear_cka`).
       positions: tap -> number of positions that the similarity is computed from.
       worst, best: the lowest and highest scoring tiles, as `Evaluator.predictions` returns them, with "position" (in
         `tiles`), "id", "rotated", and "entire": whether one window covers the tile.
-      judge: network whose scores rank the tiles.
-      throughput: inference speed of `judge`.
+      ranked_by: network whose scores rank the tiles.
+      throughput: inference speed of `ranked_by`.
     """
 
     facts: Facts
     records: dict[str, dict[str, Any]]
     tiles: list[int]
-    whole: bool
+    is_complete: bool
     confusion: dict[str, np.ndarray]
     similarity: dict[str, dict[str, float]]
-    content: dict[str, dict[str, float]]
+    centred_similarity: dict[str, dict[str, float]]
     positions: dict[str, int]
     worst: list[dict[str, Any]]
     best: list[dict[str, Any]]
-    judge: str
+    ranked_by: str
     throughput: Throughput
 
     def tile_scores(self, network: str) -> np.ndarray:
@@ -87,12 +87,12 @@ class Survey:
         names = self.facts.class_names
         return np.array([scores(matrix, names).mean_iou for matrix in self.confusion[network]])
 
-    def whole_scores(self) -> dict[str, Scored]:
+    def split_scores(self) -> dict[str, NetworkScores]:
         """Returns network -> scores over the split; empty if only part of the split was surveyed."""
-        if not self.whole:
+        if not self.is_complete:
             return {}
         return {
-            name: Scored(
+            name: NetworkScores(
                 self.records[name]["title"], self.records[name]["step"], scores(counts.sum(0), self.facts.class_names)
             )
             for name, counts in self.confusion.items()
@@ -111,20 +111,20 @@ def survey_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str):
         prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
         valid = batch["sar_valid"] & batch["eo_valid"]
         # Another architecture may lack one of the teacher's taps or have it at another resolution.
-        opened = [
+        shared = [
             tap for tap, x in teacher_features.items() if tap in features and features[tap].shape[:3] == x.shape[:3]
         ]
         found = {
             "confusion": jax.vmap(lambda p, t: confusion_matrix(p, t, model.classes))(prediction, common_label(batch)),
             "prediction": prediction,
-            "moments": {tap: moments(features[tap], teacher_features[tap], valid) for tap in opened},
+            "moments": {tap: moments(features[tap], teacher_features[tap], valid) for tap in shared},
         }
         return found, features
 
     return step
 
 
-def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, parallel: Jit) -> Survey | None:
+def make_survey(run: StoredRun, data_dir: str | None, count: int, limit: int, parallel: Jit) -> Survey | None:
     """Runs the pass; returns None and adds a remark if the data or all checkpoints are unreadable.
 
     Args:
@@ -146,22 +146,22 @@ def make_survey(run: RunFiles, data_dir: str | None, count: int, limit: int, par
         evaluator = opened.evaluator(run.split)
         networks = load_networks(run, opened)
         if networks:
-            survey = look(opened, evaluator, networks, count, limit)
+            survey = survey_split(opened, evaluator, networks, count, limit)
         else:
             run.remarks.append("Tiles and feature similarity are missing: no checkpoint can be read.")
-    fill_in(run, survey)
+    add_missing_scores(run, survey)
     return survey
 
 
-def fill_in(run: RunFiles, survey: Survey | None) -> None:
+def add_missing_scores(run: StoredRun, survey: Survey | None) -> None:
     """Adds scores that evaluation.json lacks if the survey covers the whole split, and remarks on missing scores."""
     for name, entry in run.evaluated.items():
         if survey and name in survey.records and survey.records[name]["step"] != entry.step:
             other = survey.records[name]["step"]
             run.remarks.append(f"{entry.title}: scores from step {entry.step}, maps and features from step {other}.")
     missing = [name for name in run.networks() if name not in run.evaluated]
-    here = survey.whole_scores() if survey else {}
-    computed = {name: here[name] for name in missing if name in here}
+    surveyed = survey.split_scores() if survey else {}
+    computed = {name: surveyed[name] for name in missing if name in surveyed}
     if computed:
         names = ", ".join(f"{entry.title} (step {entry.step})" for entry in computed.values())
         run.remarks.append(f"Not in evaluation.json for split {run.split}, computed for this page: {names}.")
@@ -171,7 +171,7 @@ def fill_in(run: RunFiles, survey: Survey | None) -> None:
     run.evaluated.update(computed)
 
 
-def open_run(run: RunFiles, data_dir: str | None, parallel: Jit) -> Run:
+def open_run(run: StoredRun, data_dir: str | None, parallel: Jit) -> Run:
     """Opens the run with its prepared data set; never prepares data."""
     config = run.config
     name = config.data.name
@@ -181,7 +181,7 @@ def open_run(run: RunFiles, data_dir: str | None, parallel: Jit) -> Run:
     return Run(config, run.workdir, dataset, parallel, logs.MetricsLog(run.workdir.metrics))
 
 
-def load_networks(run: RunFiles, opened: Run) -> dict[str, Network]:
+def load_networks(run: StoredRun, opened: Run) -> dict[str, Network]:
     """Loads all networks with a readable checkpoint that fits the data, teacher first; adds remarks on the others."""
     networks = {}
     for name in dict.fromkeys([*(["teacher"] if run.needs_teacher() else []), *run.networks()]):
@@ -211,14 +211,14 @@ def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
     return dataclasses.replace(student, variables=variables)
 
 
-def look(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count: int, limit: int) -> Survey:
+def survey_split(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count: int, limit: int) -> Survey:
     """Surveys the split with loaded networks and opened data; arguments as in `make_survey`."""
-    tiles = spread(opened.dataset.size(evaluator.split), limit)
+    tiles = evenly_spaced(opened.dataset.size(evaluator.split), limit)
     runner = _Runner(opened.parallel, networks)
-    confusion, sums = runner.over(evaluator, [w for w in evaluator.windows if w.index in set(tiles)], tiles)
+    confusion, sums = runner.evaluate(evaluator, [w for w in evaluator.windows if w.index in set(tiles)], tiles)
     names = opened.dataset.facts.class_names
-    judge = next((name for name in ("student", *networks) if name in networks and name != "teacher"), "teacher")
-    order = ranked(np.array([scores(matrix, names).mean_iou for matrix in confusion[judge]]))
+    ranked_by = next((name for name in ("student", *networks) if name in networks and name != "teacher"), "teacher")
+    order = ranking(np.array([scores(matrix, names).mean_iou for matrix in confusion[ranked_by]]))
     worst = order[: min(count, max(len(order) // 2, 1))]
     best = order[::-1][: min(count, len(order) - len(worst))]
     pictured = pictures(opened, evaluator, runner, tiles, [*worst, *best])
@@ -227,19 +227,19 @@ def look(opened: Run, evaluator: Evaluator, networks: dict[str, Network], count:
         facts=opened.dataset.facts,
         records={name: network.record for name, network in networks.items()},
         tiles=tiles,
-        whole=len(tiles) == opened.dataset.size(evaluator.split),
+        is_complete=len(tiles) == opened.dataset.size(evaluator.split),
         confusion=confusion,
-        similarity={name: likeness(taps) for name, taps in sums.items()},
-        content={name: likeness(taps, each_position=True) for name, taps in sums.items()},
+        similarity={name: tap_similarity(taps) for name, taps in sums.items()},
+        centred_similarity={name: tap_similarity(taps, each_position=True) for name, taps in sums.items()},
         positions={tap: round(float(part["count"].sum())) for taps in sums.values() for tap, part in taps.items()},
         worst=pictured[: len(worst)],
         best=pictured[len(worst) :],
-        judge=judge,
-        throughput=measure(judge, networks[judge], batch, opened.parallel),
+        ranked_by=ranked_by,
+        throughput=measure_throughput(ranked_by, networks[ranked_by], batch, opened.parallel),
     )
 
 
-def likeness(taps: Mapping[str, Any], each_position: bool = False) -> dict[str, float]:
+def tap_similarity(taps: Mapping[str, Any], each_position: bool = False) -> dict[str, float]:
     """Returns tap -> CKA with the teacher, from {tap: moments}; NaN for a tap without moments."""
     return {tap: linear_cka(taps[tap], each_position) if tap in taps else float("nan") for tap in TAPS}
 
@@ -259,12 +259,12 @@ def pictures(
     return pictured
 
 
-def spread(size: int, limit: int) -> list[int]:
+def evenly_spaced(size: int, limit: int) -> list[int]:
     """Returns `limit` positions spread evenly over 0 .. size - 1, or all positions if `limit` is 0."""
     return sorted({int(i) for i in np.linspace(0, size - 1, min(limit or size, size)).round()})
 
 
-def ranked(tile_scores: np.ndarray) -> list[int]:
+def ranking(tile_scores: np.ndarray) -> list[int]:
     """Sorts positions by ascending score, ties in the split's order; omits tiles without a score."""
     order = np.argsort(tile_scores, kind="stable")
     return [int(position) for position in order if not np.isnan(tile_scores[position])]
@@ -281,7 +281,7 @@ class _Runner:
             student = networks.get("student", students[0])
             self._networks[UNTRAINED] = untrained(student, networks["teacher"], parallel)
 
-    def over(self, evaluator: Evaluator, windows: Sequence[Window], tiles: list[int]):
+    def evaluate(self, evaluator: Evaluator, windows: Sequence[Window], tiles: list[int]):
         """Returns (network -> [tiles, K, K] counts, SAR network -> {tap: moments}) over all windows."""
         place = {index: position for position, index in enumerate(tiles)}
         classes = len(evaluator.facts.class_names)
@@ -328,7 +328,7 @@ class _Runner:
         return self._compiled[key]
 
 
-def measure(name: str, network: Network, batch: Mapping[str, np.ndarray], parallel: Jit) -> Throughput:
+def measure_throughput(name: str, network: Network, batch: Mapping[str, np.ndarray], parallel: Jit) -> Throughput:
     """Measures the network's inference speed on a batch."""
     return Throughput(
         name,

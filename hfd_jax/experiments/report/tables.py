@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from hfd_jax.evaluation.metrics import Scores
-from hfd_jax.experiments.report.records import RunFiles, flat
+from hfd_jax.experiments.report.records import StoredRun, flat
 
 REFERENCE = "sar_only"
 MISSING = object()
-NONE = "\N{EN DASH}"
+NO_VALUE = "\N{EN DASH}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Row:
     closed: float | None
 
 
-def score_rows(run: RunFiles) -> list[Row]:
+def score_rows(run: StoredRun) -> list[Row]:
     """Returns the rows of one run, in the order of its networks."""
-    reached = {name: entry.scores.mean_iou for name, entry in run.evaluated.items()}
-    floor, ceiling = reached.get(REFERENCE), reached.get("teacher")
+    mean_iou = {name: entry.scores.mean_iou for name, entry in run.evaluated.items()}
+    reference, teacher = mean_iou.get(REFERENCE), mean_iou.get("teacher")
     rows = []
     for name in run.networks():
-        if name not in reached:
+        if name not in mean_iou:
             continue
         entry = run.evaluated[name]
-        gain = reached[name] - floor if floor is not None and name not in (REFERENCE, "teacher") else None
-        known = name == "student" and gain is not None and ceiling is not None and ceiling > floor
-        closed = gain / (ceiling - floor) if known else None
+        gain = mean_iou[name] - reference if reference is not None and name not in (REFERENCE, "teacher") else None
+        has_gap = name == "student" and gain is not None and teacher is not None and teacher > reference
+        closed = gain / (teacher - reference) if has_gap else None
         rows.append(Row(run.name, name, entry.title, entry.step, entry.scores, gain, closed))
     return rows
 
@@ -61,12 +61,12 @@ def by_classes(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
     return groups
 
 
-def shares(matrix: np.ndarray) -> np.ndarray:
+def row_shares(matrix: np.ndarray) -> np.ndarray:
     """Normalises each row of [K, K] counts to sum 1; rows of absent classes remain 0."""
     return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
-def changed(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def changed_fields(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Returns (field, default, value) for every field that differs from its default."""
     before, now = flat(dict(defaults)), flat(dict(config))
     return [
@@ -76,7 +76,7 @@ def changed(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> list[tupl
     ]
 
 
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Returns (field, value in each config) for every field that differs between configs."""
     fields = [flat(dict(config)) for config in configs]
     names = dict.fromkeys(name for one in fields for name in one)
@@ -88,12 +88,12 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
     ]
 
 
-def everything(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def all_fields(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns (field, value) for every field of a config."""
     return [(field, _shown(value)) for field, value in flat(dict(config)).items()]
 
 
 def _shown(value: Any) -> str:
     if value is MISSING:
-        return NONE
+        return NO_VALUE
     return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else repr(value)

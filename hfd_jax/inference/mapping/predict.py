@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hfd_jax.core.errors import UserError
 from hfd_jax.core.parallel import Jit, Pmap
-from hfd_jax.data.augment import legal_flips
+from hfd_jax.data.augment import flip_axes
 from hfd_jax.data.facts import DB_RANGE, Facts
 from hfd_jax.data.inputs import InputSpec, network_input
 from hfd_jax.inference.mapping.checks import check_values
@@ -82,7 +82,7 @@ def _stack(arrays: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 def views(look_axis: str, flips: bool, rotate: bool) -> list[tuple[int, ...]]:
     """Returns the axes of an [H, W] image to mirror, for every view whose logits are averaged."""
-    legal = legal_flips(look_axis) if flips else ()
+    legal = flip_axes(look_axis) if flips else ()
     kinds = [set(axes) for count in range(len(legal) + 1) for axes in itertools.combinations(legal, count)]
     return [tuple(sorted(axes ^ ({0, 1} if rotate else set()))) for axes in kinds]
 
