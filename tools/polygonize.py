@@ -27,7 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
         simplify=arguments.simplify,
         connectivity=arguments.connectivity,
     )
-    print(f"written: {arguments.output} ({count} polygons of class {arguments.class_name})")
+    noun = "polygon" if count == 1 else "polygons"
+    print(f"written: {arguments.output} ({count} {noun} of class {arguments.class_name})")
 
 
 def make_parser() -> argparse.ArgumentParser:

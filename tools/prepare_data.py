@@ -99,7 +99,9 @@ def summary(dataset: catalogue.Dataset) -> str:
     for splits, count in dataset.shared_ground.items():
         lines.append(f"caution: {count} tile(s) of {splits} show the same ground")
     shares = zip(facts.class_names, statistics.class_pixels, strict=True)
-    lines.append("labelled training pixels: " + ", ".join(f"{name} {100 * n / total:.1f} %" for name, n in shares))
+    # A data set for evaluation alone is measured as a whole.
+    training = "training " if dataset.sizes.get("train") else ""
+    lines.append(f"labelled {training}pixels: " + ", ".join(f"{name} {100 * n / total:.1f} %" for name, n in shares))
     return "\n".join(lines)
 
 

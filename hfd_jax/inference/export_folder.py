@@ -186,15 +186,17 @@ def _interface(network: Network) -> dict[str, Any]:
 
 
 def _parameters(network: Network) -> dict[str, Any]:
-    """Number of parameters, and one digest over the arrays of the checkpoint that belong to the network itself."""
+    """Number of parameters, and one digest over the network's own arrays, batch statistics included."""
     arrays = {
         path: entry
         for path, entry in network.record["arrays"].items()
         if path.startswith(("params/model/", "batch_stats/model/"))
     }
     text = json.dumps({path: entry["blake2b"] for path, entry in arrays.items()}, sort_keys=True)
+    trained = [entry["shape"] for path, entry in arrays.items() if path.startswith("params/")]
     return {
-        "count": sum(int(np.prod(entry["shape"])) for entry in arrays.values()),
+        # As in the model card and the tables: batch statistics are measured, not trained.
+        "count": sum(int(np.prod(shape)) for shape in trained),
         "blake2b": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
     }
 

@@ -71,7 +71,7 @@ Of these weights: {licence}. The terms of the training data may apply.
 
 ## Provenance
 
-- Network `{network}`, step {step}, validation mIoU {score}.
+- Network `{network}`, step {step}, validation mIoU during training: {score}.
 - Checkpoint digest (blake2b): {digest}.
 - Teacher: {teacher}.
 - Pretrained encoder: {pretrained}.

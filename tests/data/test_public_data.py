@@ -47,6 +47,7 @@ def test_prepare_and_train(name, tmp_path):
     flags = (f"--dataset={name}", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={data}", "--workers=1")
     text = run_python("-m", "tools.prepare_data", *flags).stdout
     assert f"--config.data.name={NAMES[name]}" in text and "caution" not in text
+    assert "\nlabelled training pixels: " in text
     run_python(
         "main.py",
         f"--config=configs/{name}.py",
@@ -65,7 +66,8 @@ def evaluate_on_dfc2020(folder):
     Sen12msTree(folder / "dfc", ["ROIs0000_validation/s1_validation", "ROIs0000_test/s1_0"], ("s1", "s2", "dfc"))
     for classes in ("simplified", "dfc2020"):
         flags = ("--dataset=dfc2020", f"--classes={classes}", f"--raw_dir={folder / 'dfc'}", "--workers=1")
-        run_python("-m", "tools.prepare_data", *flags, f"--data_dir={folder / 'data'}")
+        text = run_python("-m", "tools.prepare_data", *flags, f"--data_dir={folder / 'data'}").stdout
+        assert "\nlabelled pixels: forest" in text, "DFC2020 has no training split"
     evaluate = ("-m", "tools.evaluate", f"--workdir={folder / 'run'}", "--panels=1")
     run_python(*evaluate, "--data=dfc2020/simplified")
     everything = json.loads((folder / "run" / "evaluation.json").read_text())

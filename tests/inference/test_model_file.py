@@ -80,7 +80,7 @@ def test_the_card_states_what_the_run_recorded_and_invents_nothing(exported):
     assert "| test | 0.5000 | 0.6250 | 0.7500 | unknown | 0.2500 |" in card and "folder_other_test" not in card
     for heading in ("Model description", "Intended use", "Limits", "Training data", "Metrics", "How to use", "Licence"):
         assert f"## {heading}\n" in card
-    assert "bands VV, VH in this order, unit dB" in card and "step 1, validation mIoU unknown" in card
+    assert "bands VV, VH in this order, unit dB" in card and "step 1, validation mIoU during training: unknown" in card
     assert "Versions: unknown" in card and "Teacher: none recorded" in card
 
 

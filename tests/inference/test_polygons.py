@@ -287,3 +287,6 @@ def test_the_tool(make, tmp_path, capsys):
     polygonize.main(polygonize.make_parser().parse_args(words))
     assert capsys.readouterr().out == f"written: {output} (2 polygons of class building)\n"
     assert pyogrio.raw.read(output)[3][3].tolist() == [1.0, 1.0]
+    one = f"--input={make('one.tif', blocks((5, 15, 10, 50)))}"
+    polygonize.main(polygonize.make_parser().parse_args([one, "--class_name=building", f"--output={output}"]))
+    assert capsys.readouterr().out == f"written: {output} (1 polygon of class building)\n"

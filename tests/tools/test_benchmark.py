@@ -1,11 +1,16 @@
 """The benchmark runs and its numbers are consistent; no test checks speed."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 
+from configs import default
+from hfd_jax.core.errors import UserError
 from tests.conftest import run_python
+from tools import benchmark
+from tools.bench import run
 from tools.bench.run import Row, table
 from tools.bench.timing import Timing, interleaved
 
@@ -48,6 +53,13 @@ def test_steps_are_timed_and_written(tmp_path):
 def test_invalid_flags_are_named(flags, message):
     done = run_python("-m", "tools.benchmark", *flags, check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_peer_that_is_not_installed_is_refused_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = benchmark.make_parser().parse_args(["--what=sar_step", "--peer=torch"])
+    with pytest.raises(UserError, match="--peer=torch needs PyTorch, which is not installed: pip install torch"):
+        run.check(default.get_config(), arguments, 1)
 
 
 def test_a_scene_is_mapped_timed_and_evaluated(tmp_path, monkeypatch):

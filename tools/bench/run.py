@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import tempfile
@@ -95,9 +96,11 @@ def measure(arguments: argparse.Namespace, what: Sequence[str]) -> None:
 
 
 def check(config, arguments: argparse.Namespace, devices: int) -> None:
-    """Raises UserError if the shapes are invalid."""
+    """Raises UserError if the shapes are invalid or the peer is not installed, before anything is compiled."""
     config.data.batch_size = config.eval.batch_size = 16 * devices  # valid values; the timing uses --batch
     check_fields(config, devices)
+    if arguments.peer and importlib.util.find_spec(arguments.peer) is None:
+        raise UserError(f"--peer={arguments.peer} needs PyTorch, which is not installed: pip install torch")
     if arguments.devices and arguments.devices > devices:
         raise UserError(f"--devices={arguments.devices}: expected at most {devices}, the devices of this process")
     for batch in arguments.batch:
@@ -151,12 +154,10 @@ def peer_calls(config, shapes: Shapes, what: Sequence[str], compiled: bool):
     """Returns (name with flavour -> call, largest differences).
 
     Raises:
-      UserError: If PyTorch is not installed or the peer does not support the config.
+      UserError: If the peer does not support the config.
     """
-    try:
-        from tools.bench.peer import Flavour, Peer
-    except ImportError as error:
-        raise UserError(f"--peer=torch needs PyTorch: pip install torch ({error})") from error
+    from tools.bench.peer import Flavour, Peer  # PyTorch is optional
+
     peer = Peer(config, shapes)
     calls = {}
     for name, mode, bf16 in itertools.product(what, (False, True) if compiled else (False,), (False, True)):

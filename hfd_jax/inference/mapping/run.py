@@ -36,7 +36,8 @@ class Polygons:
         path = f"{target.stem}_{re.sub(r'[^A-Za-z0-9]+', '_', self.class_name)}.{self.ending}"
         maps = target.path(CLASSES), target.path(CONFIDENCE)
         options = {"min_area": self.min_area, "simplify": self.simplify}
-        return f"{path} ({write_polygons(*maps, path, self.class_name, **options)} polygons)"
+        count = write_polygons(*maps, path, self.class_name, **options)
+        return f"{path} ({count} polygon{'' if count == 1 else 's'})"
 
 
 def predict_scenes(
