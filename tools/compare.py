@@ -15,7 +15,7 @@ process, for example out of memory, the tool stops with an error.)
 Writes WORKDIR/SWEEP.md, .csv (unrounded), .tex and .png: mIoU with its 95 % interval over seeds, the paired difference
 to the reference row with a t test, the share of the gap to the teacher that a row closes, IoU per class, and the cost
 of each row: parameters, training time of its own steps at the best decile of the logged rates (without its teacher's)
-and inference speed.
+and inference speed. SWEEP_speed.png shows mIoU over inference speed if the rows differ in it.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
         with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w") as file:
             file.write(text + "\n")
     figure.draw(f"{stem}.png", lines, results, chosen, places)
-    print(f"written: {stem}.md, .tex, .csv, .png")
+    has_speeds = figure.draw_speed(f"{stem}_speed.png", lines, chosen)
+    print(f"written: {stem}.md, .tex, .csv, .png" + (f"; {stem}_speed.png" if has_speeds else ""))
 
 
 def speeds(jobs: list[Job], results: Results) -> dict[str, float]:

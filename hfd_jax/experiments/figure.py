@@ -79,6 +79,47 @@ def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], 
     return figure
 
 
+def draw_speed(path: str, lines: Sequence[Line], sweep: Sweep) -> bool:
+    """Writes a PNG of mIoU over inference speed, with the front of rows that no faster row equals.
+
+    Rows without a speed and the teacher, which reads another sensor, are left out. Returns False, without writing
+    anything, if the remaining rows do not differ in speed.
+    """
+    shown = [line for line in lines if line.megapixels and line.row != sweep.teacher]
+    if len({line.megapixels for line in shown}) < 2:
+        return False
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for line in shown:
+        width = 0.0 if np.isnan(line.half_width) else line.half_width
+        best = line in speed_front(shown)
+        axes.errorbar(
+            line.megapixels, line.mean_iou, yerr=width, fmt="o", color=COLOURS[0] if best else FAINT, capsize=3
+        )
+        axes.annotate(
+            line.row, (line.megapixels, line.mean_iou), (6, 4), textcoords="offset points", fontsize=8, color=INK
+        )
+    front = speed_front(shown)
+    axes.step([p.megapixels for p in front], [p.mean_iou for p in front], where="pre", color=COLOURS[0], linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("inference, megapixels per second", fontsize=9)
+    axes.margins(x=0.2)
+    _finish(axes, "y", "mIoU: mean with 95 % interval")
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def speed_front(lines: Sequence[Line]) -> list[Line]:
+    """Returns the lines that no line of the same or a higher speed surpasses in mIoU, from slow to fast."""
+    front: list[Line] = []
+    for line in sorted(lines, key=lambda line: (-line.megapixels, -line.mean_iou)):
+        if not front or line.mean_iou > front[-1].mean_iou:
+            front.append(line)
+    return front[::-1]
+
+
 def _finish(axes: Any, which: str, label: str) -> None:
     getattr(axes, f"set_{which}label")(label, fontsize=9)
     axes.grid(axis=which, alpha=0.3)

@@ -264,6 +264,25 @@ def test_tables_say_the_same_in_three_formats(tmp_path):
         assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_front_holds_the_rows_that_no_faster_row_surpasses(tmp_path):
+    results = {
+        "teacher": {0: result(0.9)},
+        "slow": {0: result(0.7)},
+        "fast": {0: result(0.6)},
+        "beaten": {0: result(0.5)},
+    }
+    made_of = some_sweep({row: {} for row in results} | {"teacher": {"stage": "teacher"}}, reference="fast")
+    speeds = {"teacher": 9.0, "slow": 1.0, "fast": 4.0, "beaten": 2.0}
+    lines = statistics.lines_of(results, made_of, speeds)
+    students = [line for line in lines if line.row != "teacher"]
+    assert [line.row for line in figure.speed_front(students)] == ["slow", "fast"]
+    assert figure.draw_speed(str(tmp_path / "speed.png"), lines, made_of)
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    same = statistics.lines_of(results, made_of, dict.fromkeys(results, 2.0))
+    assert not figure.draw_speed(str(tmp_path / "none.png"), same, made_of), "nothing to compare"
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_dir, tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
