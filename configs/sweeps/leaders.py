@@ -1,4 +1,4 @@
-"""HFD-Net, the network of version 0.1 and the two best other networks, on SAR alone and distilled from one teacher.
+"""HFD-Net and the two best other networks of hfd_vs_baselines.py, on SAR alone and distilled from the same teacher.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/leaders.py --workdir=runs/compare --seeds=3
 
@@ -9,7 +9,6 @@ of its published width, HR-SARNet its published size.
 CONFIG = "configs/quickstart.py"
 REFERENCE = "SAR-only student"
 ALONE = {"distill.method": ()}
-VERSION_0_1 = {"model.stride": 4, "model.detail_channels": (), "model.align": "flow"}
 UNET = {"student.architecture": "unet", "distill.hfd.taps": ("C3", "C4", "A")}
 HRSARNET = {"student.architecture": "hrsarnet", "distill.hfd.taps": ("C2", "C3", "A")}
 NETWORKS = {
@@ -23,6 +22,4 @@ NETWORKS = {
 ROWS = {
     "teacher (EO)": {"stage": "teacher"},
     **NETWORKS,
-    "version 0.1 on SAR": {**VERSION_0_1, **ALONE},
-    "version 0.1, HFD": VERSION_0_1,
 }

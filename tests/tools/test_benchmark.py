@@ -106,7 +106,10 @@ def test_functions_are_timed_in_turn_after_a_warm_up():
     assert Timing([3.0, 1.0, 2.0]).median == 2.0 and Timing([3.0, 1.0, 2.0]).spread == (1.5, 2.5)
 
 
-def test_the_pytorch_peer_computes_the_same():
+@pytest.mark.parametrize(
+    "fields", [{}, {"align": "flow", "stride": 4, "detail_channels": ()}], ids=["default", "version 0.1"]
+)
+def test_the_pytorch_peer_computes_the_same(fields):
     """Compares outputs, taps and training loss with the same weights; the order of float32 sums makes about 1e-6."""
     pytest.importorskip("torch", reason="PyTorch, which is optional, is not installed")
     from configs import default
@@ -114,7 +117,7 @@ def test_the_pytorch_peer_computes_the_same():
     from tools.bench.peer import Flavour, Peer
 
     config = default.get_config()
-    config.model.width = 8
+    config.model.update({"width": 8, **fields})
     peer = Peer(config, Shapes(batch=2, size=64, sar_bands=4, eo_bands=3, classes=5))
     assert max(peer.largest_difference().values()) < 1e-4
     call = peer.training_call("student_step", Flavour(compiled=False, bf16=False))

@@ -86,7 +86,7 @@ class Peer:
         if what == "student_step" and objective.distils:
             teacher = self.network("eo").to(memory_format=torch.channels_last)
             options = self._config.distill.hfd
-            hfd = HFD(tuple(options.taps), tuple(options.tap_weights))
+            hfd = HFD(taps=tuple(options.taps), tap_weights=tuple(options.tap_weights))
             distiller = peer_torch.Distiller(student.channels, hfd.taps, hfd.weights()).to(self._device)
         trainer = peer_torch.Trainer(
             student,
