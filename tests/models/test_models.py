@@ -19,6 +19,7 @@ from hfd_jax.models.hfdnet import HFDNet
 from hfd_jax.models.layers import (
     BatchNorm,
     JoinedConvolution,
+    convolution,
     convolve_upsampled,
     max_pool,
     mean_pool_2x2,
@@ -178,6 +179,21 @@ def test_without_detail_channels_the_pyramid_is_classified(rng):
 def test_impossible_fine_levels_are_refused(options, message):
     found = [why for _, why in HFDNet.problems(defaults(HFDNet) | options)]
     assert any(re.search(message, why) for why in found), found
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 4), (1, 9)])
+def test_convolutions_of_small_maps_equal_the_library(rng, shape, stride):
+    """Maps smaller than the kernel are convolved by a matrix product."""
+    x = rng.normal(size=(2, *shape, 3)).astype(np.float32)
+    own = convolution(5, 3, stride)
+    library = nn.Conv(5, (3, 3), stride, ((1, 1), (1, 1)), use_bias=False)
+    variables = own.init(jax.random.key(0), x)
+    one, other = (
+        jax.value_and_grad(lambda v, x, m=module: jnp.sum(m.apply(v, x) ** 2), argnums=(0, 1))(variables, x)
+        for module in (own, library)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
 def test_mean_pooling_equals_the_library(rng):
