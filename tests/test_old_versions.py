@@ -122,5 +122,5 @@ def test_a_run_opens_after_a_method_and_a_network_were_added(old, monkeypatch):
     workdir = Workdir(str(old / "run"))
     check_fields(ConfigDict(read_config(workdir, declared_fields())))
     today = quickstart.get_config()
-    today.update_from_flattened_dict(FLAGS | {"data.dir": "elsewhere", "baselines": ()})
+    today.update_from_flattened_dict(FLAGS | {"data.dir": "elsewhere", "baselines": (), "model.detail_channels": ()})
     check_claim(workdir, today, declared_fields())

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError, ConfigError
-from hfd_jax.core.workdir import Workdir
+from hfd_jax.core.workdir import Workdir, jsonable
 from hfd_jax.data.facts import Facts
 from hfd_jax.inference import restore
 from hfd_jax.models.base import ResNetBased
@@ -51,7 +51,11 @@ def check_teacher(config: ConfigDict, workdir: Workdir, facts: Facts, specs: Seq
     }
     if any(spec.from_teacher for spec in specs):
         student = next(spec for spec in specs if spec.from_teacher)
-        expected["model"], found["model"] = model_config(config, student), restore.model_config(record)
+        # A record is JSON, which knows no tuples.
+        expected["model"], found["model"] = (
+            jsonable(model_config(config, student)),
+            jsonable(restore.model_config(record)),
+        )
     if not config.teacher.checkpoint and config.teacher.which == "latest":
         expected["steps"], found["steps"] = config.teacher.steps, record["step"]
     for what in expected:
