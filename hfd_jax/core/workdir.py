@@ -206,14 +206,14 @@ def jsonable(values: Any) -> Any:
 
 
 def differences(stored: Any, current: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Returns (field, "field: <stored value> there, <current value> now") for each difference of two nested dicts."""
+    """Returns (field, "field: <stored value> stored, <current value> now") for each difference of two nested dicts."""
     if isinstance(stored, dict) and isinstance(current, dict):
         lines = []
         for key in sorted(stored.keys() | current.keys()):
             lines += differences(stored.get(key), current.get(key), f"{prefix}{key}.")
         return lines
     field = prefix.rstrip(".")
-    return [] if stored == current else [(field, f"{field}: {stored!r} there, {current!r} now")]
+    return [] if stored == current else [(field, f"{field}: {stored!r} stored, {current!r} now")]
 
 
 def _jsonable(config: ConfigDict) -> Any:

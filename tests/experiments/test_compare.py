@@ -303,7 +303,7 @@ def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_di
     assert all(float(row["seconds"]) > 0 and float(row["megapixels"]) > 0 for row in rows)
     assert int(rows[1]["parameters"]) == int(rows[2]["parameters"]) > 0, "adapters are not used"
     other = run_python(*command, "--seeds=1", "--config.optim.learning_rate=0.5", check=False)
-    assert other.returncode == 1 and "optim.learning_rate: 0.003 there, 0.5 now" in other.stderr
+    assert other.returncode == 1 and "optim.learning_rate: 0.003 stored, 0.5 now" in other.stderr
     again = run_python(*command, "--seeds=1").stdout
     assert "3 runs, 3 of them finished" in again and "/3:" not in again
 

@@ -127,7 +127,7 @@ def test_a_repeated_command_computes_nothing_and_other_settings_are_refused(made
     before = os.stat(folder / "scene.tif").st_ino
     run_tool(*flags)
     assert os.stat(folder / "scene.tif").st_ino == before and "is finished" in capsys.readouterr().out
-    with pytest.raises(WorkdirError, match="was made with other settings.*Differing: overlap: 32 there, 0 now"):
+    with pytest.raises(WorkdirError, match="was made with other settings.*Differing: overlap: 32 stored, 0 now"):
         run_tool(*flags[:-1], "overlap=0")
 
 
@@ -344,7 +344,7 @@ def test_the_teacher_maps_optical_scenes(scene, tmp_path):
     for image, more, message in (
         (scene.sar[:96, :96], [], r"2 bands; teacher \(EO\) reads 4 \(R, G, B, NIR\)"),
         (scene.eo[:96, :96].astype(np.uint16), [], r"is uint16; teacher \(EO\) was trained on uint8"),
-        (np.full((96, 96, 4), 255, np.uint8), [], "in no band do the values meet"),
+        (np.full((96, 96, 4), 255, np.uint8), [], "in no band do they overlap the values"),
         (scene.eo[:96, :96], ["sar_unit=db"], "--sar_unit=db: teacher .* reads optical scenes"),
         (scene.eo[:96, :96], ["window=50"], "--window=50: expected a multiple of the network's stride 32"),
         (scene.eo[:96, :96], ["overlap=64"], "--overlap=64: expected less than the window's edge, 64"),

@@ -65,7 +65,7 @@ def _check_range(scene: Image, low: np.ndarray, high: np.ndarray) -> None:
         return
     band = scene.wanted.bands[0]
     raise DataError(
-        f"{scene.path}: band {band} reaches from {low[0]:.4g} to {high[0]:.4g} (1st and 99th percentile), and in no "
-        f"band do the values meet those that {scene.wanted.title} was trained on ({band}: {trained.low[0]:.4g} to "
-        f"{trained.high[0]:.4g}): expected the same unit ({scene.wanted.unit}) and scale"
+        f"{scene.path}: the values of band {band} range from {low[0]:.4g} to {high[0]:.4g} (1st to 99th percentile); "
+        f"in no band do they overlap the values that {scene.wanted.title} was trained on ({band}: "
+        f"{trained.low[0]:.4g} to {trained.high[0]:.4g}): expected the same unit ({scene.wanted.unit}) and scale"
     )
