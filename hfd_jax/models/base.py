@@ -21,7 +21,7 @@ class SegmentationNetwork(nn.Module):
 
       title: its name in tables.
       tap_strides: tap -> stride, with default options (`strides` gives them for others).
-      stem: path of the convolution that reads the bands.
+      stem: path of a convolution that reads the bands; if there are several, `stems` gives all.
       sees_all: whether the prediction for a pixel depends on the whole input, not only on the pixel's neighbourhood.
 
     Attributes:
@@ -49,6 +49,11 @@ class SegmentationNetwork(nn.Module):
         """Maps each tap to its stride, for the options in config.model."""
         del values
         return cls.tap_strides
+
+    @property
+    def stems(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of all convolutions that read the bands."""
+        return (self.stem,)
 
     @property
     def options(self) -> dict[str, Any]:

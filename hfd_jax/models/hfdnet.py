@@ -54,6 +54,11 @@ class HFDNet(ResNetBased):
         return {**cls.tap_strides, "A": values["stride"]}
 
     @property
+    def stems(self) -> tuple[tuple[str, ...], ...]:
+        detail = ("detail", f"stride{self.stride}_0", "conv")
+        return (self.stem, detail) if self.detail_channels else (self.stem,)
+
+    @property
     def sees_all(self) -> bool:
         return self.context
 

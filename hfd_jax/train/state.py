@@ -1,6 +1,6 @@
 """The training state and its initialisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hfd_jax.core.trees import shape_differences
 from hfd_jax.distill.base import Outputs
 from hfd_jax.distill.registry import Combined
-from hfd_jax.models.base import ResNetBased, SegmentationNetwork
+from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.resnet import fit_stem
 
 
@@ -90,24 +90,25 @@ def init_fn(
 
 
 def student_from_teacher(
-    student: dict[str, Any], teacher: dict[str, Any], stem: tuple[str, ...] = ResNetBased.stem
+    student: dict[str, Any], teacher: dict[str, Any], stems: Sequence[tuple[str, ...]]
 ) -> dict[str, Any]:
-    """Returns the teacher's variables with the stem fitted to the student's bands.
+    """Returns the teacher's variables with the stems fitted to the student's bands.
 
     The bands of the two sensors do not correspond, so every band of the student gets the mean kernel (`fit_stem`).
 
     Args:
       student: freshly initialised {"params", "batch_stats"}, which give the shapes.
       teacher: trained variables of the same architecture.
-      stem: path of the convolution that reads the bands.
+      stems: paths of the convolutions that read the bands.
 
     Raises:
       ValueError: another shape differs; names the parameters.
     """
-    path = (*stem, "kernel")
     params, wanted = (flatten_dict(variables["params"]) for variables in (teacher, student))
-    if path in params and path in wanted:
-        params[path] = fit_stem(params[path], [None] * wanted[path].shape[2])
+    for stem in stems:
+        path = (*stem, "kernel")
+        if path in params and path in wanted:
+            params[path] = fit_stem(params[path], [None] * wanted[path].shape[2])
     fitted = {**teacher, "params": unflatten_dict(params)}
     problems = shape_differences(student, fitted)
     if problems:

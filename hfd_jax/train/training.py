@@ -119,7 +119,7 @@ def initial_state(
         fresh = jax.device_get(parallel.local(state.model_variables))
         if spec.from_teacher:
             teacher = jax.device_get(parallel.local(training.frozen.variables))
-            fitted = student_from_teacher(fresh, teacher, training.setup.model.stem)
+            fitted = student_from_teacher(fresh, teacher, training.setup.model.stems)
         else:
             bands = build.chosen_bands(run.config, run.dataset.facts, spec.sensor)
             fitted, origin = pretrained.begin(fresh, path, bands)

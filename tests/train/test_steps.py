@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.parallel import make_parallel
@@ -117,7 +118,7 @@ def test_the_student_learns_and_the_teacher_stays_bit_equal(trained):
 def test_the_state_that_is_saved_holds_no_teacher(trained):
     _, last, _, _, _ = trained
     assert set(last.params) == {"model", "distiller"}
-    assert set(last.model_variables["params"]) == {"encoder", "alignment", "classifier"}
+    assert set(last.model_variables["params"]) == {"encoder", "alignment", "detail", "decoder", "classifier"}
     assert set(last.params["distiller"]) == {"hfd"}, "kd learns nothing of its own"
     assert set(last.params["distiller"]["hfd"]) == {"adapter_C3", "adapter_C4", "adapter_A"}
 
@@ -210,15 +211,17 @@ def test_teacher_step_reads_eo_and_its_own_mask():
 
 def test_teacher_weights_fit_a_student_with_other_bands():
     teacher = jax.device_get(make_teacher())
-    student = jax.device_get(HFDNet(CLASSES, width=4).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
-    fitted = student_from_teacher(student, teacher)
-    kernel, old = fitted["params"]["encoder"]["conv1"]["kernel"], teacher["params"]["encoder"]["conv1"]["kernel"]
-    assert kernel.shape[2] == 2
-    np.testing.assert_allclose(kernel.sum(2), old.sum(2), rtol=1e-5)
+    model = HFDNet(CLASSES, width=4)
+    student = jax.device_get(model.init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
+    fitted = student_from_teacher(student, teacher, model.stems)
+    for stem in (("encoder", "conv1"), ("detail", "stride1_0", "conv")):
+        kernel, old = (flatten_dict(variables["params"])[(*stem, "kernel")] for variables in (fitted, teacher))
+        assert kernel.shape[2] == 2
+        np.testing.assert_allclose(kernel.sum(2), old.sum(2), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(fitted["params"]["classifier"]["kernel"], teacher["params"]["classifier"]["kernel"])
     wide = jax.device_get(HFDNet(CLASSES, width=8).init(jax.random.key(1), jnp.zeros((1, 32, 32, 2))))
     with pytest.raises(ValueError, match=r"batch_stats/.*: expected \(.*\), found \("):
-        student_from_teacher(wide, teacher)
+        student_from_teacher(wide, teacher, model.stems)
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])

@@ -207,7 +207,7 @@ def untrained(student: Network, teacher: Network, parallel: Jit) -> Network:
     init = init_fn(student.model, optax.identity(), bands)
     variables = parallel.init(lambda key: init(key).model_variables, initial_key(config["seed"], student.sensor))
     if config["student"]["init"] == "teacher":
-        variables = parallel.replicate(student_from_teacher(variables, teacher.variables, student.model.stem))
+        variables = parallel.replicate(student_from_teacher(variables, teacher.variables, student.model.stems))
     return dataclasses.replace(student, variables=variables)
 
 
