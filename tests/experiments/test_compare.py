@@ -39,7 +39,7 @@ def test_rows_share_a_teacher_unless_they_differ_in_a_field_it_depends_on():
         "teacher": {"stage": "teacher"},
         "HFD": {},
         "weak": {"distill.hfd.weight": 1.0},
-        "plain": {"model.align": "none"},
+        "flows": {"model.align": "flow"},
         "few": {"data.label_share": 0.1},
         "whole": {"student.init": "teacher", "data.label_share": 1.0},
     }
@@ -47,7 +47,7 @@ def test_rows_share_a_teacher_unless_they_differ_in_a_field_it_depends_on():
     teachers = {(job.root, job.row) for job in jobs if job.network == "teacher" and job.seed == 3}
     assert teachers == {
         ("w/teachers/base/seed_3", "teacher"),
-        ("w/teachers/model.align_none/seed_3", ""),
+        ("w/teachers/model.align_flow/seed_3", ""),
         ("w/teachers/data.label_share_0.1/seed_3", ""),
     }
     students = {job.row: job for job in jobs if job.network == "student" and job.seed == 3}

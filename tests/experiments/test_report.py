@@ -268,7 +268,14 @@ def test_the_untrained_network_is_the_one_the_run_started_from(surveyed):
     assert set(similarity) == {survey.UNTRAINED, "sar_only", "student"}
     assert similarity[survey.UNTRAINED] == similarity["student"] != similarity["sar_only"]
     assert all(0 < value < 1 for value in similarity["student"].values())
-    assert surveyed[1].positions == {"C2": 6 * 256, "C3": 6 * 64, "C4": 6 * 16, "C5": 6 * 4, "A": 6 * 256}
+    assert surveyed[1].positions == {
+        "C2": 6 * 256,
+        "C3": 6 * 64,
+        "C4": 6 * 16,
+        "C5": 6 * 4,
+        "P": 6 * 256,
+        "A": 6 * 4096,
+    }
 
 
 def test_ties_and_tiles_without_labels():

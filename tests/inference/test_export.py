@@ -50,7 +50,8 @@ def random_state(model, bands, rng):
         name = path[-1].key
         values = rng.normal(size=leaf.shape).astype(np.float32)
         if name == "kernel":
-            return values * np.sqrt(np.float32(2 / np.prod(leaf.shape[:-1])))  # a relu halves the power
+            values /= np.sqrt(np.float32(np.prod(leaf.shape[:-1])))
+            return 2 * values if path[-2].key == "classifier" else values  # its input has few channels
         return 1 + 0.2 * abs(values) if name in ("scale", "var") else 0.2 * values
 
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
@@ -66,7 +67,6 @@ def workdir(tmp_path_factory):
     """The workdir of a run with a teacher and a student that uses a filter, a clip and chosen bands."""
     config = default.get_config()
     config.model.width, config.data.sar_bands = 4, ("VH", "HH")
-    config.model.align = "flow"  # its warp must be exported, too
     config.normalise.sar_filter, config.normalise.clip = "lee", True
     workdir = Workdir(str(tmp_path_factory.mktemp("run")))
     claim(workdir, config)
