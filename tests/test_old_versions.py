@@ -15,6 +15,7 @@ from hfd_jax.core.workdir import Workdir, check_claim, differences, read_config
 from hfd_jax.data.catalogue import read_dataset
 from hfd_jax.distill.fitnet import FitNet
 from hfd_jax.distill.registry import METHODS
+from hfd_jax.experiments.report.records import read_run
 from hfd_jax.models.hfdnet import HFDNet
 from hfd_jax.models.registry import ARCHITECTURES
 from hfd_jax.train.networks import declared_fields
@@ -88,6 +89,12 @@ def test_an_interrupted_run_continues_to_the_same_numbers(old):
     assert "steps 2 to 4" in done.stdout
     assert close(losses(old), expected)
     assert CheckpointReader(str(old / "run" / "checkpoints" / "student")).steps()[-1] == 4
+
+
+def test_the_report_shows_the_network_of_that_version(old):
+    """Options that came later have what their absence implies, not their default."""
+    run = read_run(str(old / "run"), "old", json.loads(default.get_config().to_json_best_effort()), None)
+    assert (run.config.model.stride, tuple(run.config.model.detail_channels)) == (4, ())
 
 
 def test_a_prepared_data_set_opens(old):

@@ -43,7 +43,7 @@ def convolution(
 def _convolve_any(x, kernel, strides, padding, *, rhs_dilation, **options):
     """`jax.lax.conv_general_dilated`; as one matrix product where the result is smaller than the kernel.
 
-    There, that is where a deep stage ends on small crops, XLA's convolution takes 15 to 60 times as long on the CPU.
+    Deep stages have such maps on small crops; on the CPU, XLA's convolution of them is many times slower.
     """
     size, sizes = kernel.shape[0], x.shape[1:3]
     small = size > 1 and max((n - 1) // s + 1 for n, s in zip(sizes, strides, strict=True)) < size

@@ -12,7 +12,7 @@ from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.logs import read_log
 from hfd_jax.core.workdir import Workdir, completed, read_json
 from hfd_jax.evaluation.metrics import Scores, scores
-from hfd_jax.train.networks import BASELINES, networks_to_train, teacher_spec
+from hfd_jax.train.networks import BASELINES, declared_fields, networks_to_train, teacher_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_run(root: str, name: str, defaults: dict[str, Any], split: str | None) 
     stored = read_json(workdir.config)
     if not os.path.exists(workdir.metrics):
         raise WorkdirError(f"{workdir.metrics}: missing; no step has been logged in {root} yet")
-    config = ConfigDict(completed(stored, defaults))
+    config = ConfigDict(completed(completed(stored, declared_fields()), defaults))
     split = split or config.eval.split
     run = StoredRun(
         name=name,
