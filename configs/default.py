@@ -41,13 +41,13 @@ def get_config() -> ConfigDict:
     data.eo_bands = ()
     # Edge of a training crop, pixels; a multiple of 32.
     data.crop = 64
-    # Pairs per step over all devices; a multiple of the number of devices.
+    # Labelled pairs per step over all devices; a multiple of the number of devices.
     data.batch_size = 16
     # Share of the training labels to use, 0 to 1, chosen by the seed; the other pairs count as unlabelled.
     data.label_share = 1.0
-    # Share of labelled pairs in the batches of a student with distillation, if there are unlabelled pairs. (All other
-    # networks see labelled pairs only.)
-    data.labelled_per_batch = 0.25
+    # Unlabelled pairs per labelled pair in the batches of a student with distillation, if there are unlabelled pairs.
+    # They come in addition to data.batch_size labelled pairs, which every network sees in the same order; 0: none.
+    data.unlabelled_ratio = 1.0
     # Threads of this process and number of additional processes that read data (0: none).
     data.threads = 4
     data.workers = 0

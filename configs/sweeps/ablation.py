@@ -20,5 +20,5 @@ ROWS = {
     "taps of equal weight": {"distill.hfd.weight": 10.0, "distill.hfd.tap_weights": (1, 1, 1, 1)},
     "encoder's taps alone": {"distill.hfd.weight": 7.5, "distill.hfd.taps": ("C3", "C4", "C5")},
     "from teacher's weights": {"student.init": "teacher"},
-    "labelled pairs alone": {"data.labelled_per_batch": 1.0},
+    "labelled pairs alone": {"data.unlabelled_ratio": 0.0},
 }

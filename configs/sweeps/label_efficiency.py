@@ -13,7 +13,7 @@ REFERENCE = "SAR-only"
 _CURVES = {
     "teacher (EO)": {"stage": "teacher"},
     "SAR-only": {"distill.method": ()},
-    "HFD, labelled pairs alone": {"data.labelled_per_batch": 1.0},
+    "HFD, labelled pairs alone": {"data.unlabelled_ratio": 0.0},
     "HFD, all pairs": {},
 }
 ROWS = {

@@ -28,13 +28,18 @@ FREE = (
     "data.workers",
     "teacher.checkpoint",  # only its location; the checkpoints identify the teacher
     "distill.cache",  # a removed field, which changed results only by rounding to float16
+    "data.labelled_per_batch",  # a removed field; a student that it began to train is not continued
     "train",
     "eval",
 )
 # Fields (or prefixes of them) that the training of a teacher does not read.
-STUDENT_ONLY = ("student.", "distill.", "data.labelled_per_batch")
+STUDENT_ONLY = ("student.", "distill.", "data.unlabelled_ratio")
 # Fields added later, with the values that apply to a config.json written without them.
-_LATER = {"model": {"architecture": "hfdnet", "rates": [6, 12, 18]}, "student": {"architecture": ""}}
+_LATER = {
+    "model": {"architecture": "hfdnet", "rates": [6, 12, 18]},
+    "student": {"architecture": ""},
+    "data": {"unlabelled_ratio": 1.0},
+}
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",
     "numpy", "scipy", "rasterio",

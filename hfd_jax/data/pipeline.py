@@ -8,6 +8,7 @@ seed per sample for augmentation. All arithmetic happens on the device.
 
 import dataclasses
 import signal
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,13 @@ class Ref(NamedTuple):
     split: str
     index: int
     labelled: bool
+
+
+class Pool(NamedTuple):
+    """Tiles that every batch draws from, and how many of them it takes."""
+
+    refs: list[Ref]
+    per_batch: int
 
 
 class Window(NamedTuple):
@@ -129,49 +137,81 @@ class _ReadWindow(grain.MapTransform):
 
 def training_batches(
     dataset: Dataset,
-    pools: list[tuple[list[Ref], float]],
+    pools: list[Pool],
     reading: Reading,
     *,
     crop: int,
-    batch_size: int,
     seed: int,
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of random crops; step s has the same batch whenever and on however many processes it is read.
 
+    A pool yields the same crops in the same order whichever pools stand beside it, so that a student with unlabelled
+    pairs sees the labelled crops of the student without.
+
     Args:
       dataset: to read from.
-      pools: (tiles, share of every batch); shares add up to 1. Each pool is shuffled anew every epoch.
+      pools: a batch holds the crops of the first pool, then those of the second, ... Each pool is shuffled anew every
+        epoch.
       reading: bands, threads, workers.
       crop: edge of a crop, pixels.
-      batch_size: of all processes together.
       seed: of order and crops.
       start_step: first step to return.
       process: (index of this process, number of processes).
 
     Yields:
-      Batches of batch_size / processes samples, step after step.
+      Batches of (sum of per_batch) / processes samples, step after step.
     """
-    splits = {ref.split for refs, _ in pools for ref in refs}
     # The crop is drawn before the processes part, so that the crops do not depend on the number of hosts.
-    crops = _order(pools, seed).seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
-    return iter(_iterate(_batches(crops, batch_size, process)[start_step:], reading))
-
-
-def batch_refs(pools: list[tuple[list[Ref], float]], *, batch_size: int, seed: int, step: int) -> list[Ref]:
-    """The tiles that `training_batches` reads for one step (the first is step 0), without reading them."""
-    order = _order(pools, seed)
-    return [Ref(*order[position]) for position in range(step * batch_size, (step + 1) * batch_size)]
-
-
-def _order(pools: list[tuple[list[Ref], float]], seed: int) -> grain.MapDataset:
-    """Endless sequence of tiles: each pool is reshuffled every epoch, and the pools are mixed by their shares."""
-    parts = [
-        grain.MapDataset.source(refs).seed(seed + number).shuffle().repeat(None)
-        for number, (refs, _) in enumerate(pools)
+    reader = _Reader(dataset, {ref.split for pool in pools for ref in pool.refs}, reading)
+    crops = [
+        order.seed(seed + number).random_map(_RandomCrop(reader, crop))
+        for number, order in enumerate(_orders(pools, seed))
     ]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[share for _, share in pools])
+    joined = (
+        crops[0] if len(crops) == 1 else grain.MapDataset.source(_Joined(crops, [pool.per_batch for pool in pools]))
+    )
+    batch_size = sum(pool.per_batch for pool in pools)
+    return iter(_iterate(_batches(joined, batch_size, process)[start_step:], reading))
+
+
+def batch_refs(pools: list[Pool], *, seed: int, step: int) -> list[Ref]:
+    """The tiles that `training_batches` reads for one step (the first is step 0), without reading them."""
+    return [
+        Ref(*order[step * pool.per_batch + place])
+        for pool, order in zip(pools, _orders(pools, seed), strict=True)
+        for place in range(pool.per_batch)
+    ]
+
+
+def _orders(pools: list[Pool], seed: int) -> list[grain.MapDataset]:
+    """Endless sequences of tiles, one per pool, reshuffled every epoch."""
+    return [
+        grain.MapDataset.source(pool.refs).seed(seed + number).shuffle().repeat(None)
+        for number, pool in enumerate(pools)
+    ]
+
+
+class _Joined:
+    """Samples of several pools as one sequence, batch after batch."""
+
+    def __init__(self, samples: list[grain.MapDataset], counts: list[int]):
+        self._samples, self._counts = samples, counts
+
+    def __len__(self) -> int:
+        batches = min(len(samples) // count for samples, count in zip(self._samples, self._counts, strict=True))
+        return min(batches, sys.maxsize // sum(self._counts)) * sum(
+            self._counts
+        )  # endless pools have sys.maxsize tiles
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(position, sum(self._counts))
+        for samples, count in zip(self._samples, self._counts, strict=True):
+            if place < count:
+                return samples[batch * count + place]
+            place -= count
+        raise IndexError(position)
 
 
 def evaluation_windows(

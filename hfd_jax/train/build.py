@@ -13,7 +13,7 @@ from hfd_jax.data.catalogue import Dataset, SceneSource
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
-from hfd_jax.data.pipeline import Reading, Ref, training_pools
+from hfd_jax.data.pipeline import Pool, Reading, Ref, training_pools
 from hfd_jax.data.simulator import SceneOptions
 from hfd_jax.distill.registry import METHODS, Combined
 from hfd_jax.models.base import SegmentationNetwork
@@ -71,18 +71,21 @@ def labelled_tiles(config: ConfigDict, dataset: Dataset) -> tuple[list[Ref], lis
     return training_pools(dataset, config.data.label_share, config.seed)
 
 
-def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[tuple[list[Ref], float]]:
-    """Returns (tiles, share of every batch) for each pool that a network draws from.
+def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[Pool]:
+    """Returns the tiles that the batches of a network draw from.
 
-    A distilling student draws from labelled and unlabelled pairs, every other network from labelled pairs alone. The
-    labelled share of a batch is never below the labelled share of the tiles, so that no unlabelled tile is seen more
-    often than a labelled one.
+    Every network takes a full batch of labelled pairs per step, in the same order. A distilling student takes
+    `data.unlabelled_ratio` times as many unlabelled pairs beside it.
     """
     labelled, unlabelled = labelled_tiles(config, dataset)
-    if not (spec.distils and unlabelled and config.data.labelled_per_batch < 1):
-        return [(labelled, 1.0)]
-    share = max(config.data.labelled_per_batch, len(labelled) / (len(labelled) + len(unlabelled)))
-    return [(labelled, share), (unlabelled, 1 - share)]
+    pools = [Pool(labelled, config.data.batch_size)]
+    beside = unlabelled_per_batch(config)
+    return [*pools, Pool(unlabelled, beside)] if spec.distils and unlabelled and beside else pools
+
+
+def unlabelled_per_batch(config: ConfigDict) -> int:
+    """Returns the number of unlabelled pairs per step of a distilling student."""
+    return round(config.data.unlabelled_ratio * config.data.batch_size)
 
 
 def make_reading(config: ConfigDict, facts: Facts) -> Reading:

@@ -51,14 +51,16 @@ def train_network(
     state, start, unlogged, origin = initial_state(run, training)
     training = dataclasses.replace(training, record=training.record | {"pretrained": origin})
     pools, setup = training.pools, training.setup
-    tiles = " + ".join(f"{len(refs)} {'labelled' if refs[0].labelled else 'unlabelled'}" for refs, _ in pools)
-    say(f"{spec.title}: {tiles} tiles, steps {start} to {training.total}")
+    tiles = " + ".join(
+        f"{len(pool.refs)} {'labelled' if pool.refs[0].labelled else 'unlabelled'} tiles ({pool.per_batch} a step)"
+        for pool in pools
+    )
+    say(f"{spec.title}: {tiles}, steps {start} to {training.total}")
     batches = training_batches(
         run.dataset,
         pools,
         build.make_reading(config, run.dataset.facts),
         crop=config.data.crop,
-        batch_size=config.data.batch_size,
         seed=config.seed,
         start_step=start,
         process=(jax.process_index(), jax.process_count()),
@@ -143,8 +145,7 @@ def make_log(run: Run, training: Training, start: int, unlogged: list) -> Traini
 
 def tile_ids(run: Run, training: Training, step: int) -> list[str]:
     """Ids of the tiles in the batch of a step, as the data set calls them."""
-    config = run.config
-    refs = batch_refs(training.pools, batch_size=config.data.batch_size, seed=config.seed, step=step - 1)
+    refs = batch_refs(training.pools, seed=run.config.seed, step=step - 1)
     return run.dataset.tile_ids([(ref.split, ref.index) for ref in refs])
 
 

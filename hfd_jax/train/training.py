@@ -8,7 +8,7 @@ import jax
 from hfd_jax.core.checkpoint import Checkpoints, DamagedError
 from hfd_jax.core.errors import CheckpointError
 from hfd_jax.core.workdir import differences, jsonable, package_versions
-from hfd_jax.data.pipeline import Ref
+from hfd_jax.data.pipeline import Pool
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import Network, identity
 from hfd_jax.models import pretrained
@@ -29,7 +29,7 @@ class Training:
       checkpoints: its checkpoints.
       record: metadata saved with each checkpoint.
       total: number of training steps.
-      pools: (tiles, share of every batch).
+      pools: the tiles that every batch draws from.
     """
 
     spec: NetworkSpec
@@ -38,7 +38,7 @@ class Training:
     checkpoints: Checkpoints
     record: dict[str, Any]
     total: int
-    pools: list[tuple[list[Ref], float]]
+    pools: list[Pool]
 
 
 def make_training(
@@ -113,6 +113,12 @@ def initial_state(
     if restored:
         check_same_run(training, restored[1])
         stored = checkpoints.record(restored[1])
+        if spec.distils and "unlabelled_ratio" not in stored["config"]["data"]:
+            raise CheckpointError(
+                f"{checkpoints.directory}/{restored[1]} cannot be continued: version 0.1 began it, with other batches and "
+                "another distillation loss. Train the student anew in another --workdir, with this teacher: "
+                f"--config.teacher.checkpoint={run.workdir.checkpoints('teacher')}"
+            )
         return parallel.placed(restored[0]), restored[1], stored["unlogged"], stored.get("pretrained")
     path, origin = pretrained_file(run.config, spec), None
     if spec.from_teacher or path:

@@ -49,6 +49,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "data.scenes.seed",
+    "data.unlabelled_ratio",
     "data.threads",
     "data.workers",
     "data.scenes.validation",
@@ -64,7 +65,6 @@ _NOT_NEGATIVE = (
 )
 _SHARES = (
     "data.label_share",
-    "data.labelled_per_batch",
     "augment.eo_gain",
     "optim.warmup",
     "distill.warmup",
@@ -120,8 +120,14 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             _fail(config, field, f"expected a multiple of the {devices} devices; nearest: {_multiples(size, devices)}")
     if not config.data.label_share > 0:
         _fail(config, "data.label_share", "at least some labels are needed")
-    if not config.data.labelled_per_batch > 0:
-        _fail(config, "data.labelled_per_batch", "every batch needs some labels")
+    beside = config.data.unlabelled_ratio * config.data.batch_size
+    if trains and beside % devices:
+        _fail(
+            config,
+            "data.unlabelled_ratio",
+            f"data.batch_size = {config.data.batch_size} times this is {beside:g}; expected "
+            + ("a whole number" if devices == 1 else f"a multiple of the {devices} devices"),
+        )
     if config.loss.ce + config.loss.dice <= 0:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")
     _check_starts(config)

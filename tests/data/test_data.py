@@ -12,6 +12,7 @@ from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
 from hfd_jax.data.facts import Facts, Statistics, StatisticsAccumulator
 from hfd_jax.data.pipeline import (
+    Pool,
     Reading,
     batch_refs,
     evaluation_batches,
@@ -146,8 +147,8 @@ def same(one, other):
 
 
 def batches_of(dataset, pools=None, **kwargs):
-    pools = pools or [(training_pools(dataset, 1.0, 0)[0], 1.0)]
-    return training_batches(dataset, pools, ALL, **{"crop": 32, "batch_size": 8, "seed": 1, **kwargs})
+    pools = pools or [Pool(training_pools(dataset, 1.0, 0)[0], 8)]
+    return training_batches(dataset, pools, ALL, **{"crop": 32, "seed": 1, **kwargs})
 
 
 def test_training_batches_repeat_and_restart_exactly_at_any_step(scenes):
@@ -174,18 +175,18 @@ def test_two_processes_read_the_samples_of_one(scenes):
 
 def test_tiles_of_a_batch_are_known_without_reading_them(scenes):
     labelled, unlabelled = training_pools(scenes, 0.25, seed=3)
-    pools = [(labelled, 0.25), (unlabelled, 0.75)]
+    pools = [Pool(labelled, 2), Pool(unlabelled, 6)]
     for step, batch in enumerate(take(batches_of(scenes, pools), 4)):
-        refs = batch_refs(pools, batch_size=8, seed=1, step=step)
+        refs = batch_refs(pools, seed=1, step=step)
         assert [ref.index for ref in refs] == batch["index"].tolist()
         assert [ref.labelled for ref in refs] == (~(batch["label"] == IGNORE_LABEL).all((1, 2))).tolist()
 
 
 def test_worker_processes_read_the_same(scenes):
     reading = dataclasses.replace(ALL, workers=2)
-    pools = [(training_pools(scenes, 1.0, 0)[0], 1.0)]
+    pools = [Pool(training_pools(scenes, 1.0, 0)[0], 8)]
     one = take(batches_of(scenes), 3)
-    other = take(training_batches(scenes, pools, reading, crop=32, batch_size=8, seed=1), 3)
+    other = take(training_batches(scenes, pools, reading, crop=32, seed=1), 3)
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -193,7 +194,7 @@ def test_pools_fill_their_share_of_every_batch(scenes):
     labelled, unlabelled = training_pools(scenes, 0.25, seed=3)
     assert (len(labelled), len(unlabelled)) == (6, 18)
     assert {r.index for r in labelled} | {r.index for r in unlabelled} == set(range(24))
-    for batch in take(batches_of(scenes, [(labelled, 0.25), (unlabelled, 0.75)]), 4):
+    for batch in take(batches_of(scenes, [Pool(labelled, 2), Pool(unlabelled, 6)]), 4):
         hidden = (batch["label"] == IGNORE_LABEL).all((1, 2))
         assert hidden.sum() == 6
         assert set(batch["index"][~hidden]) <= {r.index for r in labelled}
@@ -206,8 +207,8 @@ def test_label_choice_follows_the_seed(scenes):
 
 def test_crops_lie_within_the_tile_and_small_tiles_are_padded(odd):
     reading = Reading((0, 1), (2, 0), threads=1)
-    pools = [(training_pools(odd, 1.0, 0)[0], 1.0)]
-    for batch in take(training_batches(odd, pools, reading, crop=64, batch_size=3, seed=0), 4):
+    pools = [Pool(training_pools(odd, 1.0, 0)[0], 3)]
+    for batch in take(training_batches(odd, pools, reading, crop=64, seed=0), 4):
         assert batch["sar"].shape == (3, 64, 64, 2) and batch["eo"].shape == (3, 64, 64, 2)
         for k, index in enumerate(batch["index"]):
             h, w = min(odd.shape("train", index)[0], 64), min(odd.shape("train", index)[1], 64)
@@ -248,14 +249,24 @@ def test_two_processes_share_the_evaluation(odd):
     assert pixels == sum(h * w for h, w in OddSource.sizes)
 
 
-def test_labelled_share_of_a_batch_is_at_least_their_share_of_the_tiles(scenes):
+def test_a_student_with_unlabelled_pairs_sees_the_labelled_crops_of_one_without(scenes):
+    labelled, unlabelled = training_pools(scenes, 0.25, seed=3)
+    alone = take(batches_of(scenes, [Pool(labelled, 4)]), 5)
+    both = take(batches_of(scenes, [Pool(labelled, 4), Pool(unlabelled, 8)]), 5)
+    for one, other in zip(alone, both, strict=True):
+        assert same(one, {name: values[:4] for name, values in other.items()})
+        assert other["index"].shape == (12,)
+
+
+def test_unlabelled_pairs_come_beside_a_full_batch_of_labelled_ones(scenes):
     from configs import default
     from hfd_jax.train import build
 
     config = default.get_config()
-    student = student_spec(config)
-    for label_share, expected in ((0.1, 0.25), (0.5, 0.5), (23 / 24, 23 / 24)):
-        config.data.label_share = label_share
-        pools = build.make_pools(config, scenes, student)
-        assert pools[0][1] == pytest.approx(expected) and pools[1][1] == pytest.approx(1 - expected)
-    assert build.make_pools(config, scenes, teacher_spec())[0][1] == 1.0
+    config.data.label_share, config.data.unlabelled_ratio = 0.5, 2.0
+    pools = build.make_pools(config, scenes, student_spec(config))
+    assert [(len(pool.refs), pool.per_batch) for pool in pools] == [(12, 16), (12, 32)]
+    config.data.unlabelled_ratio = 0.0
+    assert [pool.per_batch for pool in build.make_pools(config, scenes, student_spec(config))] == [16]
+    config.data.unlabelled_ratio = 1.0
+    assert [pool.per_batch for pool in build.make_pools(config, scenes, teacher_spec())] == [16]

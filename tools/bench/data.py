@@ -54,7 +54,6 @@ def compare_rates(shared: Any) -> str:
         training.pools,
         build.make_reading(config, shared.dataset.facts),
         crop=config.data.crop,
-        batch_size=config.data.batch_size,
         seed=config.seed,
     )
     no_teacher, size = shared.parallel.replicate({}), config.data.batch_size
