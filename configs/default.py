@@ -126,6 +126,8 @@ def get_config() -> ConfigDict:
     # Methods to use, any of those below; their losses are added. () disables distillation.
     distill.method = ("hfd",)
     distill.warmup = 0.1  # share of the steps over which the weights of all methods increase from 0
+    # Upper limit of the share of distillation in the gradient with respect to the compared features, 0 to 1; 1: none.
+    distill.max_share = 0.5
 
     # One block per method, with its weight, taps and further options: distill.hfd.weight, distill.hfd.taps, ...
     # docs/methods.md lists them with meaning and limits; the classes in hfd_jax/distill/ declare them.
@@ -134,7 +136,9 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.log_every = 25  # steps between lines of the log
-    train.eval_every = 0  # steps between evaluations on the validation split; 0: never
+    # Steps between evaluations on the validation split, a multiple of checkpoint_every; -1: at every checkpoint if the
+    # data set has a validation split; 0: never.
+    train.eval_every = -1
     train.checkpoint_every = 200  # steps between checkpoints; the last step is always saved
     train.keep_checkpoints = 2  # number of latest checkpoints to keep, in addition to the best one
     # Steps with a loss or gradient that is not finite are skipped and logged. The run ends after this many in a row.

@@ -8,9 +8,11 @@
 A sweep (configs/sweeps/) varies one config: its own, or the one given by --config; --config.FIELD=VALUE applies to all
 rows. Each row and seed is a separate run below WORKDIR. Rows share one teacher per seed unless they differ in a field
 that the teacher depends on, and sweeps of the same config in the same WORKDIR share runs. The seed determines
-initialisation, order, crops and, if data.label_share is below 1, the choice of labels. The tool reuses finished runs,
-resumes interrupted ones, and reports a failed run at the end without stopping the others. (If the system kills a worker
-process, for example out of memory, the tool stops with an error.)
+initialisation, order, crops and, if data.label_share is below 1, the choice of labels. If the data set has a validation
+split, every row counts at its checkpoint with the best mIoU there, so that no row suffers from too many steps
+(--config.train.eval_every=0: at its last step); train.checkpoint_every is the number of steps between two candidates.
+The tool reuses finished runs, resumes interrupted ones, and reports a failed run at the end without stopping the
+others. (If the system kills a worker process, for example out of memory, the tool stops with an error.)
 
 Writes WORKDIR/SWEEP.md, .csv (unrounded), .tex and .png: mIoU with its 95 % interval over seeds, the paired difference
 to the reference row with a t test, the share of the gap to the teacher that a row closes, IoU per class, and the cost
@@ -22,6 +24,8 @@ import argparse
 import os
 import sys
 
+from ml_collections import ConfigDict
+
 from configs import default
 from hfd_jax.core.errors import UserError, writing
 from hfd_jax.core.parallel import make_parallel
@@ -32,6 +36,7 @@ from hfd_jax.experiments.statistics import Results
 from hfd_jax.experiments.sweep import Job, Sweep
 from hfd_jax.inference.restore import load_network
 from hfd_jax.train import config_flags
+from hfd_jax.train.run import describe_data
 from hfd_jax.train.validate import check_fields
 from tools import cli
 
@@ -42,6 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(arguments, name)}: expected at least 1")
     chosen = sweep.read_sweep(arguments.sweep)
     base = config_flags.config(default.get_config())
+    select_on_validation(base)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     for job in jobs:
@@ -54,6 +60,12 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"error: {job.title}: {error}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def select_on_validation(config: ConfigDict) -> None:
+    """Lets every row be judged at its checkpoint with the best validation mIoU, if the data set has such a split."""
+    if config.train.eval_every and "validation" in describe_data(config)[1]:
+        config.eval.checkpoint = config.teacher.which = "best"
 
 
 def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
@@ -83,7 +95,7 @@ def speeds(jobs: list[Job], results: Results) -> dict[str, float]:
     parallel, measured, rows = make_parallel("jit"), {}, {}
     for job in jobs:
         if job.row in results and job.row not in rows and job.seed in results[job.row]:
-            network = load_network(Workdir(job.root).checkpoints(job.network), "latest", parallel)
+            network = load_network(Workdir(job.root).checkpoints(job.network), job.which, parallel)
             key = (network.model, network.sensor)
             if key not in measured:
                 batch = made_up_images(network, job.config.data.batch_size, job.config.data.crop)

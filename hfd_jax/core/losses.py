@@ -13,6 +13,7 @@ from hfd_jax.core.collectives import global_sum
 from hfd_jax.core.labels import IGNORE_LABEL
 
 EPS = 1e-6
+TINY = 1e-30  # keeps a norm of 0 out of a denominator without affecting any other
 
 
 def masked_mean(values, mask):

@@ -39,6 +39,7 @@ _LATER = {
     "model": {"architecture": "hfdnet", "rates": [6, 12, 18]},
     "student": {"architecture": ""},
     "data": {"unlabelled_ratio": 1.0},
+    "distill": {"max_share": 1.0},
 }
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",

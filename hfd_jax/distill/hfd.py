@@ -1,16 +1,24 @@
 """Heterogeneous feature distillation (HFD): the frozen EO teacher's features supervise the SAR student's.
 
-At each tap t an adapter a_t maps the student's feature S_t into the teacher's feature space, and
+At each tap t an adapter a_t predicts the teacher's feature T_t from the student's feature S_t. With s() standardising
+each channel of each sample over its valid positions, the error of channel c is
 
-    loss_t = mean over valid (b, h, w) and channels of ( s(a_t(S_t)) - s(T_t) )^2
+    e_tc = mean over valid (b, h, w) of ( a_t(S_t) - s(T_t) )^2,
 
-where s() standardises each channel of each sample over its valid positions: radar and optical features differ in scale
-and offset, and the student should learn only the spatial pattern. HFD is the weighted mean of loss_t over the taps. By
-default tap A, the input of the classifier, has weight 4 and every other tap weight 1. On the validation split this did
-better than equal weights with a tenth of the labels, and no worse with all of them (configs/sweeps/tuning_taps.py). The
-student's total loss is cross-entropy + soft Dice + weight * ramp(step) * HFD (`train.steps.student_step`). The
-principle is the paper's (arXiv 2210.08988); the equations are this project's own. The adapters are trained together
-with the student and discarded at inference.
+the share of the channel's variance within an image that the student does not explain: 1 if it explains nothing. The
+loss of the tap is
+
+    loss_t = mean over c of ( exp(-v_tc) * e_tc + v_tc ) / 2
+
+with one learnt log-variance v_tc per channel, the negative log-likelihood of a Gaussian (Kendall et al. 2018, arXiv
+1705.07115, weigh tasks this way). At its optimum v_tc = log e_tc, so a channel counts in proportion to 1 / e_tc: what
+radar shows too is learnt precisely, and what only optics can show fades out instead of pulling on the student for ever.
+For the same reason the adapter's output is not standardised: where radar says nothing, it can fall back to the mean.
+
+HFD is the weighted mean of loss_t over the taps. By default tap A, the input of the classifier, has weight 4 and every
+other tap weight 1 (configs/sweeps/tuning_taps.py). Where the teacher feeds the student, and how the share of
+distillation in the gradient is limited, is `train.steps.student_step`. The principle is the paper's (arXiv 2210.08988);
+the equations are this project's own. The adapters are trained together with the student and discarded at inference.
 """
 
 from collections.abc import Mapping
@@ -21,12 +29,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hfd_jax.core.losses import masked_mean
+from hfd_jax.core.collectives import global_sum
 from hfd_jax.core.options import option
-from hfd_jax.distill.base import TAP_WEIGHTS_RULE, TAPS_RULE, Maps, TapDistiller
+from hfd_jax.distill.base import TAP_WEIGHTS_RULE, TAPS_RULE, Maps, Outputs, TapDistiller, Terms, compared
 from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
+FORMS = ("likelihood", "squared", "standardised")
 
 
 def standardise(x, mask):
@@ -37,7 +46,7 @@ def standardise(x, mask):
       mask: [B, H, W] bool.
 
     Returns:
-      [B, H, W, C] float32; a constant channel becomes 0.
+      [B, H, W, C] float32; 0 at invalid positions and in constant channels.
     """
     x, weights = x.astype(jnp.float32), mask[..., None].astype(jnp.float32)
     count = jnp.maximum(jnp.sum(weights, (1, 2), keepdims=True), 1.0)
@@ -47,10 +56,11 @@ def standardise(x, mask):
     return centred * jax.lax.rsqrt(variance + STD_EPS)
 
 
-def tap_loss(adapted, target, mask):
-    """Masked mean squared difference between standardised features [B, H, W, C]; float32 scalar."""
-    difference = standardise(adapted, mask) - standardise(target, mask)
-    return masked_mean(difference**2, mask[..., None])
+def channel_errors(prediction, target, mask):
+    """Mean squared difference per channel of two maps [B, H, W, C] over the valid positions; [C] float32."""
+    weights = mask[..., None].astype(jnp.float32)
+    total = global_sum(jnp.sum((prediction - target) ** 2 * weights, (0, 1, 2)))
+    return total / jnp.maximum(global_sum(jnp.sum(weights)), 1.0)
 
 
 class Adapter(nn.Module):
@@ -62,8 +72,7 @@ class Adapter(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
         x = BatchNorm(train)(x)
-        # No bias: the standardisation that follows would cancel it.
-        return nn.Conv(self.channels, (1, 1), use_bias=False)(nn.relu(x))
+        return nn.Conv(self.channels, (1, 1))(nn.relu(x))
 
 
 class HFD(TapDistiller):
@@ -73,12 +82,36 @@ class HFD(TapDistiller):
     title: ClassVar[str] = "HFD"
     own_weights: ClassVar[Mapping[str, float]] = MappingProxyType({"A": 4.0})
 
-    weight: float = option(17.5, "weight of the loss; this project's choice", above=0)
+    weight: float = option(2.0, "weight of the loss; this project's choice", above=0)
     taps: tuple[str, ...] = option(("C3", "C4", "C5", "A"), "features to compare", rule=TAPS_RULE)
     tap_weights: tuple[float, ...] = option(
         (), "weights of the taps; (): 4 for A, 1 for every other tap", rule=TAP_WEIGHTS_RULE
     )
+    form: str = option(
+        "likelihood",
+        "likelihood: the loss above; squared: without log-variances; standardised: squared, and the adapter's output "
+        "is standardised as well, as in version 0.1",
+        choices=FORMS,
+        before="standardised",
+    )
+
+    @nn.compact
+    def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
+        """See `Distiller`; also returns the mean error e_tc of each tap, as "hfd_<tap>"."""
+        total, errors = 0.0, {}
+        for weight, tap in zip(self.weights(), self.taps, strict=True):
+            loss, error = self.compare(tap, compared(student, teacher, tap, label, valid, self.method), train)
+            total, errors[f"hfd_{tap}"] = total + weight * loss, error
+        return {"hfd": total, **errors}
 
     def compare(self, tap: str, maps: Maps, train: bool):
-        adapter = Adapter(maps.target.shape[-1], name=f"adapter_{tap}")
-        return tap_loss(adapter(maps.student, train), maps.target, maps.mask)
+        """Returns the loss and the mean error of one tap, float32 scalars."""
+        channels = maps.target.shape[-1]
+        prediction = Adapter(channels, name=f"adapter_{tap}")(maps.student, train)
+        if self.form == "standardised":
+            prediction = standardise(prediction, maps.mask)
+        errors = channel_errors(prediction, standardise(maps.target, maps.mask), maps.mask)
+        if self.form != "likelihood":
+            return jnp.mean(errors), jnp.mean(errors)
+        log_variance = self.param(f"log_variance_{tap}", nn.initializers.zeros, (channels,))
+        return jnp.mean(jnp.exp(-log_variance) * errors + log_variance) / 2, jnp.mean(errors)

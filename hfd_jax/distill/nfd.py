@@ -3,14 +3,16 @@
     loss = mean over valid positions and channels of ( s(S) - s(T) )^2
 
 where s() standardises each channel of each sample over its valid positions. The paper's weight was not available; 10 is
-the weight of tap A within HFD, whose loss has the same scale. HFD adds adapters and several taps.
+this project's choice.
 """
 
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from hfd_jax.core.options import option
 from hfd_jax.distill.base import Maps, TapDistiller, projected
-from hfd_jax.distill.hfd import tap_loss
+from hfd_jax.distill.hfd import channel_errors, standardise
 
 
 class NFD(TapDistiller):
@@ -20,9 +22,10 @@ class NFD(TapDistiller):
     title: ClassVar[str] = "NFD"
 
     weight: float = option(
-        10.0, "weight of the loss; that of tap A in hfd, since the published one was not available", above=0
+        10.0, "weight of the loss; this project's choice, since the published one was not available", above=0
     )
 
     def compare(self, tap: str, maps: Maps, train: bool):
         x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")
-        return tap_loss(x, maps.target, maps.mask)
+        student, teacher = (standardise(features, maps.mask) for features in (x, maps.target))
+        return jnp.mean(channel_errors(student, teacher, maps.mask))

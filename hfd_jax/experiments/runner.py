@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 from hfd_jax.core.logs import duration
 from hfd_jax.core.workdir import Workdir, check_claim, read_json
@@ -27,7 +28,7 @@ _stop: Any = None  # in a worker: an event; once set, no further run starts
 
 
 def is_finished(job: Job) -> bool:
-    """Returns whether the job's network has been evaluated at its last step.
+    """Returns whether the job's network is trained and the checkpoint that counts has been evaluated.
 
     Raises:
       WorkdirError: the folder contains a run with a different config.
@@ -37,7 +38,10 @@ def is_finished(job: Job) -> bool:
     if not os.path.exists(workdir.evaluation):
         return False
     row = read_json(workdir.evaluation).get(job.config.eval.split, {}).get(job.network)
-    return row is not None and row["step"] == job.steps
+    if row is None or job.which == "latest":
+        return row is not None and row["step"] == job.steps
+    saved = CheckpointReader(workdir.checkpoints(job.network))
+    return max(saved.steps(), default=0) == job.steps and row["step"] == saved.choose(job.which)
 
 
 def run(job: Job) -> None:

@@ -95,6 +95,11 @@ class Job:
         return self.config[self.network].steps
 
     @property
+    def which(self) -> str:
+        """The checkpoint that is evaluated, "latest" or "best"."""
+        return self.config.teacher.which if self.network == "teacher" else self.config.eval.checkpoint
+
+    @property
     def title(self) -> str:
         return f"{self.row or 'teacher'}, seed {self.seed}"
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hfd_jax.core import options
 from hfd_jax.core.options import option
+from hfd_jax.models.layers import convolution, upsample
 from hfd_jax.models.resnet import DEPTHS, STAGES, ResNet
 
 TAPS = (*STAGES, "P", "A")  # the encoder's features from fine to coarse, the pyramid, and the classifier's input
@@ -49,6 +50,15 @@ class SegmentationNetwork(nn.Module):
         """Maps each tap to its stride, for the options in config.model."""
         del values
         return cls.tap_strides
+
+    @nn.nowrap
+    def classify(self, params: Mapping[str, Any], feature, shape):
+        """Repeats the last layers: feature "A" [B, h, w, C] -> logits [B, *shape, classes] float32.
+
+        A pure function of the network's parameters, for gradients with respect to the feature.
+        """
+        classifier = convolution(self.classes, 1, dtype=self.dtype, use_bias=True)
+        return upsample(classifier.apply({"params": params["classifier"]}, feature).astype(jnp.float32), shape)
 
     @property
     def stems(self) -> tuple[tuple[str, ...], ...]:

@@ -7,6 +7,7 @@ three classes. Ordinary convolutions give 62,963, which matches the paper's 63 k
 guess, since the paper's number of bands and classes was not available.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -54,3 +55,9 @@ class HRSARNet(SegmentationNetwork):
             x = jnp.concatenate([x, maps[stride]], -1)
         logits = TransposedConvolution(self.classes, 4, use_bias=True, dtype=self.dtype, name="classifier")(x)
         return logits.astype(jnp.float32), {"C2": maps[4], "C3": maps[8], "A": x}
+
+    @nn.nowrap
+    def classify(self, params: Mapping[str, Any], feature, shape):
+        del shape  # the transposed convolution doubles the size
+        classifier = TransposedConvolution(self.classes, 4, use_bias=True, dtype=self.dtype)
+        return classifier.apply({"params": params["classifier"]}, feature).astype(jnp.float32)

@@ -109,6 +109,7 @@ def make_objective(
         warmup_steps=round(config.distill.warmup * steps),
         fading=tuple(method for method in methods if config.distill[method].get("fade", False)),
         steps=steps,
+        max_share=config.distill.max_share,
     )
 
 

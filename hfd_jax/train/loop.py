@@ -98,7 +98,8 @@ def loop(
     """
     settings, parallel = run.config.train, run.parallel
     train_step = parallel.train_step(steps.train_step(training.setup))
-    evaluator = run.evaluator("validation") if settings.eval_every else None
+    validates_every = run.validates_every
+    evaluator = run.evaluator("validation") if validates_every else None
     stop = False
     log = make_log(run, training, start, unlogged)
     with interruption.deferred(), contextlib.closing(training.checkpoints), contextlib.closing(log):
@@ -108,7 +109,7 @@ def loop(
             last, stop, score = step == training.total, interruption.requested(), None
             if last or step % settings.log_every == 0 or step == 1:
                 log.write(step)
-            if evaluator and (last or step % settings.eval_every == 0):
+            if evaluator and (last or step % validates_every == 0):
                 scores = evaluate(training.setup, state, evaluator)
                 score = scores.mean_iou
                 log.validated(step, scores.mean_iou, scores.accuracy)

@@ -40,6 +40,12 @@ class Run:
             self.dataset, split, reading, self.parallel, self.config.eval.batch_size, self.config.eval.window
         )
 
+    @property
+    def validates_every(self) -> int:
+        """Steps between evaluations on the validation split; 0: never."""
+        settings, tiles = self.config.train, self.dataset.sizes.get("validation", 0)
+        return (settings.checkpoint_every if tiles else 0) if settings.eval_every < 0 else settings.eval_every
+
     def checkpoint(self, network: str) -> tuple[str, str]:
         """(folder, "latest" or "best") of the checkpoint that is evaluated; for the teacher, the one that teaches."""
         if network == "teacher":

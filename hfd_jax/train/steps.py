@@ -33,6 +33,7 @@ class Objective:
       warmup_steps: number of steps over which the methods' weights grow linearly from 0.
       fading: methods whose weights fall linearly to 0 at the last step.
       steps: number of steps; used only by `fading`.
+      max_share: upper limit of the share of distillation in the gradient, see `limited_scale`; 1: none.
     """
 
     ce: float = 1.0
@@ -42,6 +43,7 @@ class Objective:
     warmup_steps: int = 0
     fading: tuple[str, ...] = ()
     steps: int = 0
+    max_share: float = 1.0
 
     @property
     def distils(self) -> bool:
@@ -90,13 +92,15 @@ def supervised_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) 
     del teacher
     batch = training_input(batch, setup.inputs)
 
-    def loss_terms(params):
-        (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
-        label = seen_label(batch, setup.sensor)
-        terms = segmentation_terms(logits, label, setup.objective)
-        return terms, {"batch_stats": {"model": updated}}, {}
+    label = seen_label(batch, setup.sensor)
 
-    return _update(setup, state, loss_terms)
+    def loss(params):
+        (logits, _), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch[setup.sensor])
+        terms = segmentation_terms(logits, label, setup.objective)
+        return sum(terms.values()), (terms, {"batch_stats": {"model": updated}})
+
+    gradients, (terms, kept) = jax.grad(loss, has_aux=True)(state.params)
+    return _update(setup, state, gradients, terms, kept, {})
 
 
 def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> tuple[TrainState, Terms]:
@@ -104,23 +108,80 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
 
     `teacher` holds the variables of setup.teacher. It is an argument of the step: no gradient is taken with respect to
     it, and it is not returned.
+
+    The gradients of the labels and of the teacher with respect to the student's outputs are computed separately, so
+    that the teacher's can be limited (`limited_scale`), and then propagated through the student together.
     """
     key = jax.random.key(global_sum(jnp.sum(batch["key"])))
     batch = training_input(batch, setup.inputs)
     both_valid, label = batch["sar_valid"] & batch["eo_valid"], seen_label(batch, "sar")
     taught, weights = teach(setup, teacher, batch), setup.objective.weights(state.step)
 
-    def loss_terms(params):
-        (logits, features), updated = _forward(setup.model, params["model"], state.batch_stats["model"], batch["sar"])
-        terms = segmentation_terms(logits, label, setup.objective)
-        statistics = state.batch_stats["distiller"]
-        variables = {"params": params["distiller"], "batch_stats": statistics, "memory": state.memory}
-        found, changed = setup.distiller.apply(variables, Outputs(features, logits), taught, label, both_valid, key)
-        terms |= {method: weight * found.pop(method) for method, weight in weights.items()}
-        batch_stats = {"model": updated, "distiller": changed["batch_stats"]}
-        return terms, {"batch_stats": batch_stats, "memory": changed["memory"]}, found
+    def forward(params):
+        (logits, features), updated = _forward(setup.model, params, state.batch_stats["model"], batch["sar"])
+        return Outputs(features, logits), updated
 
-    return _update(setup, state, loss_terms)
+    def from_labels(logits):
+        terms = segmentation_terms(logits, label, setup.objective)
+        return sum(terms.values()), terms
+
+    def from_teacher(params, outputs):
+        variables = {"params": params, "batch_stats": state.batch_stats["distiller"], "memory": state.memory}
+        found, changed = setup.distiller.apply(variables, outputs, taught, label, both_valid, key)
+        terms = {method: weight * found.pop(method) for method, weight in weights.items()}
+        return sum(terms.values()), (terms, found, changed)
+
+    params = state.params
+    outputs, backward, updated = jax.vjp(forward, params["model"], has_aux=True)
+    (_, terms), by_labels = jax.value_and_grad(from_labels, has_aux=True)(outputs.logits)
+    (_, (distilled, extra, changed)), (adapters, by_teacher) = jax.value_and_grad(
+        from_teacher, argnums=(0, 1), has_aux=True
+    )(params["distiller"], outputs)
+    scale, share = limited_scale(setup, params["model"], outputs, by_labels, by_teacher)
+    adapters, by_teacher = jax.tree.map(lambda gradient: scale * gradient, (adapters, by_teacher))
+    (model,) = backward(by_teacher.replace(logits=by_teacher.logits + by_labels))
+    terms |= {method: scale * term for method, term in distilled.items()}
+    kept = {
+        "batch_stats": {"model": updated, "distiller": changed["batch_stats"]},
+        "memory": changed["memory"],
+    }
+    extra |= {"gradient_share": share}
+    return _update(setup, state, {"model": model, "distiller": adapters}, terms, kept, extra)
+
+
+def limited_scale(setup: Setup, params: Any, outputs: Outputs, by_labels, by_teacher: Outputs):
+    """Limits the teacher's share in the gradient with respect to the features that it is compared with.
+
+    The share is |g_T| / (|g_T| + |g_L|), where g_T is the gradient of distillation with respect to all compared
+    features, g_L that of the labels' losses with respect to the classifier's input A, and logits count through A.
+
+    Args:
+      setup: its objective's max_share is the limit.
+      params: the student's parameters.
+      outputs: the student's outputs.
+      by_labels: gradient of the segmentation losses with respect to outputs.logits.
+      by_teacher: gradient of the distillation losses with respect to outputs.
+
+    Returns:
+      (factor, at most 1, for the distillation losses; share of the teacher after that); float32 scalars.
+    """
+
+    def classify(feature):
+        return setup.model.classify(jax.lax.stop_gradient(params), feature, outputs.logits.shape[1:3])
+
+    _, to_feature = jax.vjp(classify, outputs.features["A"])
+    at_labels = to_feature(by_labels)[0]
+    compared = by_teacher.features | {"A": by_teacher.features["A"] + to_feature(by_teacher.logits)[0]}
+    labels, teacher = (jnp.sqrt(global_sum(_squares(gradient))) for gradient in (at_labels, compared))
+    limit, scale = setup.objective.max_share, jnp.float32(1.0)
+    if limit < 1:
+        scale = jnp.minimum(scale, limit / (1 - limit) * labels / jnp.maximum(teacher, losses.TINY))
+    teacher = scale * teacher
+    return scale, teacher / jnp.maximum(teacher + labels, losses.TINY)
+
+
+def _squares(tree: Any):
+    return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(tree))
 
 
 def teach(setup: Setup, teacher: Any, batch: dict) -> Outputs:
@@ -132,10 +193,10 @@ def teach(setup: Setup, teacher: Any, batch: dict) -> Outputs:
 def train_step(setup: Setup) -> Callable[[TrainState, Any, dict], tuple[TrainState, Terms]]:
     """Returns the training step of a setup: (state, teacher, batch) -> (state, metrics).
 
-    The metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"), the unweighted
-    parts of the methods ("hfd_<tap>"), "loss" and "grad_norm", all float32; and "skipped" and "bad_steps" of the
-    `TrainState`, int32. If the loss, the gradient, a batch statistic or a memory is not finite, only the counters of
-    the state change.
+    The metrics are scalars: every weighted loss term by name, its share of the total ("share_<name>"), further values
+    of the methods ("hfd_<tap>"), "gradient_share" (of distillation, see `limited_scale`), "loss" and "grad_norm", all
+    float32; and "skipped" and "bad_steps" of the `TrainState`, int32. If the loss, the gradient, a batch statistic or a
+    memory is not finite, only the counters of the state change.
     """
     step = student_step if setup.objective.distils else supervised_step
     return lambda state, teacher, batch: step(setup, state, teacher, batch)
@@ -148,18 +209,19 @@ def _forward(model: SegmentationNetwork, params, batch_stats, image):
     return outputs, changed["batch_stats"]
 
 
-def _update(setup: Setup, state: TrainState, loss_terms) -> tuple[TrainState, Terms]:
-    """Differentiates the sum of the loss terms and applies the optimiser, unless something is not finite.
+def _update(
+    setup: Setup, state: TrainState, grads: Any, terms: Terms, kept: dict[str, Any], extra: Terms
+) -> tuple[TrainState, Terms]:
+    """Applies the optimiser to the gradients, unless something is not finite.
 
-    `loss_terms` maps params to (weighted terms, further fields of the state to replace, further metrics).
+    Args:
+      setup, state: of the step.
+      grads: of the sum of the terms, with the structure of state.params.
+      terms: the weighted losses.
+      kept: further fields of the state to replace.
+      extra: further metrics.
     """
-
-    def total(params):
-        terms, kept, extra = loss_terms(params)
-        return sum(terms.values()), (terms, kept, extra)
-
-    (loss, (terms, kept, extra)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
-    grads = global_mean(grads)
+    loss, grads = sum(terms.values()), global_mean(grads)
     grad_norm = optax.tree.norm(grads)
 
     def update():

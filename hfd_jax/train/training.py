@@ -115,8 +115,8 @@ def initial_state(
         stored = checkpoints.record(restored[1])
         if spec.distils and "unlabelled_ratio" not in stored["config"]["data"]:
             raise CheckpointError(
-                f"{checkpoints.directory}/{restored[1]} cannot be continued: version 0.1 began it, with other batches and "
-                "another distillation loss. Train the student anew in another --workdir, with this teacher: "
+                f"{checkpoints.directory}/{restored[1]} cannot be continued: version 0.1 began it, with other batches "
+                "and another distillation loss. Train the student anew in another --workdir, with this teacher: "
                 f"--config.teacher.checkpoint={run.workdir.checkpoints('teacher')}"
             )
         return parallel.placed(restored[0]), restored[1], stored["unlogged"], stored.get("pretrained")

@@ -59,7 +59,6 @@ _NOT_NEGATIVE = (
     "loss.dice",
     "optim.weight_decay",
     "optim.clip_norm",
-    "train.eval_every",
     "eval.window",
     "eval.panels",
 )
@@ -68,6 +67,7 @@ _SHARES = (
     "augment.eo_gain",
     "optim.warmup",
     "distill.warmup",
+    "distill.max_share",
 )
 
 
@@ -135,7 +135,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
     _check_architectures(config)
     for field in ("eval.checkpoint",) if config.teacher.checkpoint else ("eval.checkpoint", "teacher.which"):
         if _get(config, field) == "best" and not config.train.eval_every:
-            _fail(config, field, "expected train.eval_every above 0, which selects the best checkpoint")
+            _fail(config, field, "expected train.eval_every other than 0, which selects the best checkpoint")
     if config.teacher.checkpoint and config.stage == "teacher":
         _fail(
             config,
@@ -144,7 +144,9 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
         )
     if config.eval.split == "unlabelled":
         _fail(config, "eval.split", "expected a split with labels")
-    if config.train.eval_every and config.train.eval_every % config.train.checkpoint_every:
+    if config.train.eval_every < -1:
+        _fail(config, "train.eval_every", "expected a number of steps, 0 (never) or -1 (at every checkpoint)")
+    if config.train.eval_every > 0 and config.train.eval_every % config.train.checkpoint_every:
         _fail(
             config,
             "train.eval_every",
@@ -257,8 +259,11 @@ def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str]
             if _get(config, field):
                 _fail(config, field, f"needs SAR in dB; {facts.name} is in {facts.sar_unit!r} units")
     needed = {"eval.split": config.eval.split}
-    if config.train.eval_every:
+    if config.train.eval_every > 0:
         needed["train.eval_every"] = "validation"
+    for field in ("eval.checkpoint", "teacher.which"):
+        if _get(config, field) == "best" and not (field == "teacher.which" and config.teacher.checkpoint):
+            needed[field] = "validation"
     for field, split in needed.items():
         if split not in splits:
             _fail(config, field, f"{facts.name} has no split {split!r}; it has: {', '.join(splits)}")

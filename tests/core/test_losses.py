@@ -8,7 +8,7 @@ import pytest
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.losses import cross_entropy, masked_mean, soft_dice
 from hfd_jax.distill.base import Outputs
-from hfd_jax.distill.hfd import HFD, standardise, tap_loss
+from hfd_jax.distill.hfd import HFD, Adapter, channel_errors, standardise
 from hfd_jax.distill.kd import logit_loss
 from hfd_jax.distill.relations import mask_at
 
@@ -44,6 +44,11 @@ def test_soft_dice_equals_its_formula_and_skips_absent_classes(batch):
     p = softmax(logits)[valid]
     dice = [2 * p[label[valid] == k, k].sum() / (p[:, k].sum() + (label[valid] == k).sum()) for k in (0, 1)]
     assert float(soft_dice(logits, label)) == pytest.approx(1 - np.mean(dice), rel=1e-4)
+
+
+def tap_loss(student, teacher, valid):
+    one, other = (standardise(x, valid) for x in (student, teacher))
+    return jnp.mean(channel_errors(one, other, valid))
 
 
 def losses_of_pixels(logits, label, teacher):
@@ -111,7 +116,7 @@ def test_logit_loss_equals_its_formula_and_is_zero_for_equal_logits(rng):
     assert float(logit_loss(a, a, valid)) == pytest.approx(0, abs=1e-6)
 
 
-def test_tap_loss_equals_its_formula(rng):
+def test_errors_of_standardised_features_equal_their_formula(rng):
     s, t = rng.normal(size=(2, 2, 6, 6, 5)).astype(np.float32)
     mask = rng.random((2, 6, 6)) < 0.6
     expected = []
@@ -119,7 +124,8 @@ def test_tap_loss_equals_its_formula(rng):
         inside_s, inside_t = s[b][mask[b]], t[b][mask[b]]
         inside_s, inside_t = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6) for x in (inside_s, inside_t))
         expected.append((inside_s - inside_t) ** 2)
-    assert float(tap_loss(s, t, mask)) == pytest.approx(np.concatenate(expected).mean(), rel=1e-4)
+    found = channel_errors(standardise(s, mask), standardise(t, mask), mask)
+    np.testing.assert_allclose(found, np.concatenate(expected).mean(0), rtol=1e-4)
 
 
 def test_standardised_features_ignore_scale_and_offset(rng):
@@ -154,7 +160,48 @@ def test_hfd_reaches_the_student_and_not_the_teacher(rng):
     assert all(np.abs(g).max() > 0 for g in to_student.values())
     assert all(np.abs(g).max() == 0 for g in to_teacher.values())
     found = terms(student, teacher)
-    assert float(found["hfd"]) == pytest.approx(float(found["hfd_C3"] + 3 * found["hfd_A"]) / 4, rel=1e-6)
+    mean = float(found["hfd_C3"] + 3 * found["hfd_A"]) / 4
+    assert float(found["hfd"]) == pytest.approx(mean / 2, rel=1e-6), "log-variances begin at 0"
+
+
+@pytest.mark.parametrize(("form", "factor"), [("squared", 1.0), ("likelihood", 0.5)])
+def test_hfd_without_a_prediction_costs_no_more_than_the_variance_of_the_target(form, factor, rng):
+    """An adapter that gives up on a channel pays its variance, 1; that is what the student's zeros give."""
+    student = {"A": np.zeros((2, 16, 16, 4), np.float32)}
+    teacher = {"A": rng.normal(size=(2, 16, 16, 6)).astype(np.float32)}
+    arguments = Outputs(student, np.zeros((2, 16, 16, 3))), Outputs(teacher, np.zeros((2, 16, 16, 3)))
+    pixels = np.zeros((2, 16, 16), np.int32), np.ones((2, 16, 16), bool)
+    found, _ = HFD(taps=("A",), form=form).init_with_output(jax.random.key(0), *arguments, *pixels)
+    assert float(found["hfd_A"]) == pytest.approx(1.0, rel=1e-4)
+    assert float(found["hfd"]) == pytest.approx(factor, rel=1e-4)
+
+
+def test_the_best_log_variance_is_the_log_of_the_error(rng):
+    """There the gradient vanishes, and a channel counts in proportion to 1 / error."""
+    student, teacher = ({"A": rng.normal(size=(2, 16, 16, 4)).astype(np.float32)} for _ in range(2))
+    arguments = [Outputs(features, np.zeros((2, 16, 16, 3))) for features in (student, teacher)]
+    pixels = np.zeros((2, 16, 16), np.int32), np.ones((2, 16, 16), bool)
+    module = HFD(taps=("A",))
+    variables = module.init(jax.random.key(0), *arguments, *pixels)
+
+    def loss(values):
+        params = variables["params"] | {"log_variance_A": values}
+        found, _ = module.apply(variables | {"params": params}, *arguments, *pixels, mutable=["batch_stats"])
+        return found["hfd"], found["hfd_A"]
+
+    error = channel_errors_of(module, variables, arguments)
+    gradient, _ = jax.grad(loss, has_aux=True)(jnp.log(error))
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def channel_errors_of(module, variables, arguments):
+    """Errors per channel of an HFD module with the tap A, computed outside of it."""
+    student, teacher = (outputs.features["A"] for outputs in arguments)
+    mask = np.ones(student.shape[:3], bool)
+    adapter = Adapter(teacher.shape[-1])
+    own = {name: variables[name]["adapter_A"] for name in ("params", "batch_stats")}
+    prediction, _ = adapter.apply(own, student, True, mutable=["batch_stats"])
+    return channel_errors(prediction, standardise(teacher, mask), mask)
 
 
 @pytest.mark.parametrize(

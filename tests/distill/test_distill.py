@@ -123,7 +123,7 @@ def test_the_config_has_every_method_and_builds_its_module():
     config.distill.method = tuple(METHODS)
     combined = build.make_distiller(config, student_spec(config))
     assert [module.method for module in combined.methods] == list(METHODS)
-    assert set(config.distill) == {*METHODS, "method", "warmup"}
+    assert set(config.distill) == {*METHODS, "method", "warmup", "max_share"}
     config.distill.kd.fade = True
     objective = build.make_objective(config, student_spec(config), 10, lambda: ())
     first, last = (jax.device_get(objective.weights(step)) for step in (0, 9))

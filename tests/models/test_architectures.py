@@ -163,15 +163,19 @@ def test_training_reaches_every_parameter_and_statistic(name, rng, shallow):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_folded_teacher_computes_the_same_and_nearly_so_in_bfloat16(name, rng, shallow):
+    """Also, `classify` repeats the last layers: the limit of the teacher's share relies on it."""
     model, x = make(name, width=8), rng.normal(size=(1, *SHAPE, BANDS)).astype(np.float32)
     variables = random_like(shapes(model)[1])
 
     def outputs(variables):
         folded = fold(model, variables)
         half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), folded)
-        return model.apply(variables, x), model.apply(folded, x), model.clone(dtype=jnp.bfloat16).apply(half, x), folded
+        logits, features = as_trained = model.apply(variables, x)
+        again = model.classify(variables["params"], features["A"], logits.shape[1:3])
+        return as_trained, model.apply(folded, x), model.clone(dtype=jnp.bfloat16).apply(half, x), folded, again
 
-    as_trained, folded, half, parameters = jax.jit(outputs)(variables)
+    as_trained, folded, half, parameters, again = jax.jit(outputs)(variables)
+    np.testing.assert_allclose(again, as_trained[0], rtol=1e-5, atol=1e-6)
     assert set(parameters) == {"params"} and count(parameters) < count(variables)
     for one, two, three in zip(*map(jax.tree.leaves, (as_trained, folded, half)), strict=True):
         largest = float(jnp.abs(one).max())

@@ -82,11 +82,9 @@ def set_field(config, field, value):
         ("data.label_share", 0.0, "config.data.label_share is 0.0: at least some labels"),
         ("data.label_share", 1.5, "config.data.label_share is 1.5: expected a share"),
         ("loss.ce", 0.0, None),
-        ("eval.checkpoint", "best", "config.eval.checkpoint is 'best': .*train.eval_every"),
         ("train.eval_every", 30, "config.train.eval_every is 30: expected a multiple of train.checkpoint_every"),
         ("data.scenes.incidence", 90.0, "config.data.scenes.incidence is 90.0; expected 15 to 75 degrees"),
         ("distill.hfd.taps", ("A", "A"), "config.distill.hfd.taps is .*a tap is named twice"),
-        ("teacher.which", "best", "config.teacher.which is 'best': .*train.eval_every"),
         ("eval.split", "unlabelled", "config.eval.split is 'unlabelled': expected a split with labels"),
         ("normalise.sar_looks", 0.0, "config.normalise.sar_looks is 0.0: expected more than 0"),
         ("optim.schedule", "cosin", "config.optim.schedule is 'cosin': did you mean 'cosine'"),
@@ -124,6 +122,17 @@ def test_equally_similar_fields_prefer_the_depth_and_part_that_were_typed(config
 def test_no_loss_on_labels_at_all_is_refused(config):
     config.loss.ce = config.loss.dice = 0.0
     with pytest.raises(ConfigError, match="labels would teach nothing"):
+        check_fields(config)
+
+
+@pytest.mark.parametrize("field", ["eval.checkpoint", "teacher.which"])
+def test_the_best_checkpoint_needs_validation(config, facts, field):
+    set_field(config, field, "best")
+    with pytest.raises(ConfigError, match=f"config.{field} is 'best': toy has no split 'validation'"):
+        check_against_data(config, facts, ["train", "test"], (64, 64))
+    check_fields(config)
+    config.train.eval_every = 0
+    with pytest.raises(ConfigError, match=f"config.{field} is 'best': .*train.eval_every"):
         check_fields(config)
 
 

@@ -120,7 +120,9 @@ def test_the_state_that_is_saved_holds_no_teacher(trained):
     assert set(last.params) == {"model", "distiller"}
     assert set(last.model_variables["params"]) == {"encoder", "alignment", "detail", "decoder", "classifier"}
     assert set(last.params["distiller"]) == {"hfd"}, "kd learns nothing of its own"
-    assert set(last.params["distiller"]["hfd"]) == {"adapter_C3", "adapter_C4", "adapter_A"}
+    assert set(last.params["distiller"]["hfd"]) == {
+        f"{part}_{tap}" for part in ("adapter", "log_variance") for tap in ("C3", "C4", "A")
+    }
 
 
 def test_every_term_is_logged_with_its_share(trained):
@@ -130,9 +132,22 @@ def test_every_term_is_logged_with_its_share(trained):
     assert sum(float(metrics[f"share_{t}"]) for t in terms) == pytest.approx(1, rel=1e-5)
     for t in terms:
         assert float(metrics[f"share_{t}"]) == pytest.approx(float(metrics[t] / metrics["loss"]), rel=1e-5)
-    # The weight is 2, fully ramped up from step 4 on; here it is step 3 of 4.
-    mean = np.average([metrics[f"hfd_{tap}"] for tap in ("C3", "C4", "A")], weights=(1, 1, 4))
-    assert float(metrics["hfd"]) == pytest.approx(2.0 * 0.75 * mean, rel=1e-5)
+    # The weight is 2, fully ramped up from step 4 on; here it is step 3 of 4. The first step has log-variances of 0.
+    first = trained[2][0]
+    mean = np.average([first[f"hfd_{tap}"] for tap in ("C3", "C4", "A")], weights=(1, 1, 4))
+    assert float(first["hfd"]) == pytest.approx(2.0 * 0.25 * mean / 2, rel=1e-5)
+    assert 0 < metrics["gradient_share"] < 1
+
+
+def test_the_share_of_the_teacher_in_the_gradient_is_limited_and_labels_are_not_scaled():
+    free, limited = (metrics_of(make_setup(hfd=200.0, max_share=share), make_batch()) for share in (1.0, 0.2))
+    assert free["gradient_share"] > 0.5
+    assert float(limited["gradient_share"]) == pytest.approx(0.2, rel=1e-4)
+    assert limited["ce"] == free["ce"] and limited["dice"] == free["dice"]
+    # One factor for all distillation, which is what brings the share to its limit: s / (1 - s) against the free one.
+    factor = (0.2 / 0.8) / (float(free["gradient_share"]) / (1 - float(free["gradient_share"])))
+    for name in ("hfd", "kd"):
+        assert float(limited[name]) == pytest.approx(factor * float(free[name]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 8), ("pmap", 8)])
