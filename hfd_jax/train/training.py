@@ -109,16 +109,11 @@ def initial_state(
     """
     parallel, spec, checkpoints = run.parallel, training.spec, training.checkpoints
     state = parallel.init(initialiser(run, training), initial_key(run.config.seed, spec.sensor))
+    check_same_method(run, training)
     restored = checkpoints.restore_latest(parallel.abstract(state))
     if restored:
         check_same_run(training, restored[1])
         stored = checkpoints.record(restored[1])
-        if spec.distils and "unlabelled_ratio" not in stored["config"]["data"]:
-            raise CheckpointError(
-                f"{checkpoints.directory}/{restored[1]} cannot be continued: version 0.1 began it, with other batches "
-                "and another distillation loss. Train the student anew in another --workdir, with this teacher: "
-                f"--config.teacher.checkpoint={run.workdir.checkpoints('teacher')}"
-            )
         return parallel.placed(restored[0]), restored[1], stored["unlogged"], stored.get("pretrained")
     path, origin = pretrained_file(run.config, spec), None
     if spec.from_teacher or path:
@@ -133,6 +128,23 @@ def initial_state(
         params = {**state.params, "model": fitted["params"]}
         state = state.replace(params=params, batch_stats={**state.batch_stats, "model": fitted["batch_stats"]})
     return state, 0, [], origin
+
+
+def check_same_method(run: Run, training: Training) -> None:
+    """Raises CheckpointError if a student was begun by version 0.1, whose batches and distillation loss were others."""
+    found = training.checkpoints.steps()
+    if not (training.spec.distils and found):
+        return
+    try:
+        stored = training.checkpoints.record(found[-1])["config"]
+    except DamagedError:
+        return  # a damaged checkpoint is set aside when it is restored
+    if "unlabelled_ratio" not in stored["data"]:
+        raise CheckpointError(
+            f"{training.checkpoints.directory}/{found[-1]} cannot be continued: version 0.1 began it, with other batches "
+            "and another distillation loss. Train the student anew in another --workdir, with this teacher: "
+            f"--config.teacher.checkpoint={run.workdir.checkpoints('teacher')}"
+        )
 
 
 def check_same_run(training: Training, step: int) -> None:
