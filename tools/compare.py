@@ -71,7 +71,7 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
     print(texts["md"])
     stem = os.path.join(root, chosen.name)
     for ending, text in texts.items():
-        with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w") as file:
+        with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w", encoding="utf-8") as file:
             file.write(text + "\n")
     figure.draw(f"{stem}.png", lines, results, chosen, places)
     has_speeds = figure.draw_speed(f"{stem}_speed.png", lines, chosen)

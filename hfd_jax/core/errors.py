@@ -46,7 +46,7 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkdirError(f"{path}: cannot be written ({error.strerror})") from error
+        raise WorkdirError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -137,15 +137,18 @@ def read_dataset(directory: str) -> Dataset:
     path = os.path.join(directory, "metadata.json")
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
-    with open(path) as file:
-        metadata: dict[str, Any] = json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            metadata: dict[str, Any] = json.load(file)
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, not valid JSON ({error}); prepare the data set again") from error
     missing = {"facts", "statistics", "shapes", "skipped", "left_out", "shared_ground"} - set(metadata)
     if missing:
         raise DataError(f"{path}: incomplete, without {', '.join(sorted(missing))}; prepare the data set again")
     splits = tfds.builder_from_directory(directory).info.splits
     return Dataset(
         directory=directory,
-        facts=Facts.from_dict(metadata["facts"]),
+        facts=_facts(metadata["facts"], path),
         statistics=Statistics.from_dict(metadata["statistics"]),
         sizes={name: info.num_examples for name, info in splits.items()},
         shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
@@ -153,6 +156,24 @@ def read_dataset(directory: str) -> Dataset:
         left_out=metadata["left_out"],
         shared_ground=metadata["shared_ground"],
     )
+
+
+def _facts(stored: dict[str, Any], path: str) -> Facts:
+    """The facts of a data set; raises DataError, naming `path`, if they are unusable."""
+    try:
+        facts = Facts.from_dict(stored)
+        colours = dict(zip(facts.class_names, facts.class_colours, strict=False))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: damaged facts ({type(error).__name__}: {error}); prepare the data set again"
+        ) from error
+    for name, colour in colours.items():
+        if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 255 for part in colour):
+            raise DataError(
+                f"{path}: the colour of class {name!r} is {list(colour)}; expected red, green and blue from "
+                "0 to 255. Correct the description and prepare the data set again with --overwrite"
+            )
+    return facts
 
 
 def find_dataset(name: str, data_dir: str) -> Dataset:

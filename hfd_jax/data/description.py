@@ -28,10 +28,10 @@ _OPTIONAL = {"nodata", "folder", "offset", "ignore", "validation"}
 def read_description(path: str) -> dict[str, Any]:
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
-    with open(path) as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             text = json.load(file)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error})") from error
     for part, known in _KEYS.items():
         values = text.get(part, {}) if part else text

@@ -250,8 +250,11 @@ class FolderSource(Reader):
             path = os.path.join(os.path.dirname(self._path), path)
             if not os.path.exists(path):
                 raise DataError(f"{path}: missing; {self._path} refers to it as a split list")
-            with open(path) as lines:
-                names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
+            with open(path, encoding="utf-8-sig") as lines:
+                try:
+                    names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
             if names - known:
                 name = min(names - known)
                 raise DataError(f"{path}: lists {name!r}, but {self._file('sar', name)} does not exist")

@@ -3,12 +3,12 @@
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import signal
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from hfd_jax.core import startup
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _start_worker(source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    startup.ignore_in_worker()
     _Worker.source = source
 
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import grain.python as grain
 import numpy as np
 
+from hfd_jax.core import startup
 from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.seeds import word
 from hfd_jax.data.catalogue import Dataset
 
 MAX_WINDOW = 1024
@@ -155,7 +157,7 @@ def training_batches(
     """
     splits = {ref.split for refs, _ in pools for ref in refs}
     # The crop is drawn before the processes part, so that the crops do not depend on the number of hosts.
-    crops = _order(pools, seed).seed(seed).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
+    crops = _order(pools, seed).seed(word(seed)).random_map(_RandomCrop(_Reader(dataset, splits, reading), crop))
     return iter(_iterate(_batches(crops, batch_size, process)[start_step:], reading))
 
 
@@ -168,7 +170,7 @@ def batch_refs(pools: list[tuple[list[Ref], float]], *, batch_size: int, seed: i
 def _order(pools: list[tuple[list[Ref], float]], seed: int) -> grain.MapDataset:
     """Endless sequence of tiles: each pool is reshuffled every epoch, and the pools are mixed by their shares."""
     parts = [
-        grain.MapDataset.source(refs).seed(seed + number).shuffle().repeat(None)
+        grain.MapDataset.source(refs).seed(word(seed + number)).shuffle().repeat(None)
         for number, (refs, _) in enumerate(pools)
     ]
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[share for _, share in pools])
@@ -240,8 +242,8 @@ def _batches(samples: grain.MapDataset, batch_size: int, process: tuple[int, int
 
 
 def _ignore_signals(index: int, count: int) -> None:
-    """A terminal sends Ctrl-C to every process; the main one decides, and still needs the next batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Terminals and schedulers signal every process; the main one decides, and still needs the next batch."""
+    for number in startup.STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, writer
 from tqdm import tqdm
 
+from hfd_jax.core import startup
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
@@ -169,7 +169,7 @@ class _Worker:
 
 
 def _start_worker(queue, source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    startup.ignore_in_worker()
     _Worker.queue, _Worker.source = queue, source
 
 

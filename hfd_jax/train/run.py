@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hfd_jax.core import logs
+from hfd_jax.core.checkpoint import check_location
 from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.logs import say
@@ -68,6 +69,7 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     """
     enable_compilation_cache()
     check_fields(config, jax.device_count())
+    check_location(root)
     workdir = Workdir(root)
     check_claim(workdir, config, declared_fields())
     facts, sizes, largest = describe_data(config)
