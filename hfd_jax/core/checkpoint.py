@@ -378,7 +378,9 @@ def _is_no_damage(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:600]}"
+    """The first line of a message, without what TensorStore adds for its developers, and without its middle if long."""
+    line = re.sub(r" \[(source locations|tensorstore_spec)=.*", "", (str(error).splitlines() or [""])[0])
+    return f"{type(error).__name__}: {line if len(line) <= 200 else f'{line[:95]} ... {line[-95:]}'}"
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -29,6 +29,13 @@ class DivergedError(UserError, ArithmeticError):
     """Losses or gradients were not finite for many consecutive steps."""
 
 
+class WorkerDiedError(UserError, RuntimeError):
+    """The system killed a worker process; takes what became of the work."""
+
+    def __init__(self, outcome: str):
+        super().__init__(f"a worker process died, perhaps out of memory: try fewer --workers ({outcome})")
+
+
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 

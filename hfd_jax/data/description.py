@@ -12,6 +12,7 @@ import numpy as np
 from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS
+from hfd_jax.data.longitudes import overlap
 
 UNKNOWN_CODE = 254  # table entry of codes that the description does not list
 
@@ -83,9 +84,8 @@ def _check_ranges(path: str, split: dict[str, Any]) -> None:
         elif not value[0] < value[1] or (split["by"] == "columns" and not 0 <= value[0] < value[1] <= 1):
             raise DataError(f"{path}: split.{key} is {value!r}; expected [start, stop], for columns within 0 to 1")
     if split["by"] != "list":
-        ordered = sorted(parts.items(), key=lambda item: item[1])
-        for (one, (_, stop)), (other, (start, _)) in itertools.pairwise(ordered):
-            if start < stop:
+        for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+            if overlap(first, second):
                 raise DataError(f"{path}: split.{one} and split.{other} overlap; splits must not share ground")
 
 

@@ -35,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.warp
 import rasterio.windows
 from absl import logging
 
@@ -44,6 +43,7 @@ from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
+from hfd_jax.data.longitudes import central_longitude, is_within
 from hfd_jax.data.rasters import (
     Grid,
     RasterError,
@@ -236,9 +236,8 @@ class FolderSource(Reader):
             }
         if raster.crs is None:
             raise DataError(f"{raster.name}: has no CRS; a split by longitude needs one")
-        west, _, east, _ = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
-        centre = (west + east) / 2
-        return {key: everything for key, (start, stop) in ranges.items() if start <= centre < stop}
+        centre = central_longitude(raster)
+        return {key: everything for key, (start, stop) in ranges.items() if is_within(centre, start, stop)}
 
     def _read_lists(self) -> dict[str, set[str]]:
         """The split lists; raises DataError if a name does not exist or is in two lists."""

@@ -18,9 +18,10 @@ from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_para
 from hfd_jax.core.workdir import Workdir, check_claim, claim, sole_run
 from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
+from hfd_jax.data.facts import Facts
 from hfd_jax.evaluation.evaluator import Evaluator
 from hfd_jax.train import build
-from hfd_jax.train.networks import declared_fields, networks_to_train, teacher_folder
+from hfd_jax.train.networks import NetworkSpec, declared_fields, networks_to_train, teacher_folder
 from hfd_jax.train.prerequisites import check_pretrained, check_teacher
 from hfd_jax.train.validate import check_against_data, check_fields
 
@@ -60,6 +61,30 @@ class Run:
         return tuple(int(n) for n in counts)
 
 
+def check_config(config: ConfigDict, devices: int, workdir: Workdir) -> tuple[Facts, list[NetworkSpec]]:
+    """Checks everything about a run that needs no other run, before anything is computed or written.
+
+    Args:
+      config: the run's config.
+      devices: number of devices of all processes.
+      workdir: the run's workdir.
+
+    Returns:
+      (facts of the data set, networks to train).
+
+    Raises:
+      UserError: the config is invalid or contradicts the data, or the data set or a pretrained encoder is missing.
+    """
+    check_location(workdir.root)
+    check_fields(config, devices)
+    check_claim(workdir, config, declared_fields())
+    facts, sizes, largest = describe_data(config)
+    check_against_data(config, facts, sizes, largest)
+    specs = networks_to_train(config)
+    check_pretrained(config, workdir, specs)
+    return facts, specs
+
+
 @contextlib.contextmanager
 def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     """Validates the config, locks and claims the workdir, and opens (or simulates) the data.
@@ -68,16 +93,10 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
       UserError: the config is invalid, or another run uses the workdir; nothing has been written.
     """
     enable_compilation_cache()
-    check_fields(config, jax.device_count())
-    check_location(root)
     workdir = Workdir(root)
-    check_claim(workdir, config, declared_fields())
-    facts, sizes, largest = describe_data(config)
-    check_against_data(config, facts, sizes, largest)
-    specs = networks_to_train(config)
+    facts, specs = check_config(config, jax.device_count(), workdir)
     if any(spec.needs_teacher for spec in specs) and not any(spec.name == "teacher" for spec in specs):
         check_teacher(config, workdir, facts, specs)
-    check_pretrained(config, workdir, specs)
     with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
             claim(workdir, config, declared_fields())
