@@ -29,7 +29,11 @@ class DivergedError(UserError, ArithmeticError):
     """Losses or gradients were not finite for many consecutive steps."""
 
 
-class WorkerDiedError(UserError, RuntimeError):
+class MachineError(UserError, RuntimeError):
+    """The machine lacks memory, or killed a process."""
+
+
+class WorkerDiedError(MachineError):
     """The system killed a worker process; takes what became of the work."""
 
     def __init__(self, outcome: str):

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -144,6 +146,16 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def program_digest() -> str:
+    """Returns a digest of this package's code and of the versions of the packages that affect results."""
+    digest = hashlib.blake2b(digest_size=16)
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    digest.update(json.dumps(package_versions(), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def read_json(path: str) -> Any:

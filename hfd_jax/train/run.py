@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from hfd_jax.core import logs
 from hfd_jax.core.checkpoint import check_location
-from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.errors import ConfigError, WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.logs import say
-from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
-from hfd_jax.core.workdir import Workdir, check_claim, claim, sole_run
+from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, same_everywhere, wait_for_all
+from hfd_jax.core.workdir import Workdir, check_claim, claim, program_digest, sole_run
 from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
@@ -94,6 +94,8 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     """
     enable_compilation_cache()
     workdir = Workdir(root)
+    if jax.process_count() > 1:
+        check_same_program()
     facts, specs = check_config(config, jax.device_count(), workdir)
     if any(spec.needs_teacher for spec in specs) and not any(spec.name == "teacher" for spec in specs):
         check_teacher(config, workdir, facts, specs)
@@ -107,6 +109,15 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
         say(f"data: {run.dataset.directory}, {sizes}")
         say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
         yield run
+
+
+def check_same_program() -> None:
+    """Raises ConfigError unless all processes run the same code with the same packages."""
+    if not same_everywhere(int(program_digest()[:7], 16)):
+        raise ConfigError(
+            f"process {jax.process_index()} and others do not run the same program: this package's code or a package's "
+            "version differs between the hosts; install the same versions on all of them"
+        )
 
 
 def check_shared(workdir: Workdir) -> None:
