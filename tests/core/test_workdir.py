@@ -132,7 +132,8 @@ def test_a_log_on_a_full_disk_waits_for_room(tmp_path, caplog):
     assert [row["step"] for row in logs.read_log(str(path))[0]] == [1, 2, 3, 4]
 
 
-def test_summaries_that_cannot_be_written_are_turned_off(tmp_path, caplog):
+def test_summaries_that_cannot_be_written_are_turned_off(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logs, "tensorboard_available", lambda: False)  # TensorFlow takes seconds
     summaries = logs.Summaries(str(tmp_path))
 
     class Full:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from rasterio.transform import from_origin
 
 from hfd_jax.core.errors import DataError
@@ -142,6 +143,44 @@ def test_split_by_columns_and_by_longitude(toy):
     assert tiles["a_0_12"].transform[2] == 500000.0 + 12 * 10
     toy.text["split"] = {"by": "longitude", "train": [3.0, 3.05], "test": [3.05, 4.0]}  # a at 3.00, b at 3.14 degrees
     assert {k: [x.name for x in v] for k, v in toy.source().keys().items()} == {"train": ["a"], "test": ["b"]}
+
+
+@pytest.mark.parametrize("across", [[179.9, 180.1], [-180.1, -179.9]])
+def test_a_tile_on_the_antimeridian_is_in_the_split_around_it(tmp_path, across):
+    """UTM zone 1; the middle tile crosses 180 degrees: the mean of its west and east bound is 0."""
+    toy, crs = Toy(tmp_path), "EPSG:32601"
+    for name, longitude in (("a", 179.95), ("b", 180.0), ("c", -179.0)):
+        (x,), (y,) = rasterio.warp.transform("EPSG:4326", crs, [longitude], [-17.0])
+        for kind, array in (("sar", toy.sar), ("eo", toy.eo), ("label", toy.label)):
+            write(tmp_path / kind / f"{name}.tif", array, crs, (x - 100, y + 120))
+    toy.text["split"] = {"by": "longitude", "train": across, "test": [-179.5, -178], "validation": [-1, 1]}
+    keys = toy.source().keys()
+    assert {split: [key.name for key in of_split] for split, of_split in keys.items()} == {
+        "train": ["a", "b"],
+        "test": ["c"],
+    }
+    toy.text["split"]["test"] = [-180, -179.9]
+    with pytest.raises(DataError, match=r"split.train and split.test overlap"):
+        toy.source()
+
+
+def test_text_files_are_utf8_with_or_without_a_mark(toy):
+    """Windows editors begin a file with a byte order mark, and end lines with two characters."""
+    toy.text["label"]["classes"][0]["name"] = "Wälder"
+    for name in ("train.txt", "test.txt"):
+        path = toy.root / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    toy.source()
+    text = json.dumps(toy.text, ensure_ascii=False)
+    (toy.root / "dataset.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    source = FolderSource(str(toy.root))
+    assert source.facts.class_names == ("Wälder", "water") and [key.name for key in source.keys()["test"]] == ["b"]
+    (toy.root / "test.txt").write_bytes(b"M\xfcnchen\n")
+    with pytest.raises(DataError, match=r"test.txt: not a text file in UTF-8"):
+        FolderSource(str(toy.root))
+    (toy.root / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"dataset.json: not valid JSON"):
+        FolderSource(str(toy.root))
 
 
 def test_large_rasters_are_stored_in_blocks(toy):
