@@ -65,18 +65,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 def check_all(jobs: list[Job], devices: int) -> None:
     """Checks every run before the first is trained; raises ConfigError that lists all problems."""
-    problems: dict[str, list[str]] = {}
+    rows_of: dict[str, list[str]] = {}  # problem -> rows that have it
+    failed = 0
     for job in jobs:
         try:
             check_config(job.config, devices, Workdir(job.root))
         except UserError as error:
-            problems.setdefault(str(error), []).append(job.title)
-    if problems:
-        lines = [
-            f"{titles[0]}{f' and {len(titles) - 1} more' if titles[1:] else ''}: {p}" for p, titles in problems.items()
-        ]
-        count = sum(map(len, problems.values()))
-        raise ConfigError(f"{count} of {len(jobs)} runs cannot be trained; nothing was started. " + "; ".join(lines))
+            failed += 1
+            rows_of.setdefault(str(error), []).append(job.row or "teacher")
+    if failed:
+        lines = [f"{', '.join(dict.fromkeys(rows))}: {problem}" for problem, rows in rows_of.items()]
+        raise ConfigError(f"{failed} of {len(jobs)} runs cannot be trained, nothing was started. " + "; ".join(lines))
 
 
 def write_finished(chosen: Sweep, jobs: list[Job], root: str, timed: bool = True) -> None:

@@ -55,7 +55,7 @@ from hfd_jax.data.rasters import (
     valid_pixels,
 )
 from hfd_jax.data.reader import Reader
-from hfd_jax.data.tiles import Tile
+from hfd_jax.data.tiles import Tile, north_up
 from hfd_jax.data.units import linear_to_db
 
 MAX_BLOCK = 1024
@@ -171,7 +171,7 @@ class FolderSource(Reader):
             sar = linear_to_db(np.where(sar_valid[..., None], sar, 1.0)).astype(np.float32)
         label = self._read_label(key, window, grid) if key.labelled else None
         transform = rasterio.windows.transform(window, grid["transform"])
-        return Tile(
+        tile = Tile(
             key.id,
             sar,
             self._with_offset(eo, eo_valid, key.name),
@@ -181,6 +181,7 @@ class FolderSource(Reader):
             crs_text(grid),
             tuple(transform)[:6],
         )
+        return north_up(tile)
 
     def _file(self, kind: str, name: str) -> str:
         return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
@@ -201,6 +202,9 @@ class FolderSource(Reader):
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}
             if not listed[kind]:
                 raise DataError(f"{folder}: contains no .tif file")
+            for name in sorted(listed[kind]):
+                if name != name.encode(errors="replace").decode():
+                    raise DataError(f"{folder}: the name {name + '.tif'!a} is not valid UTF-8; rename the file")
         return sorted(listed["sar"] | listed["eo"])
 
     def _make_facts(self) -> Facts:

@@ -286,14 +286,13 @@ def test_a_checkpoint_is_read_back_before_an_older_one_goes(tmp_path):
     folder = tmp_path / "student"
     save_all(folder, {10: None, 20: None})
     checkpoints = Checkpoints(str(folder), keep=1)
-    wait = checkpoints._manager.wait_until_finished
+    verify = checkpoints.verify
 
-    def damage_after_writing():
-        wait()
-        if (folder / "30").is_dir():
-            flip_bit(files(folder / "30", "state")[-1])
+    def damage_before_reading(step):
+        flip_bit(files(folder / "30", "state")[-1])
+        verify(step)
 
-    checkpoints._manager.wait_until_finished = damage_after_writing
+    checkpoints.verify = damage_before_reading
     checkpoints.save(30, make_state(30), {})
     with pytest.raises(CheckpointError, match=r"/30 does not read back .*; checkpoints kept: 10, 20"):
         checkpoints.close()

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import os
 
 import numpy as np
 import pytest
 import rasterio
 import rasterio.warp
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.labels import IGNORE_LABEL
@@ -161,6 +162,28 @@ def test_a_tile_on_the_antimeridian_is_in_the_split_around_it(tmp_path, across):
     }
     toy.text["split"]["test"] = [-180, -179.9]
     with pytest.raises(DataError, match=r"split.train and split.test overlap"):
+        toy.source()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(-1, 1), (1, -1), (-1, -1)])
+def test_tiles_stored_from_south_to_north_are_turned(toy, rows, columns):
+    """The radar would look from the other side in them."""
+    expected = toy.read_all()["b_0_0"]
+    a, _, c, _, e, f = expected.transform
+    transform = Affine(a * columns, 0, c if columns > 0 else c + 20 * a, 0, e * rows, f if rows > 0 else f + 24 * e)
+    for kind, array in (("sar", toy.sar), ("eo", toy.eo), ("label", toy.label)):
+        write(toy.root / kind / "b.tif", array[:, ::rows, ::columns])
+        with rasterio.open(toy.root / kind / "b.tif", "r+") as raster:
+            raster.transform = transform
+    found = toy.read_all()["b_0_0"]
+    assert found.transform == expected.transform and found.crs == expected.crs
+    for name in ("sar", "eo", "label", "sar_valid", "eo_valid"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_name_that_is_no_utf8_is_named(toy):
+    os.rename(toy.root / "sar" / "a.tif", os.fsencode(toy.root / "sar") + b"/M\xfcnchen.tif")
+    with pytest.raises(DataError, match=r"sar: the name 'M\\udcfcnchen.tif' is not valid UTF-8; rename the file"):
         toy.source()
 
 
