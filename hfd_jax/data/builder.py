@@ -22,7 +22,7 @@ from absl import logging
 from hfd_jax.core.errors import DataError, writing
 from hfd_jax.core.locks import locked
 from hfd_jax.data import ground
-from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_statistics
+from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_colours, check_statistics
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
 
@@ -164,6 +164,7 @@ def prepare(
       DataError: a bad tile, or a data set of this name with other settings.
       WorkdirError: the folder cannot be written, and the data set is not there yet.
     """
+    check_colours(source.facts, source.facts.name)
     root = os.path.join(data_dir, _snake_case(builder_class), source.name)
     final = os.path.join(root, str(builder_class.VERSION))
     # Finished data need no lock: they may lie on a read-only file system.

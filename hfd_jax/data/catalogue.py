@@ -14,7 +14,7 @@ from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
-from hfd_jax.data.facts import Facts, Statistics
+from hfd_jax.data.facts import Facts, Statistics, check_colours
 from hfd_jax.data.tiles import Tile
 
 
@@ -162,17 +162,11 @@ def _facts(stored: dict[str, Any], path: str) -> Facts:
     """The facts of a data set; raises DataError, naming `path`, if they are unusable."""
     try:
         facts = Facts.from_dict(stored)
-        colours = dict(zip(facts.class_names, facts.class_colours, strict=False))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: damaged facts ({type(error).__name__}: {error}); prepare the data set again"
         ) from error
-    for name, colour in colours.items():
-        if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 255 for part in colour):
-            raise DataError(
-                f"{path}: the colour of class {name!r} is {list(colour)}; expected red, green and blue from "
-                "0 to 255. Correct the description and prepare the data set again with --overwrite"
-            )
+    check_colours(facts, path, "Correct the description and prepare the data set again with --overwrite")
     return facts
 
 

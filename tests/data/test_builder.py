@@ -195,6 +195,7 @@ def test_a_worker_that_is_killed_is_one_error(tmp_path):
         ({"class_colours": [[0, 0, 1], [300, 0, 0]]}, r"the colour of class 'b' is \[300, 0, 0\]"),
         ({"class_colours": [[0, 0, 1], [1, 2]]}, r"the colour of class 'b' is \[1, 2\]"),
         ({"class_names": None}, r"damaged facts"),
+        ({"class_colours": None}, r"damaged facts"),
         (None, r"not valid JSON"),
     ],
 )
@@ -205,6 +206,13 @@ def test_facts_that_no_picture_can_show_are_refused_when_the_data_open(serial, t
     (folder / "metadata.json").write_text(json.dumps(metadata) if change else "{")
     with pytest.raises(DataError, match=message):
         catalogue.read_dataset(str(folder))
+
+
+def test_such_data_are_refused_before_they_are_prepared(tmp_path):
+    facts = dataclasses.replace(FACTS, class_colours=((0, 0, 0), (300, 0, 0)))
+    with pytest.raises(DataError, match=r"the colour of class 'b' is \[300, 0, 0\]"):
+        prepare(catalogue.Scenes, ManySource(facts=facts), str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_large_sets_have_few_files():
