@@ -21,9 +21,9 @@ it per tile. split is one of
     {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   tile centres, degrees
     {"by": "columns", "train": [0, 0.5], "test": [0.5, 1]}      parts of every tile's width, left to right
 
-A range of longitudes across the antimeridian is written [179.9, 180.1]. Rasters stored from south to north or from east
-to west are turned, so that the radar looks the same way in all tiles. validation is optional. Training tiles without a label file form the split "unlabelled". Rasters larger than 1024 pixels
-are stored in blocks of at most 1024.
+A range of longitudes across the antimeridian is written [179.9, 180.1]. validation is optional. Training tiles without
+a label file form the split "unlabelled". Rasters larger than 1024 pixels are stored in blocks of at most 1024. Rasters
+stored from south to north or from east to west are turned, so that the radar looks the same way in all tiles.
 """
 
 import contextlib
