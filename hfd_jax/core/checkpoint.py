@@ -204,13 +204,15 @@ class Checkpoints(CheckpointReader):
         self._manager.reached_preemption = lambda step: False
         self._saving: int | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._unread: int | None = None
         self._finishing: concurrent.futures.Future | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
         """Waits for the previous save, then starts writing in the background.
 
-        In the background the first process also reads the new checkpoint back, and then removes older ones: all but the
-        latest ones, the best one, and those whose record is unreadable.
+        Then the new checkpoint is read back, also in the background unless there are several processes, whose reads
+        Orbax synchronises. Older ones are removed afterwards: all but the latest, the best, and those with an
+        unreadable record.
 
         Args:
           step: names the checkpoint.
@@ -235,8 +237,9 @@ class Checkpoints(CheckpointReader):
             saved = self._manager.save(step, args=args, force=True)
         if not saved:
             raise CheckpointError(f"{self._path(step)} was not saved; does a checkpoint of this step already exist?")
-        if jax.process_index() == 0:
-            self._finishing = self._background.submit(self._finish, step)
+        self._unread = step
+        if jax.process_count() == 1:
+            self._finishing = self._background.submit(self._finish)
 
     def restore_latest(self, abstract: Any) -> tuple[Any, int] | None:
         """Restores the newest intact state and moves newer, damaged checkpoints to ../damaged.
@@ -278,7 +281,7 @@ class Checkpoints(CheckpointReader):
             finishing, self._finishing = self._finishing, None
             if finishing:
                 finishing.result()
-            self._manager.wait_until_finished()
+            self._finish()
 
     def close(self) -> None:
         """Waits as `wait` does and closes Orbax's manager. Raises CheckpointError if the save failed."""
@@ -292,10 +295,17 @@ class Checkpoints(CheckpointReader):
             self._background.shutdown()
         self._manager.close()
 
-    def _finish(self, step: int) -> None:
-        """Waits until a step is written, reads it back and removes older checkpoints."""
+    def _finish(self) -> None:
+        """Waits for the save in progress, reads back what it wrote and removes older checkpoints."""
+        step, self._unread = self._unread, None
         self._manager.wait_until_finished()
+        if step is None:
+            return
         self.verify(step)
+        if jax.process_index() == 0:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
         found = self.steps()
         scored = [other for other in found if other in self._scores]
         best = max(scored, key=lambda other: (self._scores[other], other), default=None)
