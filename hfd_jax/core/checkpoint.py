@@ -25,7 +25,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from orbax.checkpoint.utils import checkpoint_steps
 
 from hfd_jax.core.errors import CheckpointError, writing
@@ -375,7 +374,7 @@ def _glob_literally() -> None:
         below = glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern))
         return (type(self)(path) for path in below)
 
-    type(epath.Path("/")).glob = glob_below
+    type(ocp.checkpoint_manager.epath.Path("/")).glob = glob_below
 
 
 def _is_no_damage(error: Exception) -> bool:
