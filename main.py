@@ -4,6 +4,11 @@ import os
 import sys
 import traceback
 
+from hfd_jax.core import startup
+
+if __name__ == "__main__":
+    startup.begin()  # before the imports that take seconds
+
 from absl import app, flags
 
 from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError

@@ -6,7 +6,6 @@
 """
 
 import importlib
-import importlib.metadata
 from typing import Any
 
 # name -> (module, attribute). Imported on first use: JAX and TensorFlow Datasets take seconds.
@@ -17,10 +16,10 @@ _LAZY = {
     "read_evaluation": ("hfd_jax.evaluation.metrics", "read_evaluation"),
 }
 
-try:
-    __version__ = importlib.metadata.version("hfd_jax")
-except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
-    __version__ = "0.1.0"
+
+# As in pyproject.toml, which a test compares. importlib.metadata would take a tenth of a second, in which signals would
+# not be handled yet.
+__version__ = "0.1.0"
 
 
 def open_dataset(name: str, data_dir: str = "data") -> Any:

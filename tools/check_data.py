@@ -23,6 +23,7 @@ import sys
 
 import numpy as np
 
+from hfd_jax.core.errors import ConfigError, writing
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.inspection import Findings, inspect, summary
 from hfd_jax.evaluation import figures
@@ -30,11 +31,14 @@ from tools import cli, datasets
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.tiles < 0:
+        raise ConfigError(f"--tiles={arguments.tiles}: expected 0 or more")
     name = arguments.dataset or datasets.recognise(arguments.raw_dir, arguments)
     _, source = datasets.make_source(name, arguments.raw_dir, arguments)
     findings = inspect(source, arguments.workers, arguments.tiles)
     output = arguments.output or os.path.join("checked", source.facts.name)
-    os.makedirs(output, exist_ok=True)
+    with writing(output):
+        os.makedirs(output, exist_ok=True)
     text = summary(findings)
     write(os.path.join(output, "summary.txt"), text)
     write(os.path.join(output, "bad_tiles.txt"), "\n".join(f"{split}\t{message}" for split, message in findings.bad))
@@ -50,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def write(path: str, text: str) -> None:
-    with open(path, "w") as file:
+    with writing(path), open(path, "w", encoding="utf-8") as file:
         file.write(text + "\n" if text else "")
 
 

@@ -1,9 +1,11 @@
 """The shared frame of all tools: parses arguments, silences libraries and prints user errors as one line."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
+from hfd_jax.core import startup
 from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 from hfd_jax.train import config_flags
 
@@ -16,7 +18,7 @@ def launch(
 ) -> None:
     """Parses the arguments and runs a tool.
 
-    Exits with 1 on a UserError, 130 on Ctrl-C, and 75 if training was stopped after saving a checkpoint.
+    Exits with 1 on a UserError, 130 on Ctrl-C, and 75 if a signal stopped it (training: after saving a checkpoint).
 
     Args:
       parser: parser of the tool's own arguments.
@@ -30,11 +32,13 @@ def launch(
     unknown = [word for word in rest if not (with_config and word.startswith("--config"))]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if default_config and not any(word.split("=")[0] == "--config" for word in rest):
-            rest.insert(0, f"--config={default_config(arguments)}")
-        config_flags.parse([parser.prog, *rest])  # grain and absl require parsed flags
-        work(arguments)
+        with startup.handled(startup.stop, but=(signal.SIGINT,)):
+            if default_config and not any(word.split("=")[0] == "--config" for word in rest):
+                rest.insert(0, f"--config={default_config(arguments)}")
+            config_flags.parse([parser.prog, *rest])  # grain and absl require parsed flags
+            work(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
     except StoppedError as message:

@@ -12,7 +12,8 @@ initialisation, order, crops and, if data.label_share is below 1, the choice of 
 split, every row counts at its checkpoint with the best mIoU there, so that no row suffers from too many steps
 (--config.train.eval_every=0: at its last step); train.checkpoint_every is the number of steps between two candidates.
 The tool reuses finished runs, resumes interrupted ones, and reports a failed run at the end without stopping the
-others. (If the system kills a worker process, for example out of memory, the tool stops with an error.)
+others. (If the system kills a worker process, for example out of memory, the tool stops with an error.) All configs are
+checked before the first run starts. If the tool is stopped, it writes the tables of the finished runs.
 
 Writes WORKDIR/SWEEP.md, .csv (unrounded), .tex and .png: mIoU with its 95 % interval over seeds, the paired difference
 to the reference row with a t test, the share of the gap to the teacher that a row closes, IoU per class, and the cost
@@ -22,12 +23,15 @@ and inference speed. SWEEP_speed.png shows mIoU over inference speed if the rows
 
 import argparse
 import os
+import signal
 import sys
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import default
-from hfd_jax.core.errors import UserError, writing
+from hfd_jax.core import startup
+from hfd_jax.core.errors import ConfigError, StoppedError, UserError, writing
 from hfd_jax.core.parallel import make_parallel
 from hfd_jax.core.workdir import Workdir
 from hfd_jax.evaluation.speed import inference_speed, made_up_images
@@ -36,8 +40,7 @@ from hfd_jax.experiments.statistics import Results
 from hfd_jax.experiments.sweep import Job, Sweep
 from hfd_jax.inference.restore import load_network
 from hfd_jax.train import config_flags
-from hfd_jax.train.run import describe_data
-from hfd_jax.train.validate import check_fields
+from hfd_jax.train.run import check_config, describe_data
 from tools import cli
 
 
@@ -50,12 +53,14 @@ def main(arguments: argparse.Namespace) -> None:
     select_on_validation(base)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
-    for job in jobs:
-        check_fields(job.config)  # validate every run before training the first
-    failed = runner.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
-    results = statistics.collect(jobs)
-    if results:
-        write(chosen, jobs, results, arguments.workdir)
+    check_all(jobs, jax.device_count() if arguments.at_once == 1 else 1)
+    try:
+        failed = runner.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
+    except (StoppedError, KeyboardInterrupt):
+        with startup.handled(lambda *_: None, but=(signal.SIGINT,)):  # a scheduler repeats its signal
+            write_finished(chosen, jobs, arguments.workdir, timed=False)
+        raise
+    write_finished(chosen, jobs, arguments.workdir)
     for job, error in failed:
         print(f"error: {job.title}: {error}", file=sys.stderr)
     if failed:
@@ -68,12 +73,34 @@ def select_on_validation(config: ConfigDict) -> None:
         config.eval.checkpoint = config.teacher.which = "best"
 
 
-def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
+def check_all(jobs: list[Job], devices: int) -> None:
+    """Checks every run before the first is trained; raises ConfigError that lists all problems."""
+    rows_of: dict[str, list[str]] = {}  # problem -> rows that have it
+    failed = 0
+    for job in jobs:
+        try:
+            check_config(job.config, devices, Workdir(job.root))
+        except UserError as error:
+            failed += 1
+            rows_of.setdefault(str(error), []).append(job.row or "teacher")
+    if failed:
+        lines = [f"{', '.join(dict.fromkeys(rows))}: {problem}" for problem, rows in rows_of.items()]
+        raise ConfigError(f"{failed} of {len(jobs)} runs cannot be trained, nothing was started. " + "; ".join(lines))
+
+
+def write_finished(chosen: Sweep, jobs: list[Job], root: str, timed: bool = True) -> None:
+    """Writes the tables and the figure of the finished runs, if any; without inference speeds if not `timed`."""
+    results = statistics.collect(jobs)
+    if results:
+        write(chosen, results, jobs, root, speeds(jobs, results) if timed else {})
+
+
+def write(chosen: Sweep, results: Results, jobs: list[Job], root: str, speed: dict[str, float]) -> None:
     """Writes the tables and the figure; prints the Markdown tables."""
     places = (
         {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
     )
-    lines = statistics.lines_of(results, chosen, speeds(jobs, results))
+    lines = statistics.lines_of(results, chosen, speed)
     shown = [tables.score_table(lines), tables.class_table(lines)]
     texts = {
         "md": "\n\n".join(map(tables.markdown, shown)),
@@ -83,7 +110,7 @@ def write(chosen: Sweep, jobs: list[Job], results: Results, root: str) -> None:
     print(texts["md"])
     stem = os.path.join(root, chosen.name)
     for ending, text in texts.items():
-        with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w") as file:
+        with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w", encoding="utf-8") as file:
             file.write(text + "\n")
     figure.draw(f"{stem}.png", lines, results, chosen, places)
     has_speeds = figure.draw_speed(f"{stem}_speed.png", lines, chosen)

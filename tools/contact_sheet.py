@@ -11,12 +11,15 @@ import argparse
 
 import numpy as np
 
+from hfd_jax.core.errors import ConfigError
 from hfd_jax.data.catalogue import read_dataset
 from hfd_jax.evaluation import figures
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.tiles < 1:
+        raise ConfigError(f"--tiles={arguments.tiles}: expected 1 or more")
     dataset = read_dataset(arguments.data)
     source, size = dataset.source(arguments.split), dataset.size(arguments.split)
     chosen = np.linspace(0, size - 1, min(arguments.tiles, size)).round().astype(int)

@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     elif arguments.update:
         for name, text in tables().items():
             path = DOCS / name
-            path.write_text(filled(path.read_text(), text))
+            path.write_text(filled(path.read_text(encoding="utf-8"), text), encoding="utf-8")
             print(f"written: {path}")
     else:
         print("\n\n".join(tables().values()))

@@ -23,8 +23,9 @@ On a cluster, Apache Beam writes the same shards (tools/env pip install -r requi
 
 import argparse
 import os
+from pathlib import Path
 
-from hfd_jax.core.errors import DataError, UserError
+from hfd_jax.core.errors import DataError, UserError, writing
 from hfd_jax.core.options import options_of
 from hfd_jax.data import catalogue
 from hfd_jax.data.builder import prepare
@@ -71,8 +72,10 @@ def list_skipped(dataset: catalogue.Dataset) -> None:
     lines = [f"{split}\t{message}" for split, messages in dataset.skipped.items() for message in messages]
     if lines:
         path = os.path.join(dataset.directory, "skipped.txt")
-        with open(path, "w") as file:
-            file.write("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        if not (os.path.exists(path) and Path(path).read_text(encoding="utf-8") == text):  # it may be read-only by now
+            with writing(path):
+                Path(path).write_text(text, encoding="utf-8")
         print(f"left out: {len(lines)} bad tile(s), listed in {path}")
 
 

@@ -2,29 +2,32 @@
 
 A checkpoint holds the whole training state and a JSON record: the network, its training data, its score, a digest of
 every array and a digest of the record. Orbax loads a file with a flipped bit without an error. This module verifies the
-digest of everything it reads; training moves a damaged checkpoint aside and resumes from the newest intact one.
+digest of everything it reads; training moves a damaged checkpoint aside and resumes from the newest intact one. It also
+reads back every checkpoint that it writes, before an older one is removed.
 """
 
+import concurrent.futures
 import contextlib
-import dataclasses
 import functools
+import glob
 import hashlib
 import json
 import logging as stdlib_logging
 import os
+import re
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.utils import checkpoint_steps
 
-from hfd_jax.core.errors import CheckpointError
+from hfd_jax.core.errors import CheckpointError, writing
 from hfd_jax.core.parallel import same_everywhere, wait_for_all
 from hfd_jax.core.trees import listed, shape_differences
 
@@ -33,17 +36,27 @@ class DamagedError(CheckpointError):
     """The files of a checkpoint differ from what was written."""
 
 
-@dataclasses.dataclass
-class _BestStep(policies.PreservationPolicy):
-    """Keeps the step with the highest score (the later one on a tie) and every step whose record is unreadable."""
+_TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax ignores folders with this in their name, and removes them when it opens
 
-    scores: dict[int, float]
-    unreadable: set[int]
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        known = [info.step for info in checkpoints if info.step in self.scores]
-        best = max(known, key=lambda step: (self.scores[step], step), default=None)
-        return [info.step == best or info.step in self.unreadable for info in checkpoints]
+def check_location(path: str) -> None:
+    """Checks that checkpoints can be stored below a folder.
+
+    Raises:
+      CheckpointError: Orbax or TensorStore would take the path for another one, or for an address in a cloud store.
+    """
+    whole = os.path.abspath(path)
+    if re.match("[a-z][a-z0-9+.-]*://", path):
+        problem = "is a URL; expected a folder of a mounted file system"
+    elif re.match("/(gs|s3|az|hf)(/|$)", whole) or "gs:/" in whole + "/":
+        problem = "looks like the address of a cloud store; rename the folder, or name it by a symbolic link"
+    elif "\\" in whole:
+        problem = "contains a backslash, which would be taken for a slash; rename the folder"
+    elif whole != whole.encode(errors="replace").decode():
+        problem = "is not valid UTF-8; rename the folder"
+    else:
+        return
+    raise CheckpointError(f"{path!r}: checkpoints cannot be stored there: the path {problem}")
 
 
 class CheckpointReader:
@@ -53,11 +66,13 @@ class CheckpointReader:
       directory: the network's folder, with one subfolder per step.
 
     Raises:
-      CheckpointError: the folder does not exist.
+      CheckpointError: the folder does not exist, or its path cannot hold checkpoints (`check_location`).
     """
 
     def __init__(self, directory: str):
         _calm_orbax()
+        _glob_literally()
+        check_location(directory)
         self.directory = os.path.abspath(directory)
         if not os.path.isdir(self.directory):
             raise CheckpointError(f"{directory}: no such folder; expected a folder of checkpoints")
@@ -163,33 +178,40 @@ class Checkpoints(CheckpointReader):
     """
 
     def __init__(self, directory: str, keep: int = 2):
-        os.makedirs(directory, exist_ok=True)
+        check_location(directory)
+        with writing(directory):
+            os.makedirs(directory, exist_ok=True)
         super().__init__(directory)
-        self._scores, unreadable = {}, set()
+        self._keep, self._scores, self._unreadable = keep, {}, set()
         for step in self.steps():
             try:
                 score = self.record(step).get("score")
             except DamagedError as error:
                 logging.warning("damaged checkpoint: %s", error)
-                unreadable.add(step)
+                self._unreadable.add(step)
             else:
                 self._scores |= {step: score} if score is not None else {}
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestStep(self._scores, unreadable)])
+        # Without a policy Orbax removes nothing: older checkpoints go once the new one has been read back.
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(timeout_secs=600),
+                cleanup_tmp_directories=True, async_options=ocp.AsyncOptions(timeout_secs=600)
             ),
         )
         # Orbax would query JAX for preemptions with its own step numbers, from a thread of one process. `interruption`
         # makes this query instead, once per step and in every process.
         self._manager.reached_preemption = lambda step: False
         self._saving: int | None = None
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._unread: int | None = None
+        self._finishing: concurrent.futures.Future | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
         """Waits for the previous save, then starts writing in the background.
+
+        Then the new checkpoint is read back, also in the background unless there are several processes, whose reads
+        Orbax synchronises. Older ones are removed afterwards: all but the latest, the best, and those with an
+        unreadable record.
 
         Args:
           step: names the checkpoint.
@@ -198,8 +220,8 @@ class Checkpoints(CheckpointReader):
           score: higher is better; None leaves the step out of the choice of the best one.
 
         Raises:
-          CheckpointError: this save or the previous one failed, for example on a full disk. Earlier ones
-            are kept.
+          CheckpointError: this save or the previous one failed, for example on a full disk, or what it wrote does not
+            read back. Earlier ones are kept.
         """
         self.wait()
         # Digests need the arrays on the host, and Orbax then treats jit and pmap alike.
@@ -214,6 +236,9 @@ class Checkpoints(CheckpointReader):
             saved = self._manager.save(step, args=args, force=True)
         if not saved:
             raise CheckpointError(f"{self._path(step)} was not saved; does a checkpoint of this step already exist?")
+        self._unread = step
+        if jax.process_count() == 1:
+            self._finishing = self._background.submit(self._finish)
 
     def restore_latest(self, abstract: Any) -> tuple[Any, int] | None:
         """Restores the newest intact state and moves newer, damaged checkpoints to ../damaged.
@@ -250,28 +275,54 @@ class Checkpoints(CheckpointReader):
         return f"The newest checkpoint is {self._path(found[-1])}" if found else "There is no checkpoint yet"
 
     def wait(self) -> None:
-        """Waits for the save in progress. Raises CheckpointError if it failed."""
+        """Waits until the save in progress has been read back. Raises CheckpointError if it failed."""
         with self._failures():
-            self._manager.wait_until_finished()
+            finishing, self._finishing = self._finishing, None
+            if finishing:
+                finishing.result()
+            self._finish()
 
     def close(self) -> None:
-        """Waits for the save in progress and closes Orbax's manager. Raises CheckpointError if the save failed."""
+        """Waits as `wait` does and closes Orbax's manager. Raises CheckpointError if the save failed."""
         try:
             self.wait()
         except CheckpointError:
             with contextlib.suppress(Exception):  # repeats the error of the save
                 self._manager.close()
             raise
+        finally:
+            self._background.shutdown()
         self._manager.close()
+
+    def _finish(self) -> None:
+        """Waits for the save in progress, reads back what it wrote and removes older checkpoints."""
+        step, self._unread = self._unread, None
+        self._manager.wait_until_finished()
+        if step is None:
+            return
+        self.verify(step)
+        if jax.process_index() == 0:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        found = self.steps()
+        scored = [other for other in found if other in self._scores]
+        best = max(scored, key=lambda other: (self._scores[other], other), default=None)
+        for other in set(found[: -self._keep]) - {best} - self._unreadable:
+            # Renamed first: a run that is killed here leaves nothing that looks like a damaged checkpoint.
+            removed = f"{self._path(other)}{_TEMPORARY}"
+            os.rename(self._path(other), removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax raises bare exceptions here too
-            kept = ", ".join(map(str, self.steps())) or "none"
+            kept = ", ".join(str(step) for step in self.steps() if step != self._saving) or "none"
+            what = "does not read back" if isinstance(error, CheckpointError) else "could not be written"
             raise CheckpointError(
-                f"{self._path(self._saving)} could not be written ({_first_line(error)}); checkpoints kept: {kept}"
+                f"{self._path(self._saving)} {what} ({_first_line(error)}); checkpoints kept: {kept}"
             ) from error
 
     def _set_aside(self, problems: dict[int, str]) -> None:
@@ -311,6 +362,21 @@ def _calm_orbax() -> None:
     logging.get_absl_logger().addFilter(worth_reading)
 
 
+@functools.cache
+def _glob_literally() -> None:
+    """Makes epath take a folder's name literally when it lists the folder.
+
+    Orbax lists folders with `Path.glob`, and epath takes the whole path as a pattern: below `run[1]` it would find none
+    of the files that Orbax has just written, below `run*` also those of other runs, and the checkpoint would be lost.
+    """
+
+    def glob_below(self: Any, pattern: str) -> Iterator[Any]:
+        below = glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern))
+        return (type(self)(path) for path in below)
+
+    type(ocp.checkpoint_manager.epath.Path("/")).glob = glob_below
+
+
 def _is_no_damage(error: Exception) -> bool:
     """Whether memory, permissions or an unreachable file server caused the error, so that a retry may succeed."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
@@ -321,7 +387,9 @@ def _is_no_damage(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:600]}"
+    """The first line of a message, without what TensorStore adds for its developers, and without its middle if long."""
+    line = re.sub(r" \[(source locations|tensorstore_spec)=.*", "", (str(error).splitlines() or [""])[0])
+    return f"{type(error).__name__}: {line if len(line) <= 200 else f'{line[:95]} ... {line[-95:]}'}"
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

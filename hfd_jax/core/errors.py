@@ -29,6 +29,17 @@ class DivergedError(UserError, ArithmeticError):
     """Losses or gradients were not finite for many consecutive steps."""
 
 
+class MachineError(UserError, RuntimeError):
+    """The machine lacks memory, or killed a process."""
+
+
+class WorkerDiedError(MachineError):
+    """The system killed a worker process; takes what became of the work."""
+
+    def __init__(self, outcome: str):
+        super().__init__(f"a worker process died, perhaps out of memory: try fewer --workers ({outcome})")
+
+
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
@@ -46,7 +57,7 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkdirError(f"{path}: cannot be written ({error.strerror})") from error
+        raise WorkdirError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

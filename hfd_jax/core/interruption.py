@@ -1,22 +1,27 @@
-"""Stops a run on SIGTERM or SIGINT: training after the current step and a checkpoint, everything else at once."""
+"""Stops a run on a signal: training after the current step and a checkpoint, everything else at once."""
 
 import contextlib
 import os
 import signal
-import sys
+import time
 from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
+from hfd_jax.core import startup
 from hfd_jax.core.errors import StoppedError
+
+# Schedulers and launchers pass a signal on twice within milliseconds; a second Ctrl-C later than this means "at once".
+SECOND_CTRL_C = 1.0  # seconds
 
 
 class Interruption:
     """Records whether the run was asked to stop."""
 
     def __init__(self) -> None:
-        self._signalled, self._deferred, self._asked = False, False, 0
+        self._since: float | None = None  # when the first signal came
+        self._deferred, self._asked = False, 0
 
     def requested(self) -> bool:
         """Whether to stop; called once per step. With several processes, all of them get the same answer.
@@ -26,7 +31,7 @@ class Interruption:
         self._asked += 1
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._signalled
+        return self._since is not None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -38,32 +43,26 @@ class Interruption:
             self._deferred = False
 
     def note(self, number: int, frame: object) -> None:
-        """Signal handler. Raises StoppedError, or KeyboardInterrupt on the second signal."""
-        if self._signalled:
+        """Signal handler. Raises StoppedError unless the stop is deferred, and KeyboardInterrupt on a second Ctrl-C."""
+        first, name = self._since is None, signal.Signals(number).name
+        if first:
+            self._since = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > SECOND_CTRL_C:
             raise KeyboardInterrupt
-        self._signalled, name = True, signal.Signals(number).name
         if not self._deferred and jax.process_count() == 1:
             raise StoppedError(f"{name}: stopped; the same command continues the run")
-        print(
-            f"{name}: stops after this step, with a checkpoint (send it again to stop at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+        if first:
+            startup.tell(f"{name}: stops after this step, with a checkpoint (a second Ctrl-C stops at once)")
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX watches for it in every process
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
-    """Handles the signals within a context and restores the previous handlers afterwards.
+    """Handles the signals `startup.STOPPING` within a context and restores the previous handlers afterwards.
 
-    With several processes JAX itself watches for SIGTERM, so SIGINT is forwarded as SIGTERM.
+    With several processes JAX itself watches for SIGTERM, so the other signals are forwarded as SIGTERM.
     """
     interruption = Interruption()
-    numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, interruption.note) for number in numbers}
-    try:
+    with startup.handled(interruption.note, but=(signal.SIGTERM,) if jax.process_count() > 1 else ()):
         yield interruption
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

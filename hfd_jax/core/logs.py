@@ -1,11 +1,13 @@
 """Writes metrics to the console, to metrics.jsonl and, if TensorFlow is installed, to TensorBoard."""
 
+import contextlib
+import errno
 import functools
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,37 +63,66 @@ class Progress:
 class MetricsLog:
     """Appends JSON objects with "network", "step" and numbers, one per line. Only the first process writes.
 
+    Lines that cannot be written, for example on a full disk, do not end a run: they are written with the next line.
+
     Args:
       path: file to append to.
     """
 
     def __init__(self, path: str):
         self._path = path
+        self._waiting: list[str] = []
 
     def rewind(self, network: str, step: int) -> None:
         """Drops the lines of `network` after `step`; a run that resumes at `step` writes them again."""
         if jax.process_index() or not os.path.exists(self._path):
             return
-        with open(self._path) as file:
+        with open(self._path, encoding="utf-8", errors="replace") as file:
             lines = [line for line in file if _keep(line, network, step)]
         temporary = self._path + ".tmp"
         with writing(self._path):
-            with open(temporary, "w") as file:
+            with open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(lines)
             os.replace(temporary, self._path)
 
     def write(self, network: str, step: int, values: Mapping[str, Any]) -> None:
         if jax.process_index():
             return
-        with writing(self._path), open(self._path, "a") as file:
-            file.write(json.dumps({"network": network, "step": step, **values}) + "\n")
+        first = not self._waiting
+        self._waiting.append(json.dumps({"network": network, "step": step, **values}) + "\n")
+        try:
+            self._flush()
+        except OSError as error:
+            if first:
+                logging.warning(
+                    "%s: cannot be written (%s); its lines wait for the next try", self._path, error.strerror
+                )
+
+    def close(self) -> None:
+        """Writes the lines that wait. Raises WorkdirError if they still cannot be written."""
+        if self._waiting:
+            with writing(self._path):
+                self._flush()
+
+    def _flush(self) -> None:
+        """Appends the lines that wait, all or none. Raises OSError."""
+        with open(self._path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            content = "".join(self._waiting).encode()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)
+                raise
+        self._waiting.clear()
 
 
 def read_log(path: str) -> tuple[list[dict[str, Any]], int]:
     """Returns the entries of a `MetricsLog` file (none if it does not exist) and the number of invalid lines."""
     if not os.path.exists(path):
         return [], 0
-    with open(path) as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         lines = file.readlines()
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
     return entries, len(lines) - len(entries)
@@ -131,7 +162,9 @@ def short(values: Mapping[str, float]) -> str:
 
 
 class Summaries:
-    """Writes TensorBoard summaries through clu; does nothing but warn once if clu or TensorFlow is missing.
+    """Writes TensorBoard summaries through clu; does nothing but warn once if they cannot be written.
+
+    That is so if clu or TensorFlow is missing, and after an error such as a full disk: metrics.jsonl has all numbers.
 
     Args:
       directory: folder for the event files.
@@ -144,20 +177,33 @@ class Summaries:
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             from clu import metric_writers  # noqa: PLC0415 - imports TensorFlow: slow and optional
 
-            self._writer = metric_writers.SummaryWriter(directory)
+            with self._harmless():
+                self._writer = metric_writers.SummaryWriter(directory)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer:
-            self._writer.write_scalars(step, values)
+        with self._harmless():
+            if self._writer:
+                self._writer.write_scalars(step, values)
 
     def images(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Writes the images that `draw` returns (name -> [H, W, 3] uint8); calls it only if summaries are written."""
-        if self._writer:
-            self._writer.write_images(step, {name: image[None] for name, image in draw().items()})
+        images = {name: image[None] for name, image in draw().items()} if self._writer else {}
+        with self._harmless():
+            if self._writer:
+                self._writer.write_images(step, images)
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        with self._harmless():
+            if self._writer:
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - TensorFlow's errors share no base class
+            self._writer = None
+            logging.warning("TensorBoard summaries are off: %s", str(error).splitlines()[0][:200])
 
 
 @functools.cache

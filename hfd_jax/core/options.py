@@ -7,6 +7,7 @@ class MyMethod(Distiller):
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -60,9 +61,16 @@ class Option:
         if self.choices:
             wrong = [member for member in members if member not in self.choices]
             return nearest(wrong[0], self.choices) if wrong else None
-        return None if all(map(self._is_within, members)) else f"expected {self.limits}"
+        numbers = self.type in (int, float) or (
+            self.type is tuple and self.default and isinstance(self.default[0], int | float)
+        )
+        if numbers and not all(isinstance(member, int | float) for member in members):
+            return f"expected {'numbers' if self.type is tuple else 'a number'}, such as {self.default!r}"
+        return None if all(map(self._is_within, members)) else f"expected {self.limits or 'a finite number'}"
 
     def _is_within(self, value: Any) -> bool:
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
         return not (
             (self.above is not None and not value > self.above)
             or (self.at_least is not None and not value >= self.at_least)

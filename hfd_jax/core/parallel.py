@@ -5,6 +5,7 @@ and metrics are computed over the whole batch. `Pmap` runs one copy per device w
 same numbers. Both take host batches and replicated trees, so callers need not know which one is in use.
 """
 
+import errno
 import functools
 import hashlib
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -202,7 +204,8 @@ def same_everywhere(number: int) -> bool:
 def enable_compilation_cache() -> None:
     """Caches compiled programs in the user's cache folder unless JAX_COMPILATION_CACHE_DIR is set.
 
-    A program compiled for one processor may crash on another, so each kind of processor has its own folder.
+    A program compiled for one processor may crash on another, so each kind of processor has its own folder. Without a
+    folder that can be written, such as in a container without a home folder, nothing is cached.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -210,7 +213,21 @@ def enable_compilation_cache() -> None:
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
         kind = hashlib.sha1(_processor().encode()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", os.path.join(root, "hfd_jax", f"{jax.default_backend()}-{kind}"))
+    folder = os.path.join(root, "hfd_jax", f"{jax.default_backend()}-{kind}")
+    try:
+        if not os.path.isabs(root):  # no home folder: the "~" is still there
+            raise FileNotFoundError(errno.ENOENT, "no home folder")
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        logging.warning(
+            "%s: compiled programs are not cached (%s); JAX_COMPILATION_CACHE_DIR can name a folder",
+            root,
+            error.strerror,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _processor() -> str:

@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
-import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import WorkdirError, writing
+from hfd_jax.core.locks import locked
 
 # Fields that do not change the results of a finished stage; they may differ when a run is resumed.
 FREE = (
@@ -82,7 +83,8 @@ class Workdir:
 
     def figure(self, name: str) -> str:
         folder = os.path.join(self.root, "figures")
-        os.makedirs(folder, exist_ok=True)
+        with writing(folder):
+            os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
 
@@ -131,17 +133,13 @@ def sole_run(workdir: Workdir) -> Iterator[None]:
     Raises:
       WorkdirError: another run uses the folder, or it cannot be written.
     """
-    path = os.path.join(workdir.root, "lock")
-    with writing(path):
+    with writing(workdir.root):
         os.makedirs(workdir.root, exist_ok=True)
-        file = open(path, "a")  # noqa: SIM115 - closed below, outside `writing`
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WorkdirError(f"{workdir.root}: in use by another run; wait for it or stop it") from error
-        except OSError as error:
-            logging.warning("%s: file system without locks (%s); start one run at a time", path, error.strerror)
+
+    def refuse() -> None:
+        raise WorkdirError(f"{workdir.root}: in use by another run; wait for it or stop it")
+
+    with locked(os.path.join(workdir.root, "lock"), refuse):
         yield
 
 
@@ -156,14 +154,26 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def program_digest() -> str:
+    """Returns a digest of this package's code and of the versions of the packages that affect results."""
+    digest = hashlib.blake2b(digest_size=16)
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    digest.update(json.dumps(package_versions(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def read_json(path: str) -> Any:
     """Reads a JSON file. Raises WorkdirError if it is missing or invalid."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WorkdirError(f"{path}: missing; is {os.path.dirname(path)} the workdir of a run?") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise WorkdirError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise WorkdirError(f"{path}: not valid JSON ({error})") from error
 
 
@@ -198,7 +208,7 @@ def write_json(path: str, values: Any) -> None:
     """Writes JSON atomically: a killed run leaves either the old or the new file."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with writing(path):
-        with open(temporary, "w") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             json.dump(values, file, indent=2)
             file.write("\n")
             file.flush()

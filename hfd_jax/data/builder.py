@@ -7,7 +7,6 @@ folder, which is then renamed to its final name. On a cluster, Apache Beam write
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -20,9 +19,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from hfd_jax.core.errors import DataError
+from hfd_jax.core.errors import DataError, writing
+from hfd_jax.core.locks import locked
 from hfd_jax.data import ground
-from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_statistics
+from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_colours, check_statistics
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
 
@@ -162,23 +162,23 @@ def prepare(
 
     Raises:
       DataError: a bad tile, or a data set of this name with other settings.
+      WorkdirError: the folder cannot be written, and the data set is not there yet.
     """
+    check_colours(source.facts, source.facts.name)
     root = os.path.join(data_dir, _snake_case(builder_class), source.name)
     final = os.path.join(root, str(builder_class.VERSION))
-    os.makedirs(root, exist_ok=True)
-    with _lock(os.path.join(root, ".lock")):
+    # Finished data need no lock: they may lie on a read-only file system.
+    if not overwrite and _is_same(final, source, skip_bad):
+        return final
+    with writing(root):
+        os.makedirs(root, exist_ok=True)
+    with locked(os.path.join(root, ".lock"), lambda: _announce(root)):
         _recover(final)
-        if os.path.exists(os.path.join(final, "metadata.json")) and not overwrite:
-            differing = _differing_settings(final, source, skip_bad)
-            if not differing:
-                return final
-            raise DataError(
-                f"{final} exists, prepared from other data or settings (different: {', '.join(differing)}); "
-                "replace it with --overwrite, or keep both with another name or --data_dir"
-            )
+        if not overwrite and _is_same(final, source, skip_bad):
+            return final
         staging = os.path.join(root, f".preparing-{_fingerprint(source, skip_bad)}")
         config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
-        with _restored_on_failure(final):
+        with writing(root), _restored_on_failure(final):
             _run_tfds(builder_class, config, data_dir, beam)
         for entry in os.listdir(root):
             if entry.startswith(".preparing-"):
@@ -229,8 +229,25 @@ def _fingerprint(source: TileSource, skip_bad: bool) -> str:
     return hashlib.sha1((text + keys).encode()).hexdigest()[:12]
 
 
+def _is_same(directory: str, source: TileSource, skip_bad: bool) -> bool:
+    """Whether the data set has been prepared from this source; DataError if it has been from another."""
+    if not os.path.exists(os.path.join(directory, "metadata.json")):
+        return False
+    differing = _differing_settings(directory, source, skip_bad)
+    if differing:
+        raise DataError(
+            f"{directory} exists, prepared from other data or settings (different: {', '.join(differing)}); "
+            "replace it with --overwrite, or keep both with another name or --data_dir"
+        )
+    return True
+
+
+def _announce(root: str) -> None:
+    print(f"waiting: another process is preparing {root}", flush=True)
+
+
 def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> list[str]:
-    with open(os.path.join(directory, "metadata.json")) as file:
+    with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
         stored = json.load(file)
     current = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
     differing = [
@@ -276,15 +293,3 @@ def _restored_on_failure(folder: str):
             os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: str):
-    """Holds a lock file; waits, with a message, while another process prepares the same data set."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process is preparing {os.path.dirname(path)}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -14,7 +14,7 @@ from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
-from hfd_jax.data.facts import Facts, Statistics
+from hfd_jax.data.facts import Facts, Statistics, check_colours
 from hfd_jax.data.tiles import Tile
 
 
@@ -137,15 +137,18 @@ def read_dataset(directory: str) -> Dataset:
     path = os.path.join(directory, "metadata.json")
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
-    with open(path) as file:
-        metadata: dict[str, Any] = json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            metadata: dict[str, Any] = json.load(file)
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, not valid JSON ({error}); prepare the data set again") from error
     missing = {"facts", "statistics", "shapes", "skipped", "left_out", "shared_ground"} - set(metadata)
     if missing:
         raise DataError(f"{path}: incomplete, without {', '.join(sorted(missing))}; prepare the data set again")
     splits = tfds.builder_from_directory(directory).info.splits
     return Dataset(
         directory=directory,
-        facts=Facts.from_dict(metadata["facts"]),
+        facts=_facts(metadata["facts"], path),
         statistics=Statistics.from_dict(metadata["statistics"]),
         sizes={name: info.num_examples for name, info in splits.items()},
         shapes={split: [tuple(shape) for shape in shapes] for split, shapes in metadata["shapes"].items()},
@@ -153,6 +156,18 @@ def read_dataset(directory: str) -> Dataset:
         left_out=metadata["left_out"],
         shared_ground=metadata["shared_ground"],
     )
+
+
+def _facts(stored: dict[str, Any], path: str) -> Facts:
+    """The facts of a data set; raises DataError, naming `path`, if they are unusable."""
+    try:
+        facts = Facts.from_dict(stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: damaged facts ({type(error).__name__}: {error}); prepare the data set again"
+        ) from error
+    check_colours(facts, path, "Correct the description and prepare the data set again with --overwrite")
+    return facts
 
 
 def find_dataset(name: str, data_dir: str) -> Dataset:

@@ -12,6 +12,7 @@ import numpy as np
 from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS
+from hfd_jax.data.longitudes import overlap
 
 UNKNOWN_CODE = 254  # table entry of codes that the description does not list
 
@@ -28,10 +29,10 @@ _OPTIONAL = {"nodata", "folder", "offset", "ignore", "validation"}
 def read_description(path: str) -> dict[str, Any]:
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; it describes the data set (see hfd_jax/data/folder.py)")
-    with open(path) as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             text = json.load(file)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error})") from error
     for part, known in _KEYS.items():
         values = text.get(part, {}) if part else text
@@ -83,9 +84,8 @@ def _check_ranges(path: str, split: dict[str, Any]) -> None:
         elif not value[0] < value[1] or (split["by"] == "columns" and not 0 <= value[0] < value[1] <= 1):
             raise DataError(f"{path}: split.{key} is {value!r}; expected [start, stop], for columns within 0 to 1")
     if split["by"] != "list":
-        ordered = sorted(parts.items(), key=lambda item: item[1])
-        for (one, (_, stop)), (other, (start, _)) in itertools.pairwise(ordered):
-            if start < stop:
+        for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+            if overlap(first, second):
                 raise DataError(f"{path}: split.{one} and split.{other} overlap; splits must not share ground")
 
 

@@ -58,6 +58,16 @@ class Facts:
         return cls(**{**values, **lists, "class_colours": colours})
 
 
+def check_colours(facts: Facts, where: str, advice: str = "") -> None:
+    """Raises DataError, which begins with `where`, if a class has a colour that no picture can show."""
+    for name, colour in zip(facts.class_names, facts.class_colours, strict=False):
+        if len(colour) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 255 for part in colour):
+            raise DataError(
+                f"{where}: the colour of class {name!r} is {list(colour)}; expected red, green and blue, each 0 to 255"
+                + (f". {advice}" if advice else "")
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class BandStatistics:
     """Statistics per band over valid training pixels, in stored units.

@@ -21,8 +21,9 @@ it per tile. split is one of
     {"by": "longitude", "train": [4.2, 4.4], "validation": [4.4, 4.45], "test": [4.45, 4.6]}   tile centres, degrees
     {"by": "columns", "train": [0, 0.5], "test": [0.5, 1]}      parts of every tile's width, left to right
 
-validation is optional. Training tiles without a label file form the split "unlabelled". Rasters larger than 1024 pixels
-are stored in blocks of at most 1024.
+A range of longitudes across the antimeridian is written [179.9, 180.1]. validation is optional. Training tiles without
+a label file form the split "unlabelled". Rasters larger than 1024 pixels are stored in blocks of at most 1024. Rasters
+stored from south to north or from east to west are turned, so that the radar looks the same way in all tiles.
 """
 
 import contextlib
@@ -35,7 +36,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.warp
 import rasterio.windows
 from absl import logging
 
@@ -44,6 +44,7 @@ from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.description import UNKNOWN_CODE, code_table, read_description
 from hfd_jax.data.facts import Facts
+from hfd_jax.data.longitudes import central_longitude, is_within
 from hfd_jax.data.rasters import (
     Grid,
     RasterError,
@@ -55,7 +56,7 @@ from hfd_jax.data.rasters import (
     valid_pixels,
 )
 from hfd_jax.data.reader import Reader
-from hfd_jax.data.tiles import Tile
+from hfd_jax.data.tiles import Tile, north_up
 from hfd_jax.data.units import linear_to_db
 
 MAX_BLOCK = 1024
@@ -171,7 +172,7 @@ class FolderSource(Reader):
             sar = linear_to_db(np.where(sar_valid[..., None], sar, 1.0)).astype(np.float32)
         label = self._read_label(key, window, grid) if key.labelled else None
         transform = rasterio.windows.transform(window, grid["transform"])
-        return Tile(
+        tile = Tile(
             key.id,
             sar,
             self._with_offset(eo, eo_valid, key.name),
@@ -181,6 +182,7 @@ class FolderSource(Reader):
             crs_text(grid),
             tuple(transform)[:6],
         )
+        return north_up(tile)
 
     def _file(self, kind: str, name: str) -> str:
         return os.path.join(self.raw_dir, self._text[kind].get("folder", kind), name + ".tif")
@@ -201,6 +203,9 @@ class FolderSource(Reader):
             listed[kind] = {name[:-4] for name in os.listdir(folder) if name.endswith(".tif")}
             if not listed[kind]:
                 raise DataError(f"{folder}: contains no .tif file")
+            for name in sorted(listed[kind]):
+                if name != name.encode(errors="replace").decode():
+                    raise DataError(f"{folder}: the name {name + '.tif'!a} is not valid UTF-8; rename the file")
         return sorted(listed["sar"] | listed["eo"])
 
     def _make_facts(self) -> Facts:
@@ -236,9 +241,8 @@ class FolderSource(Reader):
             }
         if raster.crs is None:
             raise DataError(f"{raster.name}: has no CRS; a split by longitude needs one")
-        west, _, east, _ = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
-        centre = (west + east) / 2
-        return {key: everything for key, (start, stop) in ranges.items() if start <= centre < stop}
+        centre = central_longitude(raster)
+        return {key: everything for key, (start, stop) in ranges.items() if is_within(centre, start, stop)}
 
     def _read_lists(self) -> dict[str, set[str]]:
         """The split lists; raises DataError if a name does not exist or is in two lists."""
@@ -250,8 +254,11 @@ class FolderSource(Reader):
             path = os.path.join(os.path.dirname(self._path), path)
             if not os.path.exists(path):
                 raise DataError(f"{path}: missing; {self._path} refers to it as a split list")
-            with open(path) as lines:
-                names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
+            with open(path, encoding="utf-8-sig") as lines:
+                try:
+                    names = {line.strip().removesuffix(".tif") for line in lines if line.strip()}
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
             if names - known:
                 name = min(names - known)
                 raise DataError(f"{path}: lists {name!r}, but {self._file('sar', name)} does not exist")

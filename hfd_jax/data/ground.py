@@ -7,6 +7,7 @@ import numpy as np
 import rasterio.warp
 import shapely
 
+from hfd_jax.data.longitudes import unwrapped
 from hfd_jax.data.tiles import Tile
 
 # Overlap that does not count, as a share of the smaller tile's area: half a pixel along the edge of a 500-pixel tile,
@@ -37,7 +38,12 @@ def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[st
     systems = {crs for _, names in parts.values() for crs in names if crs}
     # Tiles in several zones are compared in longitude and latitude.
     common = next(iter(systems)) if len(systems) == 1 else LONGITUDE_LATITUDE
-    polygons = {split: _polygons(*part, common) for split, part in parts.items()}
+    placed = {split: _placed(*part, common) for split, part in parts.items()}
+    if systems and rasterio.CRS.from_user_input(common).is_geographic:
+        longitudes = unwrapped(np.concatenate([points[..., 0] for points, _ in placed.values()]))
+        for points, _ in placed.values():
+            points[..., 0], longitudes = longitudes[: len(points)], longitudes[len(points) :]
+    polygons = {split: (shapely.polygons(points), index) for split, (points, index) in placed.items()}
     found = {}
     for one, other in itertools.combinations(polygons, 2):
         (a, a_index), (b, b_index) = polygons[one], polygons[other]
@@ -52,8 +58,8 @@ def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[st
     return found
 
 
-def _polygons(points: np.ndarray, names: Sequence[str], common: str) -> tuple[np.ndarray, np.ndarray]:
-    """(polygons in the CRS `common`, their positions)."""
+def _placed(points: np.ndarray, names: Sequence[str], common: str) -> tuple[np.ndarray, np.ndarray]:
+    """(corners [N, 4, 2] in the CRS `common` of the tiles that have a CRS, positions of these tiles)."""
     names = np.asarray(names, str)
     index = np.flatnonzero(names != "")
     points = np.array(points, np.float64).reshape(-1, 4, 2)
@@ -62,4 +68,4 @@ def _polygons(points: np.ndarray, names: Sequence[str], common: str) -> tuple[np
             of_crs = names == crs
             x, y = rasterio.warp.transform(crs, common, *points[of_crs].reshape(-1, 2).T)
             points[of_crs] = np.stack([x, y], -1).reshape(-1, 4, 2)
-    return shapely.polygons(points[index]), index
+    return points[index], index

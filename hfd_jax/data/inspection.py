@@ -3,13 +3,14 @@
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import signal
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from hfd_jax.core.errors import DataError
+from hfd_jax.core import startup
+from hfd_jax.core.errors import DataError, WorkerDiedError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
 from hfd_jax.data.facts import Facts, Statistics, StatisticsAccumulator, check_statistics
@@ -134,7 +135,7 @@ class _Worker:
 
 
 def _start_worker(source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    startup.ignore_in_worker()
     _Worker.source = source
 
 
@@ -146,6 +147,8 @@ def _results(source: TileSource, jobs: list[tuple[str, list[Any]]], workers: int
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (source,))
     try:
         yield from pool.map(_inspect_in_worker, jobs)
+    except BrokenProcessPool as error:
+        raise WorkerDiedError("nothing was written") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

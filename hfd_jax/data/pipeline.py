@@ -15,7 +15,9 @@ from typing import NamedTuple
 import grain.python as grain
 import numpy as np
 
+from hfd_jax.core import startup
 from hfd_jax.core.labels import IGNORE_LABEL
+from hfd_jax.core.seeds import word
 from hfd_jax.data.catalogue import Dataset
 
 MAX_WINDOW = 1024
@@ -166,7 +168,7 @@ def training_batches(
     # The crop is drawn before the processes part, so that the crops do not depend on the number of hosts.
     reader = _Reader(dataset, {ref.split for pool in pools for ref in pool.refs}, reading)
     crops = [
-        order.seed(seed + number).random_map(_RandomCrop(reader, crop))
+        order.seed(word(seed + number)).random_map(_RandomCrop(reader, crop))
         for number, order in enumerate(_orders(pools, seed))
     ]
     joined = (
@@ -188,7 +190,7 @@ def batch_refs(pools: list[Pool], *, seed: int, step: int) -> list[Ref]:
 def _orders(pools: list[Pool], seed: int) -> list[grain.MapDataset]:
     """Endless sequences of tiles, one per pool, reshuffled every epoch."""
     return [
-        grain.MapDataset.source(pool.refs).seed(seed + number).shuffle().repeat(None)
+        grain.MapDataset.source(pool.refs).seed(word(seed + number)).shuffle().repeat(None)
         for number, pool in enumerate(pools)
     ]
 
@@ -280,8 +282,8 @@ def _batches(samples: grain.MapDataset, batch_size: int, process: tuple[int, int
 
 
 def _ignore_signals(index: int, count: int) -> None:
-    """A terminal sends Ctrl-C to every process; the main one decides, and still needs the next batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Terminals and schedulers signal every process; the main one decides, and still needs the next batch."""
+    for number in startup.STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

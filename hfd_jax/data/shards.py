@@ -5,9 +5,9 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, writer
 from tqdm import tqdm
 
-from hfd_jax.core.errors import DataError
+from hfd_jax.core import startup
+from hfd_jax.core.errors import DataError, WorkerDiedError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
 from hfd_jax.data.facts import Facts, StatisticsAccumulator
@@ -105,6 +106,7 @@ def write_shards(shards: list[Shard], workers: int) -> None:
 
     Raises:
       DataError: a tile is bad. Finished shards are kept.
+      WorkerDiedError: the system killed a process.
     """
     todo = [shard for shard in shards if not os.path.exists(shard.staged)]
     total = sum(len(shard.keys) for shard in shards)
@@ -125,6 +127,8 @@ def write_shards(shards: list[Shard], workers: int) -> None:
             try:
                 for future in concurrent.futures.as_completed(futures):
                     future.result()
+            except BrokenProcessPool as error:
+                raise WorkerDiedError("finished shards are kept, the same command continues") from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -169,7 +173,7 @@ class _Worker:
 
 
 def _start_worker(queue, source: TileSource) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    startup.ignore_in_worker()
     _Worker.queue, _Worker.source = queue, source
 
 

@@ -96,6 +96,7 @@ class SceneOptions:
             "looks": (self.looks > 0, "above 0"),
             "incidence": (15 <= self.incidence <= 75, "15 to 75 degrees"),
             "misregistration": (0 <= self.misregistration <= 16, "0 to 16 pixels"),
+            "seed": (self.seed >= 0, "0 or more"),
             "unlabelled_share": (0 <= self.unlabelled_share < 1, "at least 0, below 1"),
         }
         for name, (good, expected) in checks.items():

@@ -48,6 +48,25 @@ def rotate(tile: Tile) -> Tile:
     return dataclasses.replace(tile, **turned, transform=transform, rotated=not tile.rotated)
 
 
+def north_up(tile: Tile) -> Tile:
+    """The tile with its first row in the north and its first column in the west, as in maps.
+
+    Otherwise the radar would look the other way in it. A tile without CRS is left as it is.
+    """
+    a, b, c, d, e, f = tile.transform
+    height, width = tile.sar.shape[:2]
+    if not tile.crs or (e <= 0 and a >= 0):
+        return tile
+    rows, columns = slice(None, None, -1 if e > 0 else 1), slice(None, None, -1 if a < 0 else 1)
+    arrays = {name: getattr(tile, name) for name in ("sar", "eo", "label", "sar_valid", "eo_valid")}
+    turned = {name: None if array is None else array[rows, columns] for name, array in arrays.items()}
+    if e > 0:
+        b, c, e, f = -b, c + b * height, -e, f + e * height
+    if a < 0:
+        a, c, d, f = -a, c + a * width, -d, f + d * width
+    return dataclasses.replace(tile, **turned, transform=(a, b, c, d, e, f))
+
+
 class TileSource(Protocol):
     """A raw data set; it must be picklable, since other processes read from it.
 

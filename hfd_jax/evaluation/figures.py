@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from hfd_jax.core.errors import writing
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data.facts import Facts
 
@@ -122,7 +123,9 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], class_names: tuple[str,
 
 
 def save(figure: Figure, path: str) -> None:
-    figure.savefig(path, dpi=110)
+    """Writes a PNG file; raises WorkdirError if it cannot be written."""
+    with writing(path):
+        figure.savefig(path, dpi=110)
 
 
 def pixels(figure: Figure) -> np.ndarray:

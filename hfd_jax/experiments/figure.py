@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hfd_jax.core.errors import writing
 from hfd_jax.core.logs import duration
 from hfd_jax.experiments.statistics import Line, Results
 from hfd_jax.experiments.sweep import Sweep, curve
@@ -17,7 +18,8 @@ INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#
 def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
     """Writes a PNG; `places` maps rows to their values on the sweep's axis and is empty for a sweep without an axis."""
     figure = _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
-    figure.savefig(path, dpi=130, bbox_inches="tight")  # includes the columns beside the axes
+    with writing(path):
+        figure.savefig(path, dpi=130, bbox_inches="tight")  # includes the columns beside the axes
 
 
 def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
@@ -107,7 +109,8 @@ def draw_speed(path: str, lines: Sequence[Line], sweep: Sweep) -> bool:
     axes.set_xlabel("inference, megapixels per second", fontsize=9)
     axes.margins(x=0.2)
     _finish(axes, "y", "mIoU: mean with 95 % interval")
-    figure.savefig(path, dpi=130)
+    with writing(path):
+        figure.savefig(path, dpi=130)
     return True
 
 

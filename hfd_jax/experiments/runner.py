@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from hfd_jax.core import startup
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import STOPPED_EXIT_CODE, StoppedError, UserError
 from hfd_jax.core.logs import duration
@@ -147,9 +148,10 @@ def _to_stop() -> bool:
 
 
 def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
-    """Restricts this worker to its own GPU or cores before JAX looks for devices; it stops when its parent ends."""
+    """Restricts this worker to its own GPU or cores before JAX looks for devices; it stops when its parent does."""
     global _stop  # a pool cannot pass an event to its tasks
     _stop = stop
+    startup.protect_streams()
     threading.Thread(target=_follow_parent, daemon=True).start()
     flags.FLAGS.mark_as_parsed()  # required by grain
     number = numbers.get()
@@ -160,8 +162,9 @@ def _begin_worker(numbers: Any, count: int, stop: Any) -> None:
 
 
 def _follow_parent() -> None:
-    """Sends SIGTERM to this worker once its parent has ended, so that it saves and stops."""
-    multiprocessing.parent_process().join()
+    """Sends SIGTERM to this worker once its parent has ended or was told to stop, so that it saves and stops."""
+    while multiprocessing.parent_process().is_alive() and not _stop.wait(1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

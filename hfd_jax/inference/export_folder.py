@@ -156,7 +156,7 @@ def describe(
         "usage": _usage(kind),
     }
     write_json(os.path.join(folder, DESCRIPTION), description)
-    Path(folder, README).write_text(_readme(description))
+    Path(folder, README).write_text(_readme(description), encoding="utf-8")
     return description
 
 

@@ -126,6 +126,8 @@ def _is_tuple(text: str) -> bool:
 
 def _as_tuple(text: str) -> str:
     """The tuple that is probably meant: VV,VH -> ('VV','VH')."""
+    if text in ("", "None"):
+        return "()"
     words = [word if re.fullmatch("[0-9.]+", word) else repr(word) for word in re.findall(r"[\w.-]+", text)]
     return f"({','.join(words)}{',' if len(words) == 1 else ''})"
 

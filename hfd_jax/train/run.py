@@ -10,16 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hfd_jax.core import logs
-from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core.checkpoint import check_location
+from hfd_jax.core.errors import ConfigError, WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.logs import say
-from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, wait_for_all
-from hfd_jax.core.workdir import Workdir, check_claim, claim, sole_run
+from hfd_jax.core.parallel import Jit, Pmap, enable_compilation_cache, make_parallel, same_everywhere, wait_for_all
+from hfd_jax.core.workdir import Workdir, check_claim, claim, program_digest, sole_run
 from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
+from hfd_jax.data.facts import Facts
 from hfd_jax.evaluation.evaluator import Evaluator
 from hfd_jax.train import build
-from hfd_jax.train.networks import declared_fields, networks_to_train, teacher_folder
+from hfd_jax.train.networks import NetworkSpec, declared_fields, networks_to_train, teacher_folder
 from hfd_jax.train.prerequisites import check_pretrained, check_teacher
 from hfd_jax.train.validate import check_against_data, check_fields
 
@@ -65,6 +67,30 @@ class Run:
         return tuple(int(n) for n in counts)
 
 
+def check_config(config: ConfigDict, devices: int, workdir: Workdir) -> tuple[Facts, list[NetworkSpec]]:
+    """Checks everything about a run that needs no other run, before anything is computed or written.
+
+    Args:
+      config: the run's config.
+      devices: number of devices of all processes.
+      workdir: the run's workdir.
+
+    Returns:
+      (facts of the data set, networks to train).
+
+    Raises:
+      UserError: the config is invalid or contradicts the data, or the data set or a pretrained encoder is missing.
+    """
+    check_location(workdir.root)
+    check_fields(config, devices)
+    check_claim(workdir, config, declared_fields())
+    facts, sizes, largest = describe_data(config)
+    check_against_data(config, facts, sizes, largest)
+    specs = networks_to_train(config)
+    check_pretrained(config, workdir, specs)
+    return facts, specs
+
+
 @contextlib.contextmanager
 def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
     """Validates the config, locks and claims the workdir, and opens (or simulates) the data.
@@ -73,15 +99,12 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
       UserError: the config is invalid, or another run uses the workdir; nothing has been written.
     """
     enable_compilation_cache()
-    check_fields(config, jax.device_count())
     workdir = Workdir(root)
-    check_claim(workdir, config, declared_fields())
-    facts, sizes, largest = describe_data(config)
-    check_against_data(config, facts, sizes, largest)
-    specs = networks_to_train(config)
+    if jax.process_count() > 1:
+        check_same_program()
+    facts, specs = check_config(config, jax.device_count(), workdir)
     if any(spec.needs_teacher for spec in specs) and not any(spec.name == "teacher" for spec in specs):
         check_teacher(config, workdir, facts, specs)
-    check_pretrained(config, workdir, specs)
     with sole_run(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         if jax.process_index() == 0:
             claim(workdir, config, declared_fields())
@@ -92,6 +115,15 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
         say(f"data: {run.dataset.directory}, {sizes}")
         say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
         yield run
+
+
+def check_same_program() -> None:
+    """Raises ConfigError unless all processes run the same code with the same packages."""
+    if not same_everywhere(int(program_digest()[:7], 16)):
+        raise ConfigError(
+            f"process {jax.process_index()} and others do not run the same program: this package's code or a package's "
+            "version differs between the hosts; install the same versions on all of them"
+        )
 
 
 def check_shared(workdir: Workdir) -> None:

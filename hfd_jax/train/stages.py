@@ -9,6 +9,7 @@ from hfd_jax.core.logs import say
 from hfd_jax.evaluation.evaluator import evaluate_workdir, table
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import check_fits, load_network
+from hfd_jax.train.failures import explained
 from hfd_jax.train.loop import train_network
 from hfd_jax.train.networks import networks_to_train
 from hfd_jax.train.run import Run, prepared
@@ -22,9 +23,10 @@ def train(config: ConfigDict, root: str) -> dict[str, Scores]:
 
     Raises:
       UserError: something is wrong; nothing has been computed or overwritten.
+      MachineError: memory does not suffice, or the system killed a process.
       StoppedError: a signal came; the state is saved, and the same call continues.
     """
-    with watch() as interruption, prepared(config, root) as run:
+    with watch() as interruption, prepared(config, root) as run, explained(config):
         return train_stages(run, interruption)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hfd_jax.core.seeds import word
 from hfd_jax.core.trees import shape_differences
 from hfd_jax.distill.base import Outputs
 from hfd_jax.distill.registry import Combined
@@ -46,7 +47,7 @@ class TrainState:
 
 def initial_key(seed: int, sensor: str) -> jax.Array:
     """The key that initialises the networks of a sensor: all students share it, the teacher has its own."""
-    return jax.random.fold_in(jax.random.key(seed), ("eo", "sar").index(sensor))
+    return jax.random.fold_in(jax.random.key(word(seed)), ("eo", "sar").index(sensor))
 
 
 def init_fn(

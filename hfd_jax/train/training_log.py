@@ -105,7 +105,10 @@ class TrainingLog:
             self._summaries.scalars(step, {"steps_per_second": rate})
 
     def close(self) -> None:
+        """Raises WorkdirError if lines of a log still cannot be written."""
         self._summaries.close()
+        for log in filter(None, (self._log, self._timing)):
+            log.close()
 
 
 def mean_of(rows: Sequence[Row]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Validates a config before anything is computed or written: one error that names the field."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -94,6 +95,10 @@ def check_fields(config: ConfigDict, devices: int = 1, trains: bool = True) -> N
         for value in _get(config, field):
             if value not in choices:
                 _fail(config, field, f"{value!r} is unknown; {nearest(value, choices)}")
+    for field, value in _fields(config):
+        members = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(member, float) and not math.isfinite(member) for member in members):
+            _fail(config, field, "expected a finite number")
     for fields, good, expected in (
         (_POSITIVE, lambda x: x > 0, "expected more than 0"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "expected 0 or more"),
@@ -267,6 +272,15 @@ def check_against_data(config: ConfigDict, facts: Facts, splits: Collection[str]
     for field, split in needed.items():
         if split not in splits:
             _fail(config, field, f"{facts.name} has no split {split!r}; it has: {', '.join(splits)}")
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("part.field", value) for every field."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _get(config: ConfigDict, field: str) -> Any:

@@ -252,6 +252,64 @@ def test_saved_on_two_devices_verified_on_one(tmp_path):
     assert done.stdout == "whole\n" and "Warning" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["run[1]", "run*", "r?n", "a b", "50%", "{step}", "x#y", "a:b", "s3:", "ümlaut", "new\nline", "~me", "x~", "a|b"],
+)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    (tmp_path / "run1").mkdir()  # matches some of the names as a pattern
+    reader = save_all(tmp_path / name / "student", {10: None, 20: 0.5})
+    assert equal(reader.restore(20, abstract(make_state())), make_state(20))
+    reader.verify(10)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gs://bucket/run", "is a URL"),
+        ("s3://bucket/run", "is a URL"),
+        ("/s3/run", "address of a cloud store"),
+        ("x/gs:/run", "address of a cloud store"),
+        ("a\\b", "contains a backslash"),
+        ("a\udcfcb", "not valid UTF-8"),
+    ],
+)
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    for open_folder in (Checkpoints, CheckpointReader):
+        with pytest.raises(CheckpointError, match=message):
+            open_folder(path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_is_read_back_before_an_older_one_goes(tmp_path):
+    folder = tmp_path / "student"
+    save_all(folder, {10: None, 20: None})
+    checkpoints = Checkpoints(str(folder), keep=1)
+    verify = checkpoints.verify
+
+    def damage_before_reading(step):
+        flip_bit(files(folder / "30", "state")[-1])
+        verify(step)
+
+    checkpoints.verify = damage_before_reading
+    checkpoints.save(30, make_state(30), {})
+    with pytest.raises(CheckpointError, match=r"/30 does not read back .*; checkpoints kept: 10, 20"):
+        checkpoints.close()
+    whole = Checkpoints(str(folder), keep=1)
+    assert whole.restore_latest(abstract(make_state()))[1] == 20
+    whole.save(30, make_state(30), {})
+    whole.close()
+    assert sorted(os.listdir(folder)) == ["30"]
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    now = iter(range(10**9, 0, -100))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    reader = save_all(tmp_path / "student", {10: None, 20: None, 30: None})
+    assert reader.steps() == [20, 30] and reader.choose("latest") == 30
+
+
 FILL_UP = """
 import os, sys
 import numpy as np

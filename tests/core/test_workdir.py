@@ -1,14 +1,18 @@
 """The workdir belongs to one config; logs survive kills and resumes."""
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from configs import default
-from hfd_jax.core import logs
-from hfd_jax.core.errors import WorkdirError
+from hfd_jax.core import logs, parallel, workdir
+from hfd_jax.core.errors import ConfigError, WorkdirError
 from hfd_jax.core.workdir import Workdir, claim, read_json, sole_run, write_json
+from hfd_jax.train import run
 
 
 def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
@@ -57,6 +61,31 @@ def raise_within(root):
         Path(root, "nothing").read_text()
 
 
+def test_without_locks_a_run_begins_with_a_warning(tmp_path, monkeypatch, caplog):
+    """Lustre without -o flock, some NFS."""
+
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with sole_run(Workdir(str(tmp_path))):
+        pass
+    assert "file system without locks (No locks available)" in caplog.text
+
+
+def test_the_digest_of_the_program_depends_on_code_and_packages(monkeypatch):
+    one = workdir.program_digest()
+    assert one == workdir.program_digest()
+    monkeypatch.setattr(workdir, "package_versions", lambda: {"jax": "0"})
+    assert workdir.program_digest() != one
+
+
+def test_processes_with_other_code_are_refused(monkeypatch):
+    monkeypatch.setattr(run, "same_everywhere", lambda number: False)
+    with pytest.raises(ConfigError, match="do not run the same program"):
+        run.check_same_program()
+
+
 def test_json_is_replaced_atomically(tmp_path):
     path = str(tmp_path / "a.json")
     write_json(path, {"a": 1})
@@ -80,6 +109,43 @@ def test_log_is_rewound_to_the_step_that_is_resumed(tmp_path):
         ("student", 20),
         ("student", 25),
     ]
+
+
+def test_a_log_on_a_full_disk_waits_for_room(tmp_path, caplog):
+    """A limit on the size of files cuts a line short, as a full disk does."""
+    path = tmp_path / "metrics.jsonl"
+    log = logs.MetricsLog(str(path))
+    log.write("teacher", 1, {"loss": 1.0})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        log.write("teacher", 2, {"loss": 2.0})
+        log.write("teacher", 3, {"loss": 3.0})
+        assert path.read_bytes() == before, "no part of a line"
+        with pytest.raises(WorkdirError, match=r"metrics.jsonl: cannot be written"):
+            log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("its lines wait") == 1
+    log.write("teacher", 4, {"loss": 4.0})
+    log.close()
+    assert [row["step"] for row in logs.read_log(str(path))[0]] == [1, 2, 3, 4]
+
+
+def test_summaries_that_cannot_be_written_are_turned_off(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logs, "tensorboard_available", lambda: False)  # TensorFlow takes seconds
+    summaries = logs.Summaries(str(tmp_path))
+
+    class Full:
+        def write_scalars(self, step, values):
+            raise RuntimeError("No space left on device")
+
+    summaries._writer = Full()
+    summaries.scalars(1, {"loss": 1.0})
+    summaries.scalars(2, {"loss": 1.0})
+    summaries.images(3, lambda: pytest.fail("drawn although no summaries are written"))
+    summaries.close()
+    assert caplog.text.count("TensorBoard summaries are off: No space left on device") == 1
 
 
 @pytest.mark.parametrize(
@@ -117,3 +183,14 @@ def test_training_without_tensorflow_warns_once_and_goes_on(tmp_path, monkeypatc
     assert caplog.text.count("TensorBoard summaries are off: tensorflow not installed") == 1
     assert not (tmp_path / "tb").exists()
     logs.tensorboard_available.cache_clear()
+
+
+def test_without_a_home_folder_nothing_is_cached(tmp_path, monkeypatch, caplog):
+    """expanduser leaves the "~" of a user that the system does not know; no folder of that name is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(parallel.os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(parallel.jax.config, "update", lambda *_: pytest.fail("cached"))
+    monkeypatch.setattr(type(parallel.jax.config), "jax_compilation_cache_dir", None, raising=False)
+    parallel.enable_compilation_cache()
+    assert "compiled programs are not cached (no home folder)" in caplog.text and not list(tmp_path.iterdir())

@@ -1,9 +1,13 @@
 """Preparation writes the same files with any number of workers, resumes, is atomic and lists bad tiles."""
 
 import dataclasses
+import errno
 import hashlib
 import importlib.util
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfd_jax.core.errors import DataError
+from hfd_jax.core.errors import DataError, WorkdirError, WorkerDiedError
 from hfd_jax.data import builder, catalogue
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics, check_statistics
+from hfd_jax.data.shards import Shard, write_shards
 from hfd_jax.data.tiles import Tile
 from tests.conftest import run_python
 
@@ -133,6 +138,81 @@ def test_killed_replacement_leaves_the_old_set(serial, tmp_path):
     with pytest.raises(DataError, match="tile 5 is bad"):
         prepare(catalogue.Scenes, ManySource(bad=(5,)), str(tmp_path), overwrite=True)
     assert catalogue.find_dataset("scenes/many", str(tmp_path)).sizes["train"] == 50, "the old one came back"
+
+
+def test_finished_data_open_on_a_read_only_file_system(serial, monkeypatch, tmp_path):
+    """Without a lock, and without writing anything; other data are one error."""
+
+    def refuse(*arguments, **more):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(builder.os, "makedirs", refuse)
+    monkeypatch.setattr(builder, "locked", refuse)
+    root = str(Path(serial).parents[2])
+    assert prepare(catalogue.Scenes, ManySource(), root) == serial
+    with pytest.raises(DataError, match=r"prepared from other data or settings \(different: settings.count\)"):
+        prepare(catalogue.Scenes, ManySource(count=40), root)
+    with pytest.raises(WorkdirError, match=r"cannot be written \(Read-only file system\)"):
+        prepare(catalogue.Scenes, ManySource(), str(tmp_path))
+
+
+def test_without_locks_data_are_prepared_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*arguments):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    prepare(catalogue.Scenes, ManySource(count=5), str(tmp_path))
+    assert "file system without locks (Operation not supported)" in caplog.text
+
+
+def test_a_full_disk_while_preparing_is_one_error(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(builder, "write_shards", full)
+    with pytest.raises(WorkdirError, match=r"many: cannot be written \(No space left on device\)"):
+        prepare(catalogue.Scenes, ManySource(count=5), str(tmp_path))
+
+
+class Killed(ManySource):
+    def read(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_error(tmp_path):
+    shards = [Shard(Killed(), "train", 0, 0, range(3), str(tmp_path / "a.report.npz"))]
+    with pytest.raises(WorkerDiedError, match=r"a worker process died, perhaps out of memory: try fewer --workers"):
+        write_shards(shards, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"class_colours": ["#ff0000", [0, 0, 1]]},
+            r"the colour of class 'a' is \['#', 'f', .*expected red, green and blue",
+        ),
+        ({"class_colours": [[0, 0, 1], [300, 0, 0]]}, r"the colour of class 'b' is \[300, 0, 0\]"),
+        ({"class_colours": [[0, 0, 1], [1, 2]]}, r"the colour of class 'b' is \[1, 2\]"),
+        ({"class_names": None}, r"damaged facts"),
+        ({"class_colours": None}, r"damaged facts"),
+        (None, r"not valid JSON"),
+    ],
+)
+def test_facts_that_no_picture_can_show_are_refused_when_the_data_open(serial, tmp_path, change, message):
+    folder = shutil.copytree(serial, tmp_path / "copy")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["facts"] |= change or {}
+    (folder / "metadata.json").write_text(json.dumps(metadata) if change else "{")
+    with pytest.raises(DataError, match=message):
+        catalogue.read_dataset(str(folder))
+
+
+def test_such_data_are_refused_before_they_are_prepared(tmp_path):
+    facts = dataclasses.replace(FACTS, class_colours=((0, 0, 0), (300, 0, 0)))
+    with pytest.raises(DataError, match=r"the colour of class 'b' is \[300, 0, 0\]"):
+        prepare(catalogue.Scenes, ManySource(facts=facts), str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_large_sets_have_few_files():

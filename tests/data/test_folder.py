@@ -2,11 +2,13 @@
 
 import copy
 import json
+import os
 
 import numpy as np
 import pytest
 import rasterio
-from rasterio.transform import from_origin
+import rasterio.warp
+from rasterio.transform import Affine, from_origin
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.labels import IGNORE_LABEL
@@ -142,6 +144,66 @@ def test_split_by_columns_and_by_longitude(toy):
     assert tiles["a_0_12"].transform[2] == 500000.0 + 12 * 10
     toy.text["split"] = {"by": "longitude", "train": [3.0, 3.05], "test": [3.05, 4.0]}  # a at 3.00, b at 3.14 degrees
     assert {k: [x.name for x in v] for k, v in toy.source().keys().items()} == {"train": ["a"], "test": ["b"]}
+
+
+@pytest.mark.parametrize("across", [[179.9, 180.1], [-180.1, -179.9]])
+def test_a_tile_on_the_antimeridian_is_in_the_split_around_it(tmp_path, across):
+    """UTM zone 1; the middle tile crosses 180 degrees: the mean of its west and east bound is 0."""
+    toy, crs = Toy(tmp_path), "EPSG:32601"
+    for name, longitude in (("a", 179.95), ("b", 180.0), ("c", -179.0)):
+        (x,), (y,) = rasterio.warp.transform("EPSG:4326", crs, [longitude], [-17.0])
+        for kind, array in (("sar", toy.sar), ("eo", toy.eo), ("label", toy.label)):
+            write(tmp_path / kind / f"{name}.tif", array, crs, (x - 100, y + 120))
+    toy.text["split"] = {"by": "longitude", "train": across, "test": [-179.5, -178], "validation": [-1, 1]}
+    keys = toy.source().keys()
+    assert {split: [key.name for key in of_split] for split, of_split in keys.items()} == {
+        "train": ["a", "b"],
+        "test": ["c"],
+    }
+    toy.text["split"]["test"] = [-180, -179.9]
+    with pytest.raises(DataError, match=r"split.train and split.test overlap"):
+        toy.source()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(-1, 1), (1, -1), (-1, -1)])
+def test_tiles_stored_from_south_to_north_are_turned(toy, rows, columns):
+    """The radar would look from the other side in them."""
+    expected = toy.read_all()["b_0_0"]
+    a, _, c, _, e, f = expected.transform
+    transform = Affine(a * columns, 0, c if columns > 0 else c + 20 * a, 0, e * rows, f if rows > 0 else f + 24 * e)
+    for kind, array in (("sar", toy.sar), ("eo", toy.eo), ("label", toy.label)):
+        write(toy.root / kind / "b.tif", array[:, ::rows, ::columns])
+        with rasterio.open(toy.root / kind / "b.tif", "r+") as raster:
+            raster.transform = transform
+    found = toy.read_all()["b_0_0"]
+    assert found.transform == expected.transform and found.crs == expected.crs
+    for name in ("sar", "eo", "label", "sar_valid", "eo_valid"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_name_that_is_no_utf8_is_named(toy):
+    os.rename(toy.root / "sar" / "a.tif", os.fsencode(toy.root / "sar") + b"/M\xfcnchen.tif")
+    with pytest.raises(DataError, match=r"sar: the name 'M\\udcfcnchen.tif' is not valid UTF-8; rename the file"):
+        toy.source()
+
+
+def test_text_files_are_utf8_with_or_without_a_mark(toy):
+    """Windows editors begin a file with a byte order mark, and end lines with two characters."""
+    toy.text["label"]["classes"][0]["name"] = "Wälder"
+    for name in ("train.txt", "test.txt"):
+        path = toy.root / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    toy.source()
+    text = json.dumps(toy.text, ensure_ascii=False)
+    (toy.root / "dataset.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    source = FolderSource(str(toy.root))
+    assert source.facts.class_names == ("Wälder", "water") and [key.name for key in source.keys()["test"]] == ["b"]
+    (toy.root / "test.txt").write_bytes(b"M\xfcnchen\n")
+    with pytest.raises(DataError, match=r"test.txt: not a text file in UTF-8"):
+        FolderSource(str(toy.root))
+    (toy.root / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"dataset.json: not valid JSON"):
+        FolderSource(str(toy.root))
 
 
 def test_large_rasters_are_stored_in_blocks(toy):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import glob
 import io
+import os
 import re
 import signal
 import subprocess
@@ -15,12 +16,13 @@ import pytest
 from scipy import stats
 
 from configs import default
-from hfd_jax.core.errors import ConfigError, UserError
+from hfd_jax.core.errors import ConfigError, StoppedError, UserError
 from hfd_jax.experiments import figure, runner, statistics, sweep, tables
 from hfd_jax.experiments.statistics import Result
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments
+from tools import compare as tool
 
 SHIPPED = sorted(glob.glob(str(ROOT / "configs" / "sweeps" / "*.py")))
 
@@ -306,6 +308,45 @@ def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_di
     assert other.returncode == 1 and "optim.learning_rate: 0.003 stored, 0.5 now" in other.stderr
     again = run_python(*command, "--seeds=1").stdout
     assert "3 runs, 3 of them finished" in again and "/3:" not in again
+
+
+def test_impossible_runs_are_found_before_the_first_is_trained(scenes, scenes_dir, tmp_path):
+    """All of them in one error, also what only the data set shows."""
+    base = default.get_config()
+    base.data.dir, base.data.name = scenes_dir, os.path.relpath(os.path.dirname(scenes.directory), scenes_dir)
+    rows = {
+        "fine": {},
+        "crop": {"data.crop": 512},
+        "band": {"data.sar_bands": ("XX",)},
+        "split": {"eval.split": "tests"},
+    }
+    jobs = sweep.plan(some_sweep(rows, reference="fine"), base, [0, 1], str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        tool.check_all(jobs, 1)
+    message = str(caught.value)
+    assert re.match(r"\d+ of \d+ runs cannot be trained, nothing was started. ", message)
+    for part in ("teacher, crop: config.data.crop is 512", "no sar band 'XX'", "no split 'tests'"):
+        assert part in message
+    assert "fine" not in message and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [StoppedError("SIGTERM"), KeyboardInterrupt()])
+def test_a_sweep_that_is_stopped_leaves_its_table(monkeypatch, tmp_path, stop):
+    made, written = some_sweep({"HFD": {}}), []
+
+    def run_all(*arguments):
+        raise stop
+
+    monkeypatch.setattr(tool.sweep, "read_sweep", lambda path: made)
+    monkeypatch.setattr(tool.config_flags, "config", lambda reference: default.get_config())
+    monkeypatch.setattr(tool, "check_all", lambda *arguments: None)
+    monkeypatch.setattr(tool.runner, "run_all", run_all)
+    monkeypatch.setattr(tool.statistics, "collect", lambda jobs: {"SAR-only": {0: result(0.5)}})
+    monkeypatch.setattr(tool, "write", lambda *arguments: written.append(arguments))
+    arguments = tool.make_parser().parse_args([f"--workdir={tmp_path}"])
+    with pytest.raises(type(stop)):
+        tool.main(arguments)
+    assert len(written) == 1 and written[0][-1] == {}, "without measuring speeds"
 
 
 def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_path):

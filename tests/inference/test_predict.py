@@ -23,7 +23,7 @@ from hfd_jax.inference.mapping.reader import Interpretation
 from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, PROBABILITIES, Target
 from hfd_jax.inference.restore import load_network
 from tests.conftest import ROOT
-from tests.scene_files import read, run_tool, write
+from tests.scene_files import UTM, read, run_tool, write
 from tests.small_network import TILES, write_network
 from tools import predict as tool
 
@@ -334,6 +334,36 @@ def test_flips_and_turns(predictors, scene, tmp_path):
     assert np.array_equal(turned[::-1, ::-1], plain)
 
 
+def test_a_scene_stored_from_east_to_west_is_turned_for_the_network(predictors, scene, tmp_path):
+    """The radar looks along the rows: mirrored columns would show it from the other side."""
+    sar, predictor = scene.sar[:64, :64], predictors(**SMALL)
+    plain, _ = mapped(predictor, write(tmp_path / "a.tif", sar), tmp_path)
+    westward = UTM | {"transform": Affine(-1, 0, 592064, 0, -1, 5750000)}
+    turned, _ = mapped(predictor, write(tmp_path / "b.tif", sar[:, ::-1], **westward), tmp_path)
+    assert np.array_equal(turned[:, ::-1], plain)
+    south_up = UTM | {"transform": Affine(1, 0, 592000, 0, 1, 5749936)}
+    upward, _ = mapped(predictor, write(tmp_path / "c.tif", sar[::-1], **south_up), tmp_path)
+    assert not np.array_equal(upward[::-1], plain), "a flip that training makes, too: not turned"
+    with predictor.open(str(tmp_path / "b.tif")) as one, predictor.open(str(tmp_path / "c.tif")) as other:
+        assert predictor.settings(one)["turned"] == [1] and "turned" not in predictor.settings(other)
+
+
+def test_a_scene_of_other_pixels_gets_a_remark(predictors, scene, tmp_path):
+    large = UTM | {"transform": Affine(10, 0, 592000, 0, -10, 5750000)}
+    *_, notes = mapped(predictors(**SMALL), write(tmp_path / "a.tif", scene.sar[:64, :64], **large), tmp_path)
+    assert any("its pixels are 10 m wide, those of the training data 1 m" in note for note in notes)
+    *_, notes = mapped(predictors(**SMALL), write(tmp_path / "b.tif", scene.sar[:64, :64]), tmp_path)
+    assert not any("wide" in note for note in notes)
+
+
+def test_polygons_of_a_scene_without_crs_are_refused_before_it_is_mapped(workdir, scene, tmp_path):
+    path = write(tmp_path / "scene.tif", scene.sar[:64, :64], transform=Affine.identity())
+    flags = [f"workdir={workdir}", f"input={path}", f"output={tmp_path}/maps", "window=64", "overlap=32"]
+    with pytest.raises(DataError, match=r"scene.tif: has no CRS; --polygons needs a georeferenced scene"):
+        run_tool(*flags, "polygons=water")
+    assert not list((tmp_path / "maps").glob("*.tif"))
+
+
 def test_the_teacher_maps_optical_scenes(scene, tmp_path):
     write_network(tmp_path / "run", "eo")
     path = write(tmp_path / "scene.tif", scene.eo[:96, :96], nodata=0)
@@ -358,7 +388,7 @@ def test_memory_depends_on_the_window_and_not_on_the_scene(predictors, tmp_path)
     """A scene four times as long needs no more memory. A stub replaces the network."""
     predictor, peaks = Predictor.__new__(Predictor), []
     vars(predictor).update(vars(predictors(**SMALL)))
-    predictor._step = lambda variables, batch: np.zeros((len(batch["rows"]), 5, 64, 64), np.float32)
+    predictor._step = lambda turned: lambda variables, batch: np.zeros((len(batch["rows"]), 5, 64, 64), np.float32)
     rng = np.random.default_rng(0)
     for rows in (512, 2048):
         path = write(tmp_path / "scene.tif", rng.normal(-12, 4, (rows, 640, 2)).astype(np.float32))

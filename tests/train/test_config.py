@@ -3,14 +3,18 @@
 import importlib
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
 from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.seeds import word
+from hfd_jax.data.pipeline import Ref, batch_refs
 from hfd_jax.train import build
 from hfd_jax.train.config_flags import field_names, unknown_field
 from hfd_jax.train.networks import networks_to_train, student_spec
+from hfd_jax.train.state import initial_key
 from hfd_jax.train.validate import check_against_data, check_fields
 from tests.conftest import ROOT, run_python
 
@@ -52,9 +56,20 @@ def set_field(config, field, value):
     config[last] = value
 
 
+def get_field(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        (
+            "distill.hfd.tap_weights",
+            ("1", "1"),
+            r"config.distill.hfd.tap_weights is \('1', '1'\): expected numbers",
+        ),
         ("stage", "teachers", "config.stage is 'teachers': did you mean 'teacher'"),
         ("parallel", "pjit", "config.parallel is 'pjit': .*expected one of: jit, pmap"),
         ("dtype", "float16", "config.dtype is 'float16': .*float32, bfloat16"),
@@ -110,6 +125,36 @@ def test_a_string_in_place_of_a_tuple_is_refused(config, field):
     set_field(values, field, "VV")
     with pytest.raises(ConfigError, match=f"config.{field} is 'VV': expected a tuple"):
         check_fields(ConfigDict(values))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_every_number_is_finite(config, value):
+    for field in field_names(config):
+        current = get_field(config, field)
+        if isinstance(current, float):
+            changed = value
+        elif isinstance(current, tuple) and current and isinstance(current[0], float):
+            changed = (value, *current[1:])
+        else:
+            continue
+        wrong = default.get_config()
+        set_field(wrong, field, changed)
+        with pytest.raises(ConfigError, match=rf"config.{field} is .*(inf|nan).*: expected a finite number"):
+            check_fields(wrong)
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 20261126022413, 2**64 + 1])
+def test_seeds_have_any_size_and_all_their_bits_count(config, seed):
+    config.seed = seed
+    check_fields(config)
+    one, other = (jax.random.key_data(initial_key(number, "sar")).tolist() for number in (seed, seed % 2**32))
+    assert (one == other) == (seed < 2**32)
+    pools = [([Ref("train", i, True) for i in range(20)], 0.5), ([Ref("unlabelled", i, False) for i in range(20)], 0.5)]
+    first, second = (
+        batch_refs(pools, batch_size=16, seed=number, step=3) for number in (seed, seed % 2**32 if seed >= 2**32 else 0)
+    )
+    assert first != second and first == batch_refs(pools, batch_size=16, seed=seed, step=3)
+    assert word(7) == 7, "runs with small seeds keep their numbers"
 
 
 def test_equally_similar_fields_prefer_the_depth_and_part_that_were_typed(config):

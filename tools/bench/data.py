@@ -42,12 +42,13 @@ def compare_rates(shared: Any) -> str:
     from hfd_jax.core.parallel import prefetch
     from hfd_jax.data.pipeline import training_batches
     from hfd_jax.train import build, steps
+    from hfd_jax.train.state import initial_key
     from hfd_jax.train.training import initialiser, make_training
 
     config = shared.config
     network = teacher_spec()
     training = make_training(shared, network)
-    state = shared.parallel.init(initialiser(shared, training), jax.random.key(config.seed))
+    state = shared.parallel.init(initialiser(shared, training), initial_key(config.seed, network.sensor))
     step = shared.parallel.train_step(steps.train_step(training.setup))
     batches = training_batches(
         shared.dataset,

@@ -13,7 +13,7 @@ import jax
 
 from configs import default
 from hfd_jax.core import logs
-from hfd_jax.core.errors import UserError
+from hfd_jax.core.errors import UserError, writing
 from hfd_jax.core.parallel import compiler_options
 from hfd_jax.train import config_flags
 from hfd_jax.train.validate import check_fields
@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace, what: Sequence[str]) -> None:
     }
     print(table(rows, about))
     if arguments.json:
-        with open(arguments.json, "w") as file:
+        with writing(arguments.json), open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"about": about, "rows": [dataclasses.asdict(row) for row in rows]}, file, indent=2)
         print(f"written to {arguments.json}")
     if arguments.plot:
@@ -226,4 +226,5 @@ def plot(rows: Sequence[Row], path: str) -> None:
     figure.legend(
         *speed.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small", frameon=False
     )
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)

@@ -24,8 +24,11 @@ def find_scenes(where: str) -> list[str]:
         found = sorted(os.path.join(where, n) for n in os.listdir(where) if n.lower().endswith(ENDINGS))
         expected = "no .tif file in this folder"
     elif where.lower().endswith(".txt") and os.path.exists(where):
-        with open(where) as file:
-            lines = [line.strip() for line in file]
+        with open(where, encoding="utf-8-sig") as file:
+            try:
+                lines = [line.strip() for line in file]
+            except UnicodeDecodeError as error:
+                raise DataError(f"--input={where}: not a text file in UTF-8 ({error.reason})") from error
         found = [os.path.join(os.path.dirname(where), line) for line in lines if line]
         expected = "no path in this list"
     elif os.path.exists(where):

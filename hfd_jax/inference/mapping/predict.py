@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from hfd_jax.core.parallel import Jit, Pmap
 from hfd_jax.data.augment import flip_axes
 from hfd_jax.data.facts import DB_RANGE, Facts
 from hfd_jax.data.inputs import InputSpec, network_input
+from hfd_jax.inference.mapping import placing
 from hfd_jax.inference.mapping.checks import check_values
 from hfd_jax.inference.mapping.mosaic import Mosaic, Write
 from hfd_jax.inference.mapping.reader import Image, Interpretation, Scene, Wanted, check_unit, read_ahead, read_padded
@@ -80,11 +81,11 @@ def _stack(arrays: Sequence[np.ndarray], size: int) -> np.ndarray:
     return out
 
 
-def views(look_axis: str, flips: bool, rotate: bool) -> list[tuple[int, ...]]:
-    """Returns the axes of an [H, W] image to mirror, for every view whose logits are averaged."""
+def views(look_axis: str, flips: bool, rotate: bool, turned: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """Returns the axes of an [H, W] image to mirror, for every view whose logits are averaged; all mirror `turned`."""
     legal = flip_axes(look_axis) if flips else ()
     kinds = [set(axes) for count in range(len(legal) + 1) for axes in itertools.combinations(legal, count)]
-    return [tuple(sorted(axes ^ ({0, 1} if rotate else set()))) for axes in kinds]
+    return [tuple(sorted(axes ^ ({0, 1} if rotate else set()) ^ set(turned))) for axes in kinds]
 
 
 def window_step(model: SegmentationNetwork, inputs: InputSpec, sensor: str, seen: Sequence[tuple[int, ...]]):
@@ -128,8 +129,7 @@ class Predictor:
         self.wanted = Wanted.of(network)
         check_unit(self.wanted, options.described.sar_unit)
         self.facts = Facts.from_dict(network.record["facts"])
-        seen = views(network.inputs.look_axis, options.flips, options.rotate)
-        self._step = parallel.map_step(window_step(network.model, network.inputs, network.sensor, seen))
+        self._steps: dict[tuple[int, ...], Callable] = {}
 
     def open(self, path: str) -> Scene:
         """Opens a raster as the network reads it; raises DataError if it does not fit."""
@@ -148,7 +148,25 @@ class Predictor:
             "unit": scene.unit,
             "nodata": str(scene.nodata),
             **{name: getattr(options, name) for name in ("window", "overlap", "flips", "rotate")},
+            **({"turned": list(turned)} if (turned := self._turned(scene)) else {}),
         }
+
+    def _turned(self, image: Image) -> tuple[int, ...]:
+        """Axes that are reversed for the network, such as the rows of a south-up scene; see `placing.reversed_axes`."""
+        return (
+            placing.reversed_axes(image.georeference, self._network.inputs.look_axis)
+            if isinstance(image, Scene)
+            else ()
+        )
+
+    def _step(self, turned: tuple[int, ...]) -> Callable:
+        """The compiled `window_step` for images that are turned in this way."""
+        if turned not in self._steps:
+            network, options = self._network, self._options
+            seen = views(network.inputs.look_axis, options.flips, options.rotate, turned)
+            function = window_step(network.model, network.inputs, network.sensor, seen)
+            self._steps[turned] = self._parallel.map_step(function)
+        return self._steps[turned]
 
     def __call__(self, scene: Scene, target: Target, label: str = "") -> float:
         """Writes the maps of a scene.
@@ -167,6 +185,8 @@ class Predictor:
         """
         begin = time.perf_counter()
         empty = not check_values(scene)
+        remark = placing.size_remark(placing.pixel_size(scene.georeference, scene.shape), self.facts.pixel_size)
+        scene.notes += [remark] if remark else []
         with maps(target, scene.shape, scene.georeference, self.facts, self._tags(scene)) as files:
             self.predict(scene, files.write, empty, label)
         if empty:
@@ -216,8 +236,9 @@ class Predictor:
     def _logits(self, scene: Image, grid: Grid) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yields batches with their weighted logits; the devices compute the next batch meanwhile."""
         waiting, size = None, round_up(min(self._options.batch_size, len(grid)), self._parallel.local_devices)
+        step = self._step(self._turned(scene))
         for batch in read_ahead(batches(scene, grid, size)):
-            coming = batch, self._step(self._network.variables, self._parallel.shard(batch.arrays))
+            coming = batch, step(self._network.variables, self._parallel.shard(batch.arrays))
             if waiting:
                 yield waiting[0], np.asarray(waiting[1])
             waiting = coming

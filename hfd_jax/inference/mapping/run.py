@@ -10,6 +10,7 @@ import jax
 from hfd_jax.core.errors import DataError
 from hfd_jax.core.logs import duration
 from hfd_jax.core.parallel import wait_for_all
+from hfd_jax.inference.mapping.placing import check_outlines
 from hfd_jax.inference.mapping.polygons import write_polygons
 from hfd_jax.inference.mapping.predict import Predictor
 from hfd_jax.inference.mapping.writer import CLASSES, CONFIDENCE, Target
@@ -71,7 +72,7 @@ def predict_scenes(
             if path in finished:
                 print(f"{label}: {path}: is finished", flush=True)
             else:
-                size, spent = _predict(predictor, path, target, label)
+                size, spent = _predict(predictor, path, target, label, polygons is not None)
                 megapixels, seconds = megapixels + size, seconds + spent
             if polygons:
                 print(f"{label}: written: {polygons.write(target)}", flush=True)
@@ -95,9 +96,13 @@ def _is_finished(predictor: Predictor, path: str, target: Target) -> bool:
         return False
 
 
-def _predict(predictor: Predictor, path: str, target: Target, label: str) -> tuple[float, float]:
-    """Maps a scene; returns (megapixels, seconds)."""
+def _predict(
+    predictor: Predictor, path: str, target: Target, label: str, outlined: bool = False
+) -> tuple[float, float]:
+    """Maps a scene, whose map is `outlined` by polygons afterwards; returns (megapixels, seconds)."""
     with predictor.open(path) as scene:
+        if outlined:
+            check_outlines(path, scene.georeference)
         height, width = scene.shape
         print(f"{label}: {path}, {width} x {height} pixels", flush=True)
         seconds = predictor(scene, target, label)
