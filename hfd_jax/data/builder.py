@@ -60,7 +60,10 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             description=f"Paired SAR and optical tiles: {source.facts.name}.",
             features=features_of(source.facts),
             metadata=tfds.core.MetadataDict(
-                facts=source.facts.to_dict(), settings=source.settings, left_out=source.left_out
+                facts=source.facts.to_dict(),
+                settings=source.settings,
+                left_out=source.left_out,
+                notes=list(source.notes),
             ),
             disable_shuffling=True,  # index i is the i-th key: runs can name tiles, and evaluation knows their sizes
         )

@@ -26,6 +26,7 @@ class Findings:
       facts: of the data set.
       sizes: split -> tiles, good and bad.
       left_out: reason -> number of raw tiles that belong to no split.
+      notes: remarks of the reader and cautions about the data.
       bad: (split, message) of every tile that preparation would refuse.
       doubtful: (split, tile, problem): empty, constant or entirely unlabelled tiles; preparation accepts them.
       statistics: over the good training tiles, or over all good tiles if there are none; None without a good tile.
@@ -37,6 +38,7 @@ class Findings:
     facts: Facts
     sizes: dict[str, int]
     left_out: dict[str, int]
+    notes: list[str]
     bad: list[tuple[str, str]]
     doubtful: list[tuple[str, str, str]]
     statistics: Statistics | None
@@ -66,6 +68,7 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
         facts=source.facts,
         sizes={split: len(of_split) for split, of_split in keys.items()},
         left_out=source.left_out,
+        notes=list(source.notes),
         bad=[line for result in results for line in result["bad"]],
         doubtful=[line for result in results for line in result["doubtful"]],
         statistics=statistics,
@@ -96,6 +99,7 @@ def summary(findings: Findings) -> str:
     per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
     lines.append(f"{facts.name}: {total} tiles ({per_split})")
     lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
+    lines += [f"note: {note}" for note in findings.notes]
     lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
     lines.append(
         f"doubtful tiles: {len(findings.doubtful)}"
