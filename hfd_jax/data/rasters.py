@@ -245,6 +245,11 @@ def check_same_grid(path: str, grid: Grid, reference_path: str, reference: Grid)
         )
 
 
+def is_visible_tif(name: str) -> bool:
+    """Whether a file name ends in .tif and is not hidden: macOS adds ._NAME.tif on foreign file systems."""
+    return name.endswith(".tif") and not name.startswith(".")
+
+
 def crs_text(grid: Grid) -> str:
     return grid["crs"].to_string() if grid["crs"] else ""
 

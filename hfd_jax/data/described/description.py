@@ -259,6 +259,8 @@ def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
     for code in ignore:
         if not is_code(code):
             faults.say(f"label.ignore has {code!r}; expected {what}")
+    if "classes" in given and len(entries) < 2:
+        faults.say(f"label.classes needs at least two classes with different codes; it has {len(entries)}")
     _check_codes(faults, entries, names, codes, ignore)
     codes = [tuple(tuple(c) if by_colour else c for c in own) for own in codes]
     ignore = [tuple(c) if by_colour and isinstance(c, list) else c for c in ignore]
@@ -272,8 +274,6 @@ def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
 
 
 def _check_codes(faults: Faults, entries: list[Any], names: list[str], codes: list[Any], ignore: list[Any]) -> None:
-    if isinstance(entries, list) and len(entries) < 2:
-        faults.say(f"label.classes needs at least two classes with different codes; it has {len(entries)}")
     if len(entries) > IGNORE_LABEL:
         faults.say(
             f"label.classes has {len(entries)} classes; expected at most {IGNORE_LABEL}, since the stored value "
