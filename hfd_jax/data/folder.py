@@ -28,6 +28,7 @@ from hfd_jax.data.described.labels import LabelTable, read_label
 from hfd_jax.data.described.pairs import Pairs
 from hfd_jax.data.described.splits import Splits, Window
 from hfd_jax.data.described.stack import choose_bands, on_grid, read_stack
+from hfd_jax.data.described.vectors import VectorLabels
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.rasters import (
     Grid,
@@ -104,7 +105,8 @@ class FolderSource(Reader):
         self._text = read_description(self.description or os.path.join(self.raw_dir, "dataset.json"))
         self._pairs = Pairs(self._text, self.raw_dir)
         self._splits = Splits(self._text, self._pairs, self.raw_dir)
-        self._table = LabelTable(self._text.label, self._text.path)
+        labels = VectorLabels if self._text.label.column else LabelTable
+        self._table = labels(self._text.label, self._text.path)
         self._check_offsets()
         self.name = self._text.name
         self.facts = self._make_facts()
@@ -293,6 +295,8 @@ class FolderSource(Reader):
             path = paths[0] if paths else self._text.path
             hint = "" if label.missing == "unlabelled" else " if label.missing is 'unlabelled'"
             raise DataError(f"{path}: missing; only training tiles may lack a label{hint}")
+        if isinstance(self._table, VectorLabels):
+            return self._table.read(paths[0], window, reference[1])
         with (
             open_raster(paths[0]) as raster,
             on_grid(raster, "label", *reference, label.resample, label.nodata) as view,

@@ -3,7 +3,10 @@
 import json
 
 import numpy as np
+import pyogrio
 import pytest
+import rasterio.warp
+import shapely
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.data.described.description import read_description
@@ -307,3 +310,56 @@ def test_pictures_without_georeference_are_scaled(tmp_path):
     pairs.text["eo"]["resample"] = "nearest"
     tile = pairs.tiles()["train"][0]
     np.testing.assert_array_equal(tile.eo, np.kron(pairs.eo["a"][::2, ::2], np.ones((2, 2, 1), np.uint8)))
+
+
+def polygons(path, values, layer=None, crs="EPSG:4326"):
+    """Two rectangles, the left and the right half of tile a, in longitude and latitude."""
+    boxes = shapely.box([500000, 500080], [5749840, 5749840], [500080, 500160], [5750000, 5750000])
+    placed = shapely.transform(
+        boxes, lambda xy: np.stack(rasterio.warp.transform("EPSG:32631", crs, *xy.T), -1) if crs else xy
+    )
+    driver = {"gpkg": "GPKG", "geojson": "GeoJSON", "shp": "ESRI Shapefile"}[path.name.split(".")[-1]]
+    pyogrio.raw.write(
+        path, geometry=shapely.to_wkb(placed), field_data=[np.array(values)], fields=["class"], crs=crs, driver=driver,
+        geometry_type="Polygon", layer=layer or path.stem, append=path.exists(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "geojson", "shp"])
+@pytest.mark.parametrize("codes", [("field", "lake"), (7, 9)])
+def test_polygons_are_drawn_on_the_sar_grid(pairs, ending, codes):
+    polygons(pairs.root / f"lc.{ending}", codes)
+    pairs.text["label"] = {
+        "files": f"lc.{ending}", "column": "class", "outside": "land",
+        "classes": [{"code": codes[0], "name": "land"}, {"code": [codes[1], "sea"], "name": "water"}],
+    }  # fmt: skip
+    tiles = pairs.tiles()["train"]
+    np.testing.assert_array_equal(tiles[0].label, np.repeat([[0, 1]], 8, axis=1).repeat(16, axis=0))
+    assert (tiles[1].label == 0).all()
+    del pairs.text["label"]["outside"]
+    assert (pairs.tiles()["train"][1].label == 255).all()
+    pairs.text["label"]["classes"][1]["code"] = "sea"
+    with pytest.raises(DataError, match=rf"lc.{ending}: class '{codes[1]}' is unknown; .* found: '{codes[0]}' \(1\)"):
+        pairs.tiles()
+
+
+def test_faults_of_vector_labels_are_named(pairs, tmp_path):
+    pairs.text["label"] |= {"files": "lc.gpkg"}
+    assert "label.column is missing; expected the column with the classes" in faults(tmp_path, pairs.text)
+    pairs.text["label"] |= {"files": "lc.tif", "column": "class", "outside": "lnd"}
+    text = faults(tmp_path, pairs.text)
+    assert (
+        "label.column is for vector files; expected label.files to end in .gpkg" in text
+        and "label.outside is 'lnd'; did you mean 'land'" in text
+    )
+    pairs.text["label"] |= {"files": "lc.gpkg", "outside": "land"}
+    polygons(pairs.root / "lc.gpkg", (0, 1))
+    pairs.text["label"]["column"] = "klass"
+    with pytest.raises(DataError, match="lc.gpkg: has no column 'klass'; did you mean 'class'"):
+        pairs.tiles()
+    pairs.text["label"]["column"] = "class"
+    polygons(pairs.root / "lc.gpkg", (0, 1), layer="more")
+    with pytest.raises(DataError, match="lc.gpkg: has the layers lc, more; choose one with label.layer"):
+        pairs.tiles()
+    pairs.text["label"]["layer"] = "more"
+    assert set(np.unique(pairs.tiles()["train"][0].label)) == {0, 1}

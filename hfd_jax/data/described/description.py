@@ -25,6 +25,7 @@ from hfd_jax.data.facts import LOOK_AXES, SAR_UNITS, SPLITS
 
 TAG = "tag"  # nodata: the raster's own tag
 RESAMPLING = ("nearest", "bilinear", "cubic", "average", "mode")
+VECTOR_ENDINGS = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
 KINDS = ("sar", "eo", "label")
 
 
@@ -64,6 +65,8 @@ class Classes:
       band_number: the band of codes, from 1; 0 for the only one.
       nodata: as of `Sensor`; such pixels count as unlabelled.
       resample: as of `Sensor`.
+      column, layer: of a vector file: the column with the codes, which may be text, and the layer if it has several.
+      outside: name of the class outside all polygons of a vector file; "" for unlabelled.
       missing: "unlabelled" if a training tile without label file is an unlabelled pair, "refuse" if it is an error.
     """
 
@@ -77,6 +80,9 @@ class Classes:
     nodata: float | str | None = TAG
     resample: str = ""
     missing: str = "unlabelled"
+    column: str = ""
+    layer: str = ""
+    outside: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +158,9 @@ _LABEL = {
     "nodata": _NUMBER_OR_NULL,
     "resample": choice("nearest", "mode"),
     "missing": choice("unlabelled", "refuse"),
+    "column": Field("the name of a column of the vector file", is_text),
+    "layer": Field("the name of a layer of the vector file", is_text),
+    "outside": Field("the name of a class", is_text),
 }
 _TABLE = {"file": Field("the path of a table", is_text, True), "id": Field("the name of a column", is_text, True)}
 
@@ -235,8 +244,9 @@ def _sensor(faults: Faults, kind: str, given: dict[str, Any]) -> Sensor:
 
 def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
     by_colour, entries = given.get("by") == "colour", given.get("classes", [])
-    what = "a colour [r, g, b]" if by_colour else "a whole number"
-    is_code = is_colour if by_colour else is_whole
+    vector = "column" in given
+    what = "a colour [r, g, b]" if by_colour else "text or a whole number" if vector else "a whole number"
+    is_code = is_colour if by_colour else (lambda v: is_text(v) or is_whole(v)) if vector else is_whole
     names, colours, codes = [], [], []
     for number, entry in enumerate(entries):
         where = f"label.classes[{number}]"
@@ -264,12 +274,23 @@ def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
     _check_codes(faults, entries, names, codes, ignore)
     codes = [tuple(tuple(c) if by_colour else c for c in own) for own in codes]
     ignore = [tuple(c) if by_colour and isinstance(c, list) else c for c in ignore]
+    patterns = _patterns(faults, "label", given)
+    is_vector = any(pattern.lower().endswith(VECTOR_ENDINGS) for pattern in patterns)
+    if is_vector != vector:
+        faults.say(
+            "label.column is missing; expected the column with the classes, since label.files is a vector file"
+            if is_vector
+            else f"label.column is for vector files; expected label.files to end in {', '.join(VECTOR_ENDINGS)}"
+        )
+    if "outside" in given and given["outside"] not in names:
+        faults.add("label.outside", given.get("outside"), nearest(given.get("outside"), names))
     missing = given.get("missing", "refuse" if "files" in given else "unlabelled")
     if by_colour and given.get("resample") == "mode":
         faults.say("label.resample is 'mode'; expected nearest, since label.by is 'colour'")
     return Classes(
-        _patterns(faults, "label", given), tuple(names), tuple(colours), tuple(codes), tuple(ignore), by_colour,
+        patterns, tuple(names), tuple(colours), tuple(codes), tuple(ignore), by_colour,
         given.get("band_number", 0), given.get("nodata", TAG), given.get("resample", ""), missing,
+        given.get("column", ""), given.get("layer", ""), given.get("outside", ""),
     )  # fmt: skip
 
 

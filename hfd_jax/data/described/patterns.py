@@ -4,9 +4,11 @@ A field in braces matches any part of a name but not "/". `*` matches any part o
 field that stands twice has the same value. The ending is compared without regard to case, and .tif matches .tiff, too.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -144,6 +146,12 @@ def _check_text(root: str, path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError as error:
+        with contextlib.suppress(UnicodeDecodeError):
+            name = os.fsencode(path).decode()
+            raise DataError(
+                f"{os.path.join(root, name)}: the locale reads names as {sys.getfilesystemencoding()}, not UTF-8; set "
+                "PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+            ) from error
         shown = os.path.join(root, path).encode(errors="surrogateescape").decode(errors="backslashreplace")
         raise DataError(f"{shown}: the name is not UTF-8; rename the file (convmv -f latin1 -t utf8 helps)") from error
 
