@@ -121,7 +121,7 @@ def read_json(path: str) -> Any:
 
 
 def is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def is_number(value: Any) -> bool:
