@@ -9,9 +9,10 @@
 
 The network comes from the workdir of a run or from a model file (tools.export --format=model).
 
-Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices (names and colours are in the file) with the scene's
-CRS and transform, 255 where the scene has no data, as a cloud-optimised GeoTIFF. --probabilities adds
-NAME_probabilities.tif (one band per class), --confidence adds NAME_confidence.tif (probability of the predicted class);
+Writes OUTPUT/NAME.tif for every scene NAME.tif: class indices with the scene's CRS and transform, 255 where the scene
+has no data, as a cloud-optimised GeoTIFF. Names and colours of the classes are in the file and, for QGIS, in
+NAME.tif.aux.xml. --probabilities adds NAME_probabilities.tif (one band per class), --confidence adds
+NAME_confidence.tif (probability of the predicted class);
 0 to 254 stand for 0 to 1, 255 for no data. --polygons=CLASS adds NAME_CLASS.gpkg: connected components of one class
 with area and mean confidence (tools.polygonize creates them from an existing map).
 

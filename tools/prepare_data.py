@@ -99,6 +99,7 @@ def summary(dataset: catalogue.Dataset) -> str:
             lines.append(f"{sensor} {name}: mean {mean:.4g}, std {std:.4g} ({unit})")
     total = max(sum(statistics.class_pixels), 1)
     lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in dataset.left_out.items()]
+    lines += [f"note: {note}" for note in dataset.notes]
     for splits, count in dataset.shared_ground.items():
         lines.append(f"caution: {count} tile(s) of {splits} show the same ground")
     shares = zip(facts.class_names, statistics.class_pixels, strict=True)

@@ -22,7 +22,8 @@ from absl import logging
 from hfd_jax.core.errors import DataError, writing
 from hfd_jax.core.locks import locked
 from hfd_jax.data import ground
-from hfd_jax.data.facts import SPLITS, StatisticsAccumulator, check_colours, check_statistics
+from hfd_jax.data.cautions import cautions
+from hfd_jax.data.facts import SAMPLING, SPLITS, StatisticsAccumulator, check_colours, check_statistics
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
 
@@ -60,7 +61,10 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             description=f"Paired SAR and optical tiles: {source.facts.name}.",
             features=features_of(source.facts),
             metadata=tfds.core.MetadataDict(
-                facts=source.facts.to_dict(), settings=source.settings, left_out=source.left_out
+                facts=source.facts.to_dict(),
+                settings=source.settings,
+                left_out=source.left_out,
+                notes=list(source.notes),
             ),
             disable_shuffling=True,  # index i is the i-th key: runs can name tiles, and evaluation knows their sizes
         )
@@ -103,6 +107,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         facts = self.builder_config.source.facts
         statistics, infos, metadata = StatisticsAccumulator(facts), [], self.info.metadata
         metadata["shapes"], metadata["skipped"], places = {}, {}, {}
+        class_pixels, edges = {}, {}
         for split, of_split in shards.items():
             contents = [read_report(shard.report) for shard in of_split]
             shapes = np.concatenate([content["shapes"] for content in contents]).tolist()
@@ -113,6 +118,8 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata["shapes"][split] = shapes if len({tuple(s) for s in shapes}) > 1 else shapes[:1]
             metadata["skipped"][split] = skipped
             places[split] = tuple(np.concatenate([content[key] for content in contents]) for key in ("corners", "crs"))
+            class_pixels[split] = sum(content["class_pixels"] for content in contents)
+            edges[split] = np.concatenate([content["edges"] for content in contents])
             if split in ("train", "unlabelled") or "train" not in shards:
                 for content in contents:
                     statistics.merge(content)
@@ -128,6 +135,7 @@ class PairedTiles(tfds.core.ShardBasedBuilder, skip_registration=True):
         measured = statistics.finish()
         check_statistics(facts, measured)
         metadata["statistics"] = measured.to_dict()
+        metadata["notes"] = [*metadata["notes"], *cautions(facts, class_pixels, edges)]
         overlaps = ground.shared_ground(places)
         metadata["shared_ground"] = {
             f"{one} with {other}": len({i for i, _ in pairs})
@@ -224,7 +232,7 @@ def _snake_case(builder_class: type) -> str:
 
 
 def _fingerprint(source: TileSource, skip_bad: bool) -> str:
-    text = json.dumps([source.facts.to_dict(), source.settings, skip_bad], sort_keys=True)
+    text = json.dumps([source.facts.to_dict(), source.settings, skip_bad, SAMPLING], sort_keys=True)
     keys = repr({split: list(keys) for split, keys in source.keys().items()})
     return hashlib.sha1((text + keys).encode()).hexdigest()[:12]
 

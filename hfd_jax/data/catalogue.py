@@ -38,6 +38,7 @@ class SceneSource:
         return {**dataclasses.asdict(self), "simulator": simulator.VERSION}
 
     left_out: ClassVar[dict[str, int]] = {}
+    notes: ClassVar[list[str]] = []
 
     @property
     def facts(self) -> Facts:
@@ -93,6 +94,7 @@ class Dataset:
       shapes: (H, W) of each tile per split; a single entry stands for all.
       skipped: what was wrong with the tiles that were left out, per split.
       left_out: reason -> number of raw tiles that belong to no split.
+      notes: remarks of the reader and cautions about the data.
       shared_ground: "train with test" -> number of the first split's tiles that overlap one of the second's.
     """
 
@@ -104,6 +106,7 @@ class Dataset:
     skipped: dict[str, tuple[str, ...]]
     left_out: dict[str, int]
     shared_ground: dict[str, int]
+    notes: list[str]
 
     def source(self, split: str):
         """Random access to the tiles of a split as dicts of arrays; DataError for an unknown split."""
@@ -155,6 +158,7 @@ def read_dataset(directory: str) -> Dataset:
         skipped={split: tuple(lines) for split, lines in metadata["skipped"].items()},
         left_out=metadata["left_out"],
         shared_ground=metadata["shared_ground"],
+        notes=metadata.get("notes", []),  # version 0.1 wrote none
     )
 
 

@@ -19,7 +19,8 @@ SPLITS = ("train", "unlabelled", "validation", "test")
 DB_RANGE = (-80.0, 60.0)
 BRIGHTEST_DB = 30.0  # limit of the 99th percentile; single corner reflectors may be brighter
 # Numbers of pixels from which the percentiles are computed.
-SAMPLE_PER_TILE, SAMPLE_PER_PART, SAMPLE_IN_ALL = 1024, 4096, 1_000_000
+SAMPLE_PER_PART, SAMPLE_IN_ALL = 2**14, 2**19
+SAMPLING = 2  # version of the sample; unfinished preparations with another one start anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Facts:
     class_colours: tuple[tuple[int, int, int], ...]
     look_axis: str
     pixel_size: float = 0.0
+
+    def __post_init__(self):
+        if len(self.class_names) > IGNORE_LABEL:
+            raise DataError(
+                f"{self.name}: has {len(self.class_names)} classes; expected at most {IGNORE_LABEL}, since the stored "
+                f"value {IGNORE_LABEL} means unlabelled"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -109,48 +117,73 @@ class Statistics:
 
 
 class _BandAccumulator:
-    """Sums over valid pixels, and a sample of them for the percentiles; those of several shards can be merged."""
+    """Sums over valid pixels, and a random sample of them for the percentiles; those of several shards can be merged.
+
+    Every pixel has the same chance to be in the sample, whatever the sizes of the tiles. The sample depends on the data
+    alone.
+    """
 
     def __init__(self, bands: int):
         self.count, self.sum, self.squares = 0, np.zeros(bands), np.zeros(bands)
-        self.samples: list[np.ndarray] = []
-        self._every = 1  # every n-th pixel is kept
+        self._samples: list[np.ndarray] = []
+        self._every = 1
 
     def add(self, image: np.ndarray, valid: np.ndarray):
         # Selecting costs more than summing, and most tiles are valid throughout.
         pixels = image.reshape(-1, image.shape[-1]) if valid.all() else image[valid]
+        self._keep(_thinned(pixels, self._every, self.count).astype(np.float32))
         self.count += len(pixels)
         self.sum += pixels.sum(0, dtype=np.float64)
         self.squares += np.einsum("ij,ij->j", pixels, pixels, dtype=np.float64)
-        self._keep(pixels[:: max(1, len(pixels) // SAMPLE_PER_TILE)].astype(np.float32))
 
-    def merge(self, count, total, squares, sample):
+    def merge(self, count, total, squares, sample, every):
+        common = max(self._every, int(every))
+        self._samples = [_thinned(self._sample(), common // self._every, self.count)]
+        self._every = common
+        self._keep(_thinned(sample, common // int(every), self.count))
         self.count += int(count)
         self.sum += total
         self.squares += squares
-        self._keep(sample)
 
     def _keep(self, sample: np.ndarray):
-        self.samples.append(sample[:: self._every])
-        if sum(map(len, self.samples)) > SAMPLE_IN_ALL:
-            self.samples, self._every = [np.concatenate(self.samples)[::2]], 2 * self._every
+        self._samples.append(sample)
+        if sum(map(len, self._samples)) > SAMPLE_IN_ALL:
+            everything, every = _limited(self._sample(), SAMPLE_IN_ALL, self.count)
+            self._samples, self._every = [everything], self._every * every
 
-    def sample(self) -> np.ndarray:
-        return np.concatenate(self.samples) if self.samples else np.zeros((0, len(self.sum)), np.float32)
+    def _sample(self) -> np.ndarray:
+        return np.concatenate(self._samples) if self._samples else np.zeros((0, len(self.sum)), np.float32)
 
-    def small_sample(self) -> np.ndarray:
-        sample = self.sample()
-        return sample[:: max(1, -(-len(sample) // SAMPLE_PER_PART))]
+    def to_arrays(self) -> dict[str, Any]:
+        sample, every = _limited(self._sample(), SAMPLE_PER_PART, self.count)
+        values = {"count": self.count, "sum": self.sum, "squares": self.squares, "sample": sample}
+        return values | {"every": self._every * every}
 
     def finish(self) -> BandStatistics:
         if not self.count:
             raise DataError("the training tiles contain no valid pixel")
         mean = self.sum / self.count
         std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        low, high = np.percentile(self.sample(), (1, 99), axis=0)
+        low, high = np.percentile(self._sample(), (1, 99), axis=0)
         # A constant band carries no information: std 1 maps it to zeros instead of amplifying rounding.
         std = np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
         return BandStatistics(*(tuple(float(v) for v in values) for values in (mean, std, low, high)))
+
+
+def _thinned(pixels: np.ndarray, every: int, seed: int) -> np.ndarray:
+    """A random share 1 / `every` of the rows."""
+    if every == 1 or not len(pixels):
+        return pixels
+    rng = np.random.default_rng(seed)
+    return pixels[rng.integers(len(pixels), size=int(len(pixels) / every + rng.random()))]
+
+
+def _limited(pixels: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, int]:
+    """(a random share 1 / `every` of at most about `most` rows, `every`, a power of 2)."""
+    every = 1
+    while len(pixels) > most * every:
+        every *= 2
+    return _thinned(pixels, every, seed), every
 
 
 class StatisticsAccumulator:
@@ -169,14 +202,13 @@ class StatisticsAccumulator:
         """Arrays for `merge`."""
         arrays = {"class_pixels": self._class_pixels}
         for sensor, part in self._bands.items():
-            values = {"count": part.count, "sum": part.sum, "squares": part.squares, "sample": part.small_sample()}
-            arrays |= {f"{sensor}_{key}": np.asarray(value) for key, value in values.items()}
+            arrays |= {f"{sensor}_{key}": np.asarray(value) for key, value in part.to_arrays().items()}
         return arrays
 
     def merge(self, arrays: dict[str, np.ndarray]):
         self._class_pixels += arrays["class_pixels"]
         for sensor, part in self._bands.items():
-            part.merge(*(arrays[f"{sensor}_{key}"] for key in ("count", "sum", "squares", "sample")))
+            part.merge(*(arrays[f"{sensor}_{key}"] for key in ("count", "sum", "squares", "sample", "every")))
 
     def finish(self) -> Statistics:
         return Statistics(

@@ -13,6 +13,7 @@ from hfd_jax.core import startup
 from hfd_jax.core.errors import DataError, WorkerDiedError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
+from hfd_jax.data.cautions import cautions, pixel_edge
 from hfd_jax.data.facts import Facts, Statistics, StatisticsAccumulator, check_statistics
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
 
@@ -27,6 +28,7 @@ class Findings:
       facts: of the data set.
       sizes: split -> tiles, good and bad.
       left_out: reason -> number of raw tiles that belong to no split.
+      notes: remarks of the reader and cautions about the data.
       bad: (split, message) of every tile that preparation would refuse.
       doubtful: (split, tile, problem): empty, constant or entirely unlabelled tiles; preparation accepts them.
       statistics: over the good training tiles, or over all good tiles if there are none; None without a good tile.
@@ -38,6 +40,7 @@ class Findings:
     facts: Facts
     sizes: dict[str, int]
     left_out: dict[str, int]
+    notes: list[str]
     bad: list[tuple[str, str]]
     doubtful: list[tuple[str, str, str]]
     statistics: Statistics | None
@@ -55,9 +58,12 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
     keys = {split: list(of_split) for split, of_split in source.keys().items() if len(of_split)}
     jobs = [(split, of_split[k : k + CHUNK]) for split, of_split in keys.items() for k in _starts(of_split)]
     results: list[dict[str, Any]] = []
+    class_pixels: dict[str, Any] = {}
     measured = StatisticsAccumulator(source.facts)
     with tqdm(total=sum(map(len, keys.values())), desc="checking", unit="tile", mininterval=1.0) as progress:
         for job, result in zip(jobs, _results(source, jobs, workers), strict=True):
+            pixels = result["statistics"]["class_pixels"]
+            class_pixels[result["split"]] = class_pixels.get(result["split"], 0) + pixels
             if result["split"] in ("train", "unlabelled") or "train" not in keys:
                 measured.merge(result["statistics"])
             results.append({key: value for key, value in result.items() if key != "statistics"})
@@ -67,6 +73,7 @@ def inspect(source: TileSource, workers: int = 1, examples: int = 4) -> Findings
         facts=source.facts,
         sizes={split: len(of_split) for split, of_split in keys.items()},
         left_out=source.left_out,
+        notes=[*source.notes, *cautions(source.facts, class_pixels, _edges(results))],
         bad=[line for result in results for line in result["bad"]],
         doubtful=[line for result in results for line in result["doubtful"]],
         statistics=statistics,
@@ -97,6 +104,7 @@ def summary(findings: Findings) -> str:
     per_split = ", ".join(f"{count} {split}" for split, count in findings.sizes.items())
     lines.append(f"{facts.name}: {total} tiles ({per_split})")
     lines += [f"left out of the splits: {count} tiles {reason}" for reason, count in findings.left_out.items()]
+    lines += [f"note: {note}" for note in findings.notes]
     lines.append(f"bad tiles: {len(findings.bad)}" + _first(f"{split}: {text}" for split, text in findings.bad))
     lines.append(
         f"doubtful tiles: {len(findings.doubtful)}"
@@ -159,7 +167,15 @@ def _inspect_in_worker(job: tuple[str, list[Any]]) -> dict[str, Any]:
 
 def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str, Any]:
     statistics = StatisticsAccumulator(source.facts)
-    result: dict[str, Any] = {"split": split, "bad": [], "doubtful": [], "names": [], "corners": [], "crs": []}
+    result: dict[str, Any] = {
+        "split": split,
+        "bad": [],
+        "doubtful": [],
+        "names": [],
+        "corners": [],
+        "crs": [],
+        "edges": [],
+    }
     for key in keys:
         try:
             tile = source.read(key)
@@ -173,6 +189,7 @@ def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str,
         result["names"].append(tile.id)
         result["corners"].append(ground.corners(tile))
         result["crs"].append(tile.crs)
+        result["edges"].append(pixel_edge(tile))
     return result | {"statistics": statistics.to_arrays()}
 
 
@@ -202,6 +219,13 @@ def _leaks(results: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
         for (one, other), pairs in ((s.split("/"), p) for s, p in ground.shared_ground(arrays).items())
         for i, j in pairs
     ]
+
+
+def _edges(results: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    edges: dict[str, list[float]] = {}
+    for result in results:
+        edges.setdefault(result["split"], []).extend(result["edges"])
+    return {split: np.array(of_split) for split, of_split in edges.items()}
 
 
 def _examples(source: TileSource, keys: dict[str, list[Any]], count: int) -> list[Tile]:

@@ -1,18 +1,6 @@
 """Longitudes on the circle: 180 and -180 degrees are one meridian."""
 
-from typing import Any
-
 import numpy as np
-import rasterio.warp
-
-
-def central_longitude(raster: Any) -> float:
-    """Longitude of the centre of an open raster that has a CRS, degrees; -180 to 180 unless it is stored otherwise."""
-    west, _, east, _ = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
-    if west <= east:
-        return (west + east) / 2
-    centre = (west + east + 360) / 2  # the raster crosses the antimeridian
-    return centre if centre <= 180 else centre - 360
 
 
 def is_within(longitude: float, start: float, stop: float) -> bool:

@@ -20,10 +20,12 @@ class Reader(Relisted):
     Attributes:
       builder: TFDS builder that writes the prepared data set; its name in snake case becomes the folder below data_dir.
       left_out: reason -> number of raw tiles that belong to no split.
+      notes: remarks for the user, for example about files that belong to no tile.
     """
 
     builder: ClassVar[type["PairedTiles"]]
     left_out: ClassVar[dict[str, int]] = {}
+    notes: ClassVar[list[str]] = []
 
     @classmethod
     def problems(cls, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.rasters import check_same_grid, crs_text, read_image, valid_pixels
+from hfd_jax.data.rasters import check_same_grid, crs_text, is_visible_tif, read_bands, read_image
 from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile
 
@@ -141,8 +141,8 @@ class Sen12msSource(Reader):
 
     def read(self, key: str) -> Tile:
         sar_path, eo_path, label_path = (self._file(key, source) for source in ("s1", "s2", self.labels))
-        sar, grid = read_image(sar_path, bands=SAR_BANDS)
-        eo, eo_grid = read_image(eo_path, bands=EO_BANDS)
+        sar, sar_valid, grid = read_bands(sar_path, bands=SAR_BANDS, nodata=None)
+        eo, eo_valid, eo_grid = read_bands(eo_path, bands=EO_BANDS, nodata=0)
         if eo.dtype != np.uint16:
             raise DataError(f"{eo_path}: type {eo.dtype}; expected uint16, reflectance x 10,000")
         codes, label_grid = read_image(label_path, bands=LC_BANDS if self.labels == "lc" else None)
@@ -153,8 +153,8 @@ class Sen12msSource(Reader):
             sar=sar.astype(np.float32),
             eo=eo,
             label=self._class_index(codes[..., 0], label_path),
-            sar_valid=valid_pixels(sar, None),
-            eo_valid=valid_pixels(eo, 0),
+            sar_valid=sar_valid,
+            eo_valid=eo_valid,
             crs=crs_text(grid),
             transform=tuple(grid["transform"])[:6],
         )
@@ -235,5 +235,5 @@ def _list_patches(raw_dir: str, group: str, sources: tuple[str, ...]) -> Iterabl
         source = scene.split("_")[0]
         if source in sources and os.path.isdir(os.path.join(root, scene)):
             for name in os.listdir(os.path.join(root, scene)):
-                if name.endswith(".tif"):
+                if is_visible_tif(name):
                     yield swap_source(os.path.join(group, scene, name), source, "s1")

@@ -19,6 +19,7 @@ from hfd_jax.core import startup
 from hfd_jax.core.errors import DataError, WorkerDiedError
 from hfd_jax.core.labels import IGNORE_LABEL
 from hfd_jax.data import ground
+from hfd_jax.data.cautions import pixel_edge
 from hfd_jax.data.facts import Facts, StatisticsAccumulator
 from hfd_jax.data.tiles import Tile, TileSource, check_tile
 
@@ -53,7 +54,7 @@ class Shard:
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         statistics, shapes, skipped = StatisticsAccumulator(self.source.facts), [], []
-        places, systems = [], []
+        places, systems, edges = [], [], []
         for position, key in enumerate(self.keys, self.first):
             try:
                 tile = self.source.read(key)
@@ -68,6 +69,7 @@ class Shard:
             shapes.append(example["label"].shape)
             places.append(ground.corners(tile))
             systems.append(tile.crs)
+            edges.append(pixel_edge(tile))
             yield position, example
         temporary = f"{self.report}.{os.getpid()}.tmp.npz"
         arrays = {
@@ -75,6 +77,7 @@ class Shard:
             "skipped": np.array(skipped, str),
             "corners": np.array(places).reshape(-1, 4, 2),
             "crs": np.array(systems, str),
+            "edges": np.array(edges, float),
         }
         np.savez(temporary, **arrays, **statistics.to_arrays())
         os.replace(temporary, self.report)
@@ -143,7 +146,7 @@ def report_path(folder: str, split: str, index: int, keys: Sequence[Any]) -> str
 
 
 def read_report(path: str) -> dict[str, np.ndarray]:
-    """shapes [N, 2], skipped [messages], corners [N, 4, 2], crs [N], and what `StatisticsAccumulator.merge` takes."""
+    """shapes, skipped messages, corners, crs, edges of pixels, and what `StatisticsAccumulator.merge` takes."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

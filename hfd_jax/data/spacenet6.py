@@ -30,7 +30,16 @@ from hfd_jax.core.options import option
 from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.facts import Facts
 from hfd_jax.data.footprints import draw, polygons_of, read_geojson, read_summary
-from hfd_jax.data.rasters import Grid, check_same_grid, crs_text, open_raster, read_image, stored_type, valid_pixels
+from hfd_jax.data.rasters import (
+    Grid,
+    check_same_grid,
+    crs_text,
+    is_visible_tif,
+    open_raster,
+    read_bands,
+    read_image,
+    stored_type,
+)
 from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile, rotate
 
@@ -149,8 +158,8 @@ class Spacenet6Source(Reader):
 
     def read(self, key: str) -> Tile:
         sar_path, eo_path = self._file(SAR, key), self._file(self.eo_product, key)
-        sar, grid = read_image(sar_path, bands=self.sar_bands)
-        eo, eo_grid = read_image(eo_path, bands=self.eo_bands)
+        sar, sar_valid, grid = read_bands(sar_path, bands=self.sar_bands, nodata=0)
+        eo, eo_valid, eo_grid = read_bands(eo_path, bands=self.eo_bands, nodata=0)
         if grid["crs"] is None or grid["crs"].to_epsg() != EPSG:
             raise DataError(f"{sar_path}: CRS {grid['crs']}; expected EPSG:{EPSG}")
         check_same_grid(eo_path, eo_grid, sar_path, grid)
@@ -159,8 +168,8 @@ class Spacenet6Source(Reader):
             sar=sar.astype(np.float32),
             eo=eo,
             label=self._label(key, grid),
-            sar_valid=valid_pixels(sar, 0),
-            eo_valid=valid_pixels(eo, 0),
+            sar_valid=sar_valid,
+            eo_valid=eo_valid,
             crs=crs_text(grid),
             transform=tuple(grid["transform"])[:6],
         )
@@ -273,4 +282,4 @@ def _column(easting: float, edges: tuple[float, float], count: int) -> int:
 
 
 def _image_ids(folder: str) -> set[str]:
-    return {"_".join(name[: -len(".tif")].split("_")[-4:]) for name in os.listdir(folder) if name.endswith(".tif")}
+    return {"_".join(name[: -len(".tif")].split("_")[-4:]) for name in os.listdir(folder) if is_visible_tif(name)}

@@ -76,12 +76,14 @@ class TileSource(Protocol):
       settings: JSON-ready; every other setting that affects what is read. A prepared data set with other settings is
         not reused.
       left_out: reason -> number of tiles that belong to no split.
+      notes: remarks for the user.
     """
 
     name: str
     facts: Facts
     settings: dict[str, Any]
     left_out: dict[str, int]
+    notes: list[str]
 
     def keys(self) -> dict[str, Sequence[Any]]:
         """What `read` takes, per split of `facts.SPLITS`; a split may be empty or missing."""

@@ -27,10 +27,11 @@ from hfd_jax.data.rasters import (
     check_same_grid,
     crs_text,
     cut_blocks,
+    is_visible_tif,
     open_raster,
+    read_bands,
     read_image,
     stored_type,
-    valid_pixels,
 )
 from hfd_jax.data.reader import Reader
 from hfd_jax.data.tiles import Tile
@@ -143,8 +144,8 @@ class WhuOptSarSource(Reader):
         scene, rows, columns = key
         window = rasterio.windows.Window.from_slices(rows, columns)
         sar_path, eo_path = self._file("sar", scene), self._file("optical", scene)
-        sar, grid = read_image(sar_path, window, SAR_BANDS)
-        eo, eo_grid = read_image(eo_path, window, EO_BANDS)
+        sar, sar_valid, grid = read_bands(sar_path, window, SAR_BANDS)
+        eo, eo_valid, eo_grid = read_bands(eo_path, window, EO_BANDS, nodata=0)
         check_same_grid(eo_path, eo_grid, sar_path, grid)
         return Tile(
             id=f"{scene}_{rows[0]}_{columns[0]}",
@@ -152,8 +153,8 @@ class WhuOptSarSource(Reader):
             eo=eo,
             label=self._label(scene, rows, columns, sar_path, grid),
             # Dark SAR pixels are 0 too: a pixel has no data only if both sensors are 0.
-            sar_valid=valid_pixels(sar, grid["nodata"]) & (sar.any(-1) | eo.any(-1)),
-            eo_valid=valid_pixels(eo, 0),
+            sar_valid=sar_valid & (sar.any(-1) | eo.any(-1)),
+            eo_valid=eo_valid,
             crs=crs_text(grid),
             transform=tuple(rasterio.windows.transform(window, grid["transform"]))[:6],
         )
@@ -161,7 +162,7 @@ class WhuOptSarSource(Reader):
     @functools.cached_property
     def _scenes(self) -> list[str]:
         listed = {
-            folder: {name[:-4] for name in os.listdir(os.path.join(self.raw_dir, folder)) if name.endswith(".tif")}
+            folder: {name[:-4] for name in os.listdir(os.path.join(self.raw_dir, folder)) if is_visible_tif(name)}
             for folder in FOLDERS
         }
         everything = set.union(*listed.values())
@@ -188,7 +189,7 @@ class WhuOptSarSource(Reader):
         if lacking.min() < 0 or lacking.max() > 1:
             raise DataError(f"{path}: {size} pixels (rows, columns); {sar_path} has {grid['size']}")
         whole = rasterio.windows.Window(0, 0, size[1], size[0])
-        codes, label_grid = read_image(path, window.intersection(whole))
+        codes, label_grid = read_image(path, window.intersection(whole), ("code",))
         check_same_grid(path, label_grid | {"size": grid["size"]}, sar_path, grid)
         codes = codes[..., 0]
         label = np.full((rows[1] - rows[0], columns[1] - columns[0]), IGNORE_LABEL, np.uint8)

@@ -31,6 +31,7 @@ class ManySource:
     """Tiles of 8 x 8; `bad` ones cannot be read, reading is logged into a folder."""
 
     left_out = {}  # noqa: RUF012
+    notes = ()
 
     bad: tuple[int, ...] = ()
     log: str = ""

@@ -38,6 +38,7 @@ class OddSource:
     name = "odd"
     settings = {"tiles": "odd"}  # noqa: RUF012
     left_out = {}  # noqa: RUF012
+    notes = ()
 
     def keys(self):
         # The order of splits must not matter.

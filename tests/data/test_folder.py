@@ -207,7 +207,7 @@ def test_text_files_are_utf8_with_or_without_a_mark(toy):
 
 
 def test_large_rasters_are_stored_in_blocks(toy):
-    big = np.zeros((2, 1100, 1030), np.float32)
+    big = np.full((2, 1100, 1030), -10, np.float32)
     write(toy.root / "sar/a.tif", big)
     write(toy.root / "eo/a.tif", np.ones((3, 1100, 1030), np.uint8))
     write(toy.root / "label/a.tif", np.full((1, 1100, 1030), 10, np.uint8))
@@ -268,14 +268,14 @@ def truncate(path):
         (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
         (change("label", "classes", to=[{"code": 1}, {"code": 2}]), r"label.classes\[0\] is {'code': 1}; expected a code and a name"),
         (change("label", "ignore", to=[10]), r"label code 10 is both a class and ignored"),
-        (change("label", "ignore", to=[300]), r"label code 300; expected a whole number from 0 to 255"),
+        (change("label", "ignore", to=[3.5]), r"label.ignore has 3.5; expected a whole number"),
         (change("eo", "offset", to={"aa": 5}), r"eo.offset has the unknown tile 'aa'; .*expected one of: a, b, c"),
-        (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; expected the name of a file, since split.by is 'list'"),
-        (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; expected a pair of numbers, since split.by is 'longitude'"),
+        (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; expected the name of a file, or a list of them, since split.by is 'list'"),
+        (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; expected a pair of numbers \[start, stop\], since split.by is 'longitude'"),
         (change("split", to={"by": "columns", "train": [0, 0.6], "test": [0.5, 1]}), r"split.train and split.test overlap"),
         (change("split", to={"by": "columns", "train": [0, 0.5], "test": [0.5, 2]}), r"split.test is \[0.5, 2\]; expected"),
         (lambda toy: (toy.root / "test.txt").write_text("a\nb\n"), r"test.txt: 'a' is also in split 'train'"),
-        (rewrite("eo/b.tif", 3, "uint16", 3000), r"eo/b.tif: type uint16; expected uint8, as in .*eo/a.tif"),
+        (rewrite("eo/b.tif", 3, "uint16", 3000, origin=(510000.0, 5750000.0)), r"eo/b.tif: type uint16; expected uint8, as in .*eo/a.tif"),
         (change("name", to="../elsewhere"), r"name is '../elsewhere'; expected letters, digits"),
         (change("split", "by", to="longitud"), r"split.by is 'longitud'; did you mean 'longitude'"),
     ],
@@ -296,10 +296,9 @@ def test_nodata_tag_of_the_raster_is_respected(toy):
     assert not toy.read_all()["a_0_0"].eo_valid[2, 3]
 
 
-def test_tiles_without_a_split_are_counted(toy, caplog):
+def test_tiles_without_a_split_are_counted(toy):
     (toy.root / "train.txt").write_text("a\n")
-    toy.source().keys()
-    assert "1 tile(s) belong to no split, for example c" in caplog.text
+    assert toy.source().left_out == {"that belong to no split, for example c": 1}
 
 
 def test_half_a_pixel_of_offset_is_accepted(toy):
@@ -308,7 +307,7 @@ def test_half_a_pixel_of_offset_is_accepted(toy):
 
 
 def test_missing_or_broken_description(toy):
-    with pytest.raises(DataError, match="dataset.json: missing; it describes the data set"):
+    with pytest.raises(DataError, match="dataset.json: missing; expected the description of the data set"):
         FolderSource(str(toy.root))
     (toy.root / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="dataset.json: not valid JSON"):

@@ -126,6 +126,7 @@ class TownSource:
     """Three tiles of 48 x 80; the building of a tile shows in its SAR image, which has no data in the last ten rows."""
 
     left_out = {}  # noqa: RUF012
+    notes = ()
     name: str = "towns"
     facts: Facts = FACTS
     settings = {}  # noqa: RUF012

@@ -119,6 +119,7 @@ def test_a_map_has_the_scenes_georeference_and_the_names_of_the_classes(made):
                 assert [raster.tags()[f"CLASS_{k}"] for k in range(5)] == list(CLASS_NAMES)
                 assert [raster.colormap(1)[k][:3] for k in range(5)] == list(CLASS_COLOURS)
                 assert raster.colormap(1)[255][3] == 0, "transparent"
+                assert f"<F>{CLASS_NAMES[1]}</F>" in (folder / "scene.tif.aux.xml").read_text()
             assert suffix != "_probabilities" or raster.descriptions == CLASS_NAMES
 
 

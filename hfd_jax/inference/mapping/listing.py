@@ -21,7 +21,7 @@ def find_scenes(where: str) -> list[str]:
       DataError: no scene is found.
     """
     if os.path.isdir(where):
-        found = sorted(os.path.join(where, n) for n in os.listdir(where) if n.lower().endswith(ENDINGS))
+        found = sorted(os.path.join(where, n) for n in os.listdir(where) if n.lower().endswith(ENDINGS) and n[0] != ".")
         expected = "no .tif file in this folder"
     elif where.lower().endswith(".txt") and os.path.exists(where):
         with open(where, encoding="utf-8-sig") as file:

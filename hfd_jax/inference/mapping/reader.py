@@ -8,15 +8,25 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import rasterio.windows
-from rasterio.enums import MaskFlags
 
 from hfd_jax.core.errors import DataError, nearest
+from hfd_jax.data.cautions import SAME_SIZE
 from hfd_jax.data.facts import DB_RANGE, BandStatistics
-from hfd_jax.data.rasters import open_raster, read_window, reading, valid_pixels
+from hfd_jax.data.rasters import (
+    TAG,
+    data_bands,
+    grid_of,
+    is_complex,
+    open_raster,
+    pixel_metres,
+    read_pixels,
+    scale_tags,
+)
 from hfd_jax.data.units import linear_to_db
 from hfd_jax.inference.restore import Network
 
 Item = TypeVar("Item")
+SMALLEST_PIXEL = 0.01  # metres; version 0.1 recorded degrees for data in longitude and latitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Wanted:
       bands: names, in order.
       unit: "db" or "raw" of SAR; of EO the NumPy name of the stored type.
       statistics: of the training pixels of these bands.
+      pixel_size: of the training data, metres; 0 if unknown.
     """
 
     title: str
@@ -36,12 +47,14 @@ class Wanted:
     bands: tuple[str, ...]
     unit: str
     statistics: BandStatistics
+    pixel_size: float = 0.0
 
     @classmethod
     def of(cls, network: Network) -> "Wanted":
         record, sensor = network.record, network.sensor
         unit = record["facts"]["sar_unit" if sensor == "sar" else "eo_dtype"]
-        return cls(record["title"], sensor, tuple(record["bands"][sensor]), unit, getattr(network.inputs, sensor))
+        bands, statistics = tuple(record["bands"][sensor]), getattr(network.inputs, sensor)
+        return cls(record["title"], sensor, bands, unit, statistics, record["facts"].get("pixel_size", 0.0))
 
 
 class Advice(NamedTuple):
@@ -141,7 +154,8 @@ class Scene:
         self.georeference = self._georeference()
         self.strange = False
         self.nodata = self._raster.nodata if described.nodata is None else described.nodata
-        self._masked = [MaskFlags.per_dataset in self._raster.mask_flag_enums[band - 1] for band in self.bands]
+        self._nodata = TAG if described.nodata is None else described.nodata
+        self._compare_pixel_size()
 
     def __enter__(self) -> "Scene":
         return self
@@ -158,11 +172,8 @@ class Scene:
         """As of `Image`. Raises DataError if the file is damaged."""
         height, width = min(height, self.shape[0] - row), min(width, self.shape[1] - col)
         window = rasterio.windows.Window(col, row, width, height)
-        image = np.moveaxis(read_window(self._raster, window, self.bands), 0, -1)
-        valid = valid_pixels(image, self.nodata)
-        if any(self._masked):
-            with reading(self._raster):
-                valid &= self._raster.dataset_mask(window=window) > 0
+        image, valid, empty = read_pixels(self._raster, window, self.bands, self._nodata)
+        valid &= ~empty
         if self.wanted.sensor == "eo":
             return image.astype(self.wanted.unit), valid
         image = image.astype(np.float32, copy=False)
@@ -173,6 +184,8 @@ class Scene:
     def _choose_bands(self, chosen: tuple[str, ...]) -> list[int]:
         """The bands to read, from 1: those the user chose, or those with the right names, or all of them in order."""
         wanted, names = self.wanted.bands, [name or "" for name in self._raster.descriptions]
+        if len(data_bands(self._raster)) == len(wanted):  # an alpha band follows
+            names = names[: len(wanted)]
         if chosen:
             if len(chosen) != len(wanted):
                 raise DataError(f"--bands={','.join(chosen)} are {len(chosen)} bands; {self._needs()}")
@@ -208,12 +221,30 @@ class Scene:
 
     def _check_types(self) -> None:
         for band in self.bands:
-            found = np.dtype(self._raster.dtypes[band - 1])
-            if found.kind == "c":
+            if is_complex(self._raster.dtypes[band - 1]):
                 raise DataError(f"{self.path}: band {band} is complex; expected intensity, in the units of --sar_unit")
-            wanted = self.wanted.unit
+            found, wanted = np.dtype(self._raster.dtypes[band - 1]), self.wanted.unit
+            tags = scale_tags(self._raster, [band])
+            if self.wanted.sensor == "eo" and wanted != "float32" and tags:
+                raise DataError(
+                    f"{self.path}: band {band} has the scale tag {tags[0][0]:g} and the offset tag {tags[1][0]:g}; "
+                    f"{self.wanted.title} was trained on stored {wanted} values: remove the tags if the stored values "
+                    "have the scale of the training data (gdal_edit.py -unsetscale -unsetoffset)"
+                )
             if self.wanted.sensor == "eo" and wanted != "float32" and not np.can_cast(found, wanted):
                 raise DataError(f"{self.path}: band {band} is {found}; {self.wanted.title} was trained on {wanted}")
+
+    def _compare_pixel_size(self) -> None:
+        trained = self.wanted.pixel_size
+        try:
+            found = pixel_metres(grid_of(self._raster))
+        except DataError:  # no plain grid: the map has the scene's own control points
+            return
+        if found > 0 and trained >= SMALLEST_PIXEL and not 1 / SAME_SIZE <= found / trained <= SAME_SIZE:
+            self.notes.append(
+                f"its pixels measure {found:.3g} m, those of the training data {trained:.3g} m; expected a similar "
+                "size: resample the scene (gdalwarp -tr)"
+            )
 
     def _georeference(self) -> dict[str, Any]:
         gcps, crs = self._raster.gcps

@@ -18,6 +18,7 @@ from rasterio.enums import ColorInterp
 from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.workdir import Workdir, differences, sole_run
 from hfd_jax.data.facts import Facts
+from hfd_jax.inference.mapping.legend import ENDING, legend
 from hfd_jax.inference.mapping.windows import BLOCK
 from hfd_jax.models.base import STRIDE
 
@@ -137,7 +138,7 @@ class Maps:
         facts: Facts,
         tags: dict[str, str],
     ):
-        self._target, self._files = target, {}
+        self._target, self._files, self._facts = target, {}, facts
         self._sums = dict.fromkeys(target.products, 0)  # of all bytes written
         for product in target.products:
             with _writing(target.path(product)), _quiet():
@@ -177,8 +178,20 @@ class Maps:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             complete[product] = path
+        self._write_legend()
         for product in reversed(self._target.products):
             os.replace(complete[product], self._target.path(product))
+
+    def _write_legend(self) -> None:
+        """Writes names and colours of the classes beside the class map."""
+        path = self._target.path(CLASSES) + ENDING
+        with _writing(path):
+            temporary = os.path.join(self._target.temporary, f"legend{ENDING}")
+            with open(temporary, "wb") as file:
+                file.write(legend(self._facts))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
 
     def close(self) -> None:
         for product, file in self._files.items():

@@ -1,0 +1,160 @@
+"""Patterns of file names: S1Hand/{region}_{id}_S1Hand.tif matches files and gives the values of the fields.
+
+A field in braces matches any part of a name but not "/". `*` matches any part of a name as well, `**` any folders. A
+field that stands twice has the same value. The ending is compared without regard to case, and .tif matches .tiff, too.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from hfd_jax.core.errors import DataError
+
+RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jp2", ".jpg", ".jpeg", ".vrt", ".img", ".bmp", ".nc", ".dat")
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+def fields_of(pattern: str) -> tuple[str, ...]:
+    """Names of the fields, in the order of their first use."""
+    return tuple(dict.fromkeys(_FIELD.findall(pattern)))
+
+
+def check_pattern(pattern: str) -> str:
+    """Describes what is wrong with a pattern; "" if it is right."""
+    rest = _FIELD.sub("", pattern)
+    if "{" in rest or "}" in rest:
+        return "expected fields such as {id}: letters, digits and '_' in braces"
+    if os.path.isabs(pattern) or ".." in pattern.split("/"):
+        return "expected a path below the raw folder"
+    if any("**" in part and part != "**" for part in pattern.split("/")) or pattern.endswith("/"):
+        return "expected ** as a whole folder, and a file name at the end"
+    return ""
+
+
+@dataclasses.dataclass
+class Listing:
+    """The files that a pattern matches.
+
+    Attributes:
+      pattern: as given.
+      fields: names of its fields.
+      paths: values of the fields -> path below the raw folder.
+      seen: raster files in the folders that were listed, matched or not, as paths below the raw folder.
+    """
+
+    pattern: str
+    fields: tuple[str, ...]
+    paths: dict[tuple[str, ...], str]
+    seen: set[str]
+
+
+def list_files(root: str, pattern: str, folders: dict[str, list[Any]] | None = None) -> Listing:
+    """Lists the files below `root` that match a pattern; hidden files and folders are skipped.
+
+    Args:
+      root: the raw folder.
+      pattern: see above.
+      folders: contents of folders that were read before; is added to.
+
+    Raises:
+      DataError: two files have the same values of the fields, or a name is no valid text.
+    """
+    listing = Listing(pattern, fields_of(pattern), {}, set())
+    cache = {} if folders is None else folders
+    for path, values in _walk(root, "", pattern.split("/"), {}, listing.seen, cache):
+        key = tuple(unicodedata.normalize("NFC", values[field]) for field in listing.fields)
+        if key in listing.paths:
+            raise DataError(
+                f"{os.path.join(root, path)}: matches {pattern!r} with the same fields as {listing.paths[key]}; "
+                "expected one file for each tile"
+            )
+        listing.paths[key] = path
+    return listing
+
+
+def filled(pattern: str, values: dict[str, str]) -> str:
+    """The pattern with its fields replaced; wildcards stay."""
+    return _FIELD.sub(lambda match: values[match[1]], pattern)
+
+
+def _walk(
+    root: str, folder: str, parts: list[str], values: dict[str, str], seen: set[str], cache: dict[str, list[Any]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (path, values) of the matching files below root/folder."""
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _walk(root, folder, rest, values, seen, cache)
+        for name, is_folder in _entries(root, folder, cache):
+            if is_folder:
+                yield from _walk(root, _join(folder, name), parts, values, seen, cache)
+        return
+    expression = _expression(part, values, last=not rest)
+    for name, is_folder in _entries(root, folder, cache):
+        path = _join(folder, name)
+        match = expression.fullmatch(name)
+        if rest:
+            if match and is_folder:
+                yield from _walk(root, path, rest, values | match.groupdict(), seen, cache)
+        elif not is_folder:
+            if name.lower().endswith(RASTER_ENDINGS):
+                seen.add(path)
+            if match:
+                _check_text(root, path)
+                yield path, values | match.groupdict()
+
+
+def _entries(root: str, folder: str, cache: dict[str, list[Any]]) -> list[tuple[str, bool]]:
+    if folder not in cache:
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                found = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            found = []
+        except OSError as error:
+            raise DataError(f"{os.path.join(root, folder)}: cannot be read ({error.strerror})") from error
+        cache[folder] = sorted(found)
+    return cache[folder]
+
+
+def _expression(part: str, values: dict[str, str], last: bool) -> re.Pattern[str]:
+    stem, ending = os.path.splitext(part) if last else (part, "")
+    if "{" in ending or "*" in ending:
+        stem, ending = part, ""
+    text, known = "", dict(values)
+    for piece in re.split(r"(\{\w+\}|\*)", stem):
+        field = _FIELD.fullmatch(piece)
+        if piece == "*":
+            text += "[^/]*"
+        elif field and field[1] in values:
+            text += re.escape(values[field[1]])
+        elif field:
+            text += f"(?P={field[1]})" if field[1] in known else f"(?P<{field[1]}>[^/]+?)"
+            known[field[1]] = ""
+        else:
+            text += re.escape(piece)
+    if ending:
+        text += r"(?i:\.tiff?)" if ending.lower() in (".tif", ".tiff") else f"(?i:{re.escape(ending)})"
+    return re.compile(text)
+
+
+def _check_text(root: str, path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        with contextlib.suppress(UnicodeDecodeError):
+            name = os.fsencode(path).decode()
+            raise DataError(
+                f"{os.path.join(root, name)}: the locale reads names as {sys.getfilesystemencoding()}, not UTF-8; set "
+                "PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+            ) from error
+        shown = os.path.join(root, path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8; rename the file (convmv -f latin1 -t utf8 helps)") from error
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
