@@ -21,10 +21,10 @@ def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
     claim(workdir, config)
     config.distill.hfd.weight, config.data.crop = 3.0, 96
     with pytest.raises(
-        WorkdirError, match=r"another config.*data.crop: 64 stored, 96 now; distill.hfd.weight: 17.5 stored, 3.0 now"
+        WorkdirError, match=r"another config.*data.crop: 64 stored, 96 now; distill.hfd.weight: 2.0 stored, 3.0 now"
     ):
         claim(workdir, config)
-    assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 17.5
+    assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 2.0
 
 
 def test_fields_that_do_not_affect_the_numbers_may_differ(tmp_path):

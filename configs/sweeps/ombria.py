@@ -1,0 +1,23 @@
+"""Real radar, the flood chips of OMBRIA with all and a tenth of the labels: HFD, its first form and its cheap rivals.
+
+tools/env python -m tools.compare --sweep=configs/sweeps/ombria.py --workdir=runs/ombria --seeds=3 --at_once=2
+"""
+
+CONFIG = "configs/ombria.py"
+REFERENCE = "SAR-only"
+AXIS = "data.label_share"
+_METHODS = {
+    REFERENCE: {"distill.method": ()},
+    "HFD": {},
+    "HFD of version 0.1": {"distill.hfd.form": "standardised", "distill.hfd.weight": 17.5, "distill.max_share": 1.0},
+    "logit KD": {"distill.method": ("kd",)},
+    "CWD": {"distill.method": ("cwd",)},
+    "HFD + logit KD": {"distill.method": ("hfd", "kd")},
+    "from teacher's weights": {"distill.method": (), "student.init": "teacher"},
+    "teacher": {"stage": "teacher"},
+}
+ROWS = {
+    f"{title} @ {share}": {"data.label_share": value, **fields}
+    for share, value in {"10 %": 0.1, "100 %": 1.0}.items()
+    for title, fields in _METHODS.items()
+}
