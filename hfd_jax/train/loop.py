@@ -51,11 +51,8 @@ def train_network(
     state, start, unlogged, origin = initial_state(run, training)
     training = dataclasses.replace(training, record=training.record | {"pretrained": origin})
     pools, setup = training.pools, training.setup
-    tiles = " + ".join(
-        f"{len(pool.refs)} {'labelled' if pool.refs[0].labelled else 'unlabelled'} tiles ({pool.per_batch} a step)"
-        for pool in pools
-    )
-    say(f"{spec.title}: {tiles}, steps {start} to {training.total}")
+    tiles = " + ".join(f"{len(pool.refs)} {'labelled' if pool.refs[0].labelled else 'unlabelled'}" for pool in pools)
+    say(f"{spec.title}: {tiles} tiles, steps {start} to {training.total}")
     batches = training_batches(
         run.dataset,
         pools,
