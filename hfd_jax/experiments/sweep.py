@@ -32,7 +32,7 @@ from hfd_jax.train.config_flags import unknown_field
 from hfd_jax.train.networks import student_spec
 
 # Fields that the sweep sets for every run.
-_OWN = ("seed", "baselines", "teacher.checkpoint", "eval.panels")
+_OWN = ("seed", "baselines", "teacher.checkpoint", "teacher.which", "eval.checkpoint", "eval.panels")
 _LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
 _POINT = " @"
 
@@ -184,11 +184,6 @@ def _refuse_twins(sweep: Sweep, known: Job | None, row: str) -> None:
 
 
 def _check_place(sweep: Sweep, config: ConfigDict, row: str) -> None:
-    if config.eval.checkpoint != "latest":
-        raise ConfigError(
-            f"config.eval.checkpoint is {config.eval.checkpoint!r}: rows are compared after the same "
-            "number of steps; expected 'latest'"
-        )
     if not sweep.axis:
         return
     problem = unknown_field(sweep.axis, config)

@@ -26,7 +26,11 @@ class Tiny(nn.Module):
     def __call__(self, x, train=False):
         x = nn.Conv(6, (4, 4), strides=4, use_bias=False)(x)
         x = nn.relu(BatchNorm(train)(x))
-        return upsample(nn.Conv(CLASSES, (1, 1))(x), (32, 32)), {"A": x}
+        return upsample(nn.Conv(CLASSES, (1, 1), name="classifier")(x), (32, 32)), {"A": x}
+
+    @nn.nowrap
+    def classify(self, params, feature, shape):
+        return upsample(nn.Conv(CLASSES, (1, 1)).apply({"params": params["classifier"]}, feature), shape)
 
 
 def make_setup():
