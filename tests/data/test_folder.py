@@ -202,7 +202,7 @@ def test_text_files_are_utf8_with_or_without_a_mark(toy):
     with pytest.raises(DataError, match=r"test.txt: is not UTF-8 .*; save it as UTF-8"):
         FolderSource(str(toy.root))
     (toy.root / "dataset.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"dataset.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"dataset.json: is not UTF-8"):
         FolderSource(str(toy.root))
 
 
@@ -310,7 +310,7 @@ def test_missing_or_broken_description(toy):
     with pytest.raises(DataError, match="dataset.json: missing; expected the description of the data set"):
         FolderSource(str(toy.root))
     (toy.root / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="dataset.json: not valid JSON"):
+    with pytest.raises(DataError, match="dataset.json: is not UTF-8"):
         FolderSource(str(toy.root))
 
 
