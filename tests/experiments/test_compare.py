@@ -149,7 +149,7 @@ def test_values_without_a_place_on_the_axis_or_in_the_table_are_refused_before_t
         with pytest.raises(ConfigError, match=message):
             sweep.plan(dataclasses.replace(some_sweep({}), axis=axis), default.get_config(), [0], "w")
     with pytest.raises(ConfigError, match="config.eval.checkpoint is set by the sweep itself"):
-        sweep.plan(some_sweep({"eval.checkpoint": "best"}), default.get_config(), [0], "w")
+        sweep.plan(some_sweep({"A": {"eval.checkpoint": "best"}}), default.get_config(), [0], "w")
 
 
 def test_a_failed_run_is_named_and_does_not_stop_the_others(monkeypatch):
