@@ -138,7 +138,7 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
         from_teacher, argnums=(0, 1), has_aux=True
     )(params["distiller"], outputs)
     scale, share = limited_scale(setup, params["model"], outputs, by_labels, by_teacher)
-    adapters, by_teacher = jax.tree.map(lambda gradient: scale * gradient, (adapters, by_teacher))
+    adapters, by_teacher = jax.tree.map(lambda g: (scale * g).astype(g.dtype), (adapters, by_teacher))
     (model,) = backward(by_teacher.replace(logits=by_teacher.logits + by_labels))
     terms |= {method: scale * term for method, term in distilled.items()}
     kept = {

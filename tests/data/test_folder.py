@@ -310,7 +310,7 @@ def test_missing_or_broken_description(toy):
     with pytest.raises(DataError, match="dataset.json: missing; expected the description of the data set"):
         FolderSource(str(toy.root))
     (toy.root / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="dataset.json: is not UTF-8"):
+    with pytest.raises(DataError, match="dataset.json: not valid JSON"):
         FolderSource(str(toy.root))
 
 

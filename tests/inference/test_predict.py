@@ -88,7 +88,8 @@ def made(workdir, scene, tmp_path_factory):
 
 def test_maps_agree_with_each_other_and_with_the_scene(made, scene):
     _, _, sar, folder = made
-    assert sorted(os.listdir(folder)) == ["scene.tif", "scene_confidence.tif", "scene_probabilities.tif"]
+    files = ["scene.tif", "scene.tif.aux.xml", "scene_confidence.tif", "scene_probabilities.tif"]
+    assert sorted(os.listdir(folder)) == files, "the names and colours of the classes lie beside the map"
     classes, confidence, probabilities = (read(folder / f"scene{s}.tif") for s in ("", "_confidence", "_probabilities"))
     there = np.isfinite(sar).all(-1)
     for bands in (classes, confidence, probabilities):
@@ -271,13 +272,13 @@ def test_what_is_finished_stays_and_what_fails_stops_no_other(predictors, scene,
         patch.setattr(mosaic.Mosaic, "close", stop)
         with pytest.raises(KeyboardInterrupt):
             run.predict_scenes(predictor, paths[2:], where[2:], overwrite=False)
-    assert sorted(os.listdir(output)) == ["a.tif", "a_confidence.tif"], "no half file"
+    assert sorted(os.listdir(output)) == ["a.tif", "a.tif.aux.xml", "a_confidence.tif"], "no half file"
     first = os.stat(output / "a.tif").st_ino
     os.mkdir(output / "c.partial")  # what a killed run leaves
     (output / "c.partial" / "growing.tif").write_bytes(b"half")
     with pytest.raises(DataError, match=f"1 of 4 scenes failed: {tmp_path}/broken.tif: damaged or truncated"):
         run.predict_scenes(predictor, paths, where, overwrite=False)
-    expected = sorted(f"{name}{suffix}.tif" for name in "acd" for suffix in ("", "_confidence"))
+    expected = sorted(f"{name}{ending}" for name in "acd" for ending in (".tif", ".tif.aux.xml", "_confidence.tif"))
     assert sorted(os.listdir(output)) == expected and os.stat(output / "a.tif").st_ino == first
     out = capsys.readouterr()
     assert "scene 2/4: failed: " in out.err and "scene 1/4: " in out.out and "a.tif: is finished" in out.out
@@ -316,7 +317,7 @@ def test_processes_share_the_scenes(predictors, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(run, "wait_for_all", lambda what: None)
     run.predict_scenes(predictors(**SMALL), paths, where, overwrite=False)
-    assert os.listdir(tmp_path / "maps") == ["b.tif"]
+    assert sorted(os.listdir(tmp_path / "maps")) == ["b.tif", "b.tif.aux.xml"]
 
 
 def test_flips_and_turns(predictors, scene, tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import default
 from hfd_jax.core.errors import ConfigError
 from hfd_jax.core.seeds import word
-from hfd_jax.data.pipeline import Ref, batch_refs
+from hfd_jax.data.pipeline import Pool, Ref, batch_refs
 from hfd_jax.train import build
 from hfd_jax.train.config_flags import field_names, unknown_field
 from hfd_jax.train.networks import networks_to_train, student_spec
@@ -149,11 +149,13 @@ def test_seeds_have_any_size_and_all_their_bits_count(config, seed):
     check_fields(config)
     one, other = (jax.random.key_data(initial_key(number, "sar")).tolist() for number in (seed, seed % 2**32))
     assert (one == other) == (seed < 2**32)
-    pools = [([Ref("train", i, True) for i in range(20)], 0.5), ([Ref("unlabelled", i, False) for i in range(20)], 0.5)]
-    first, second = (
-        batch_refs(pools, batch_size=16, seed=number, step=3) for number in (seed, seed % 2**32 if seed >= 2**32 else 0)
-    )
-    assert first != second and first == batch_refs(pools, batch_size=16, seed=seed, step=3)
+    pools = [
+        Pool([Ref(split, place, split == "train") for place in range(20)], per_batch=8)
+        for split in ("train", "unlabelled")
+    ]
+    other = seed % 2**32 if seed >= 2**32 else 0
+    first, second = (batch_refs(pools, seed=number, step=3) for number in (seed, other))
+    assert first != second and first == batch_refs(pools, seed=seed, step=3)
     assert word(7) == 7, "runs with small seeds keep their numbers"
 
 

@@ -127,6 +127,10 @@ class _Part:
     def left_out(self) -> dict[str, int]:
         return self.whole.left_out
 
+    @property
+    def notes(self) -> list[str]:
+        return self.whole.notes
+
     def keys(self) -> dict[str, Sequence[Any]]:
         return {split: keys[: self.limit] for split, keys in self.whole.keys().items()}
 
