@@ -60,6 +60,12 @@ def get_config() -> ConfigDict:
     scenes.incidence = 38.0  # incidence angle of the radar, degrees from the vertical
     scenes.misregistration = 0.0  # shift of the optical image, pixels
     scenes.unlabelled_share = 0.0  # share of the training tiles without labels
+    # What real data have and the scenes above lack; 0 for none.
+    scenes.regions = 0  # regions per split, which differ in land cover, relief, season and radar; 0: a single world
+    scenes.nuisance = 0.0  # strength of what only one sensor sees, such as crops and haze; 1 is marked
+    scenes.clouds = 0.0  # share of the optical pixels under (masked) clouds
+    scenes.label_shift = 0.0  # displacement of class borders in training and validation labels, pixels
+    scenes.label_change = 0.0  # share of the land whose training and validation labels are outdated
     scenes.seed = 0  # seed of the scenes, independent of config.seed
     scenes.train, scenes.validation, scenes.test = 600, 100, 200  # tiles per split
 

@@ -12,6 +12,7 @@ from configs import default, quickstart
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.options import option
 from hfd_jax.core.workdir import Workdir, check_claim, differences, read_config
+from hfd_jax.data import simulator
 from hfd_jax.data.catalogue import read_dataset
 from hfd_jax.distill.fitnet import FitNet
 from hfd_jax.distill.registry import METHODS
@@ -105,6 +106,7 @@ def test_the_defaults_are_those_of_version_0_1(old):
     changed = {field for field, _ in differences(stored, json.loads(default.get_config().to_json_best_effort()))}
     assert changed - {"data.dir", "data.label_share", "data.batch_size"} <= {
         "distill.cache",
+        *(f"data.scenes.{name}" for name in simulator.LATER),
         "data.labelled_per_batch",
         "data.unlabelled_ratio",
         "train.eval_every",

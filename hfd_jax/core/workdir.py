@@ -39,7 +39,10 @@ STUDENT_ONLY = ("student.", "distill.", "data.unlabelled_ratio")
 _LATER = {
     "model": {"architecture": "hfdnet", "rates": [6, 12, 18]},
     "student": {"architecture": ""},
-    "data": {"unlabelled_ratio": 1.0},
+    "data": {
+        "unlabelled_ratio": 1.0,
+        "scenes": {"regions": 0, "nuisance": 0.0, "clouds": 0.0, "label_shift": 0.0, "label_change": 0.0},
+    },
     "distill": {"max_share": 1.0},
 }
 _PACKAGES = (

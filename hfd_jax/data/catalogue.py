@@ -15,6 +15,7 @@ from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics, check_colours
+from hfd_jax.data.simulated.region import STANDARD, Region, draw_region
 from hfd_jax.data.tiles import Tile
 
 
@@ -35,7 +36,11 @@ class SceneSource:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "simulator": simulator.VERSION}
+        settings = {**dataclasses.asdict(self), "simulator": simulator.VERSION}
+        settings["options"] = {
+            name: value for name, value in settings["options"].items() if value or name not in simulator.LATER
+        }
+        return settings
 
     left_out: ClassVar[dict[str, int]] = {}
     notes: ClassVar[list[str]] = []
@@ -60,6 +65,7 @@ class SceneSource:
         return (
             f"{o.size}px_{o.pixel_size:g}m_{o.looks:g}looks_{o.incidence:g}deg_{o.misregistration:g}shift_"
             f"{o.unlabelled_share:g}unlabelled_seed{o.seed}_{self.train}-{self.validation}-{self.test}"
+            + "".join(f"_{getattr(o, name):g}{name}" for name in simulator.LATER if getattr(o, name))
         )
 
     @property
@@ -77,10 +83,21 @@ class SceneSource:
         }
 
     def read(self, key: int) -> Tile:
-        scene = simulator.simulate(key, self.options)
-        valid = np.ones(scene.label.shape, bool)
-        unlabelled = key in self.keys()["unlabelled"]
-        return Tile(f"scene_{key}", scene.sar, scene.eo, None if unlabelled else scene.label, valid, valid)
+        split = next(split for split, keys in self.keys().items() if key in keys)
+        scene = simulator.simulate(key, self._labelled_for(split), self._region(split, key))
+        label = None if split == "unlabelled" else scene.label
+        return Tile(f"scene_{key}", scene.sar, scene.eo, label, np.ones(scene.label.shape, bool), scene.clear)
+
+    def _labelled_for(self, split: str) -> simulator.SceneOptions:
+        """The test split tells the truth; the others have the labels of an annotator."""
+        return dataclasses.replace(self.options, label_shift=0.0, label_change=0.0) if split == "test" else self.options
+
+    def _region(self, split: str, key: int) -> Region:
+        """The region of a tile: those of training (with the unlabelled pairs), validation and test tiles differ."""
+        if not self.options.regions:
+            return STANDARD
+        place = {"train": 0, "unlabelled": 0, "validation": 1, "test": 2}[split]
+        return draw_region(self.options.seed, place * self.options.regions + key % self.options.regions)
 
 
 @dataclasses.dataclass(frozen=True)

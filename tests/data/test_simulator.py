@@ -1,11 +1,14 @@
 """The simulator: deterministic, and its radar obeys the geometry of side-looking imaging."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 
-from hfd_jax.data import simulator
+from hfd_jax.data import catalogue, simulator
+from hfd_jax.data.simulated.ground import Ground
+from hfd_jax.data.simulated.radar import SIGMA0_DB, trace_rows
 from hfd_jax.data.simulator import SceneOptions, simulate
 
 
@@ -31,9 +34,9 @@ def one_building(tall: float, incidence: float):
     classes, height = np.zeros((n, n), np.uint8), np.zeros((n, n), np.float32)
     classes[60:80, 60:80], height[60:80, 60:80] = simulator.BUILDINGS, tall
     flat = np.zeros((n, n), np.float32)
-    ground = simulator._Ground(1.0, classes, height, classes * 0, flat, flat, flat)
-    surface = 10 ** (simulator._SIGMA0_DB[classes] / 10)
-    return simulator._trace_rows(ground, 1 / math.tan(math.radians(incidence)), surface)
+    ground = Ground(1.0, classes, height, classes * 0, flat, flat, flat, flat, classes * 0)
+    surface = 10 ** (SIGMA0_DB[classes] / 10)
+    return trace_rows(ground, 1 / math.tan(math.radians(incidence)), surface)
 
 
 @pytest.mark.parametrize(("tall", "incidence"), [(10.0, 45.0), (8.0, 30.0), (12.0, 55.0)])
@@ -64,7 +67,7 @@ def test_wall_that_faces_the_radar_has_a_bright_line_at_its_foot():
 def test_power_is_conserved_over_flat_ground():
     """Flat ground returns its sigma0 at any incidence angle: deposits preserve the total power."""
     flat = one_building(0.0, 40.0)
-    meadow = 10 ** (simulator._SIGMA0_DB[simulator.GRASS] / 10)
+    meadow = 10 ** (SIGMA0_DB[simulator.GRASS] / 10)
     np.testing.assert_allclose(flat[20, 10:150], np.broadcast_to(meadow, (140, 2)), rtol=1e-3)
 
 
@@ -114,3 +117,59 @@ def test_misregistration_moves_the_optical_image_alone():
 def test_invalid_options_are_named(field, value):
     with pytest.raises(ValueError, match=f"scenes.{field} is {value}; expected"):
         SceneOptions(**{field: value})
+
+
+REAL = {"regions": 2, "nuisance": 1.0, "clouds": 0.2, "label_shift": 1.0, "label_change": 0.3}
+
+
+@functools.cache
+def tiles_of(**options):
+    """A source of 6 training, 2 validation and 2 test tiles, and these tiles."""
+    source = catalogue.SceneSource(SceneOptions(size=32, pixel_size=2.0, **options), train=6, validation=2, test=2)
+    return source, [source.read(key) for key in range(10)]
+
+
+def test_options_of_real_data_leave_the_standard_world_as_it_was():
+    source, _ = tiles_of()
+    assert source.name == "32px_2m_1looks_38deg_0shift_0unlabelled_seed0_6-2-2"
+    assert not set(simulator.LATER) & set(source.settings["options"]), "data sets prepared by version 0.1 still open"
+    other = catalogue.SceneSource(SceneOptions(size=32, pixel_size=2.0, **REAL), train=6, validation=2, test=2)
+    assert other.name == source.name + "_2regions_1nuisance_0.2clouds_1label_shift_0.3label_change"
+    assert set(simulator.LATER) <= set(other.settings["options"])
+
+
+def test_clouds_are_masked_and_bright():
+    _, tiles = tiles_of(clouds=0.2)
+    masked = np.stack([~tile.eo_valid for tile in tiles])
+    assert 0.05 < masked.mean() < 0.4 and all(tile.sar_valid.all() for tile in tiles)
+    eo, clear = np.stack([tile.eo for tile in tiles]), ~masked
+    assert eo[masked].mean() > eo[clear].mean() + 60
+    _, same = tiles_of()
+    assert all(np.array_equal(one.label, other.label) for one, other in zip(tiles, same, strict=True))
+
+
+def test_labels_of_training_are_inexact_and_those_of_the_test_split_are_true():
+    (_, true), (_, moved) = tiles_of(), tiles_of(label_shift=1.0)
+    wrong = [np.mean(one.label != other.label) for one, other in zip(true, moved, strict=True)]
+    assert max(wrong[8:]) == 0 and 0.02 < np.mean(wrong[:8]) < 0.2
+    _, outdated = tiles_of(label_change=0.5)
+    changed = np.stack([one.label != other.label for one, other in zip(true, outdated, strict=True)])
+    assert not changed[8:].any() and (np.stack([tile.label for tile in outdated])[changed] == simulator.GRASS).all()
+    assert 0.25 < changed[:8].sum() / np.isin([tile.label for tile in true[:8]], (3, 4)).sum() < 0.75
+
+
+def test_nuisances_of_one_sensor_leave_labels_alone_and_vary_within_a_class():
+    (_, plain), (_, varied) = tiles_of(), tiles_of(nuisance=1.0)
+    meadow = np.stack([tile.label for tile in plain]) == simulator.GRASS
+    assert all(np.array_equal(one.label, other.label) for one, other in zip(plain, varied, strict=True))
+    spread = [np.stack([tile.eo for tile in tiles])[meadow].std(0).mean() for tiles in (plain, varied)]
+    assert spread[1] > 1.2 * spread[0]
+
+
+def test_splits_lie_in_different_regions():
+    source, tiles = tiles_of(regions=2)
+    regions = [source._region(split, key) for split, keys in source.keys().items() for key in keys]
+    assert len({region.incidence for region in regions}) == 6
+    assert not np.array_equal(tiles[0].label, tiles_of()[1][0].label)
+    again = tiles_of(regions=2)[1]
+    assert all(np.array_equal(one.sar, other.sar) for one, other in zip(tiles, again, strict=True))

@@ -1,0 +1,1 @@
+"""The parts of the simulator: regions, the ground, and how radar and camera see it."""
