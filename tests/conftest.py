@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Compilation takes half of the tests' time, and programs that run for seconds do not need optimised code.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
