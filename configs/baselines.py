@@ -1,4 +1,4 @@
-"""The quickstart with another architecture, named after a colon.
+"""configs/scenes.py with another architecture, named after a colon.
 
     tools/env python main.py --config=configs/baselines.py:unet --workdir=runs/unet
 
@@ -11,18 +11,18 @@ To train an architecture on SAR only, or several architectures for comparison wi
 
     tools/env python main.py --config=configs/baselines.py:unet --workdir=runs/unet_sar --config.stage=student \
         --config.baselines="()" --config.distill.method="()"
-    tools/env python main.py --config=configs/quickstart.py --workdir=runs/side_by_side \
+    tools/env python main.py --config=configs/scenes.py --workdir=runs/side_by_side \
         --config.baselines="('sar_only', 'unet', 'segformer_b0')"
 """
 
-from configs import default, quickstart
+from configs import default, scenes
 
 # For architectures that lack some of the default taps.
 TAPS = {"unet": ("C3", "C4", "A"), "hrsarnet": ("C2", "C3", "A")}
 
 
 def get_config(architecture="unet"):
-    config = quickstart.get_config()
+    config = scenes.get_config()
     config.model.architecture = architecture
     if architecture == "hrsarnet":  # has no width
         config.model.width = default.get_config().model.width

@@ -134,6 +134,9 @@ def get_config() -> ConfigDict:
     distill.warmup = 0.1  # share of the steps over which the weights of all methods increase from 0
     # Upper limit of the share of distillation in the gradient with respect to the compared features, 0 to 1; 1: none.
     distill.max_share = 0.5
+    # Least probability of a pixel that teaches: of its label where it is known, elsewhere of the teacher's most likely
+    # class; 0: every pixel teaches.
+    distill.min_confidence = 0.0
 
     # One block per method, with its weight, taps and further options: distill.hfd.weight, distill.hfd.taps, ...
     # docs/methods.md lists them with meaning and limits; the classes in hfd_jax/distill/ declare them.

@@ -1,4 +1,4 @@
-"""Small complete runs for tests: the quickstart with fewer tiles, channels and steps."""
+"""Small complete runs for tests: configs/scenes.py with fewer tiles, channels and steps."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
         "data.scenes.validation": 6,
         "data.scenes.test": 10,
         "model.width": 4,
-        "optim.learning_rate": 0.003,  # with the quickstart's rate, six steps would amplify rounding errors
+        "optim.learning_rate": 0.003,  # with that config's rate, six steps would amplify rounding errors
         "teacher.steps": STEPS,
         "student.steps": STEPS,
         "train.checkpoint_every": 3,
@@ -30,7 +30,7 @@ def arguments(workdir, data_dir, *more, baselines=("sar_only", "teacher_init")):
         "baselines": str(baselines).replace(" ", ""),
     }
     flags = [f"--config.{field}={value}" for field, value in small.items()]
-    return ["main.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags, *more]
+    return ["main.py", "--config=configs/scenes.py", f"--workdir={workdir}", *flags, *more]
 
 
 def main(workdir, data_dir, *more, baselines=("sar_only", "teacher_init"), **kwargs):

@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from configs import quickstart
+from configs import scenes as scenes_config
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.distill.registry import METHODS
 from hfd_jax.models.registry import ARCHITECTURES
@@ -44,7 +44,7 @@ def follow(document):
 
 
 def small(tmp_path, scenes_dir, **fields):
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     config.update_from_flattened_dict(
         {
             "data.dir": scenes_dir,

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default, quickstart
+from configs import default
+from configs import scenes as scenes_config
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.options import option
 from hfd_jax.core.workdir import Workdir, check_claim, differences, read_config
@@ -60,7 +61,7 @@ def old(tmp_path):
 
 def launch(old, check=True):
     flags = [f"--config.{field}={value}" for field, value in (FLAGS | {"data.dir": old / "data"}).items()]
-    return run_python("main.py", "--config=configs/quickstart.py", f"--workdir={old / 'run'}", *flags, check=check)
+    return run_python("main.py", "--config=configs/scenes.py", f"--workdir={old / 'run'}", *flags, check=check)
 
 
 def scores(old):
@@ -106,6 +107,7 @@ def test_the_defaults_are_those_of_version_0_1(old):
     changed = {field for field, _ in differences(stored, json.loads(default.get_config().to_json_best_effort()))}
     assert changed - {"data.dir", "data.label_share", "data.batch_size"} <= {
         "distill.cache",
+        "distill.min_confidence",
         *(f"data.scenes.{name}" for name in simulator.LATER),
         "data.labelled_per_batch",
         "data.unlabelled_ratio",
@@ -130,6 +132,6 @@ def test_a_run_opens_after_a_method_and_a_network_were_added(old, monkeypatch):
         check_fields(config)
     workdir = Workdir(str(old / "run"))
     check_fields(ConfigDict(read_config(workdir, declared_fields())))
-    today = quickstart.get_config()
+    today = scenes_config.get_config()
     today.update_from_flattened_dict(FLAGS | {"data.dir": "elsewhere", "baselines": (), "model.detail_channels": ()})
     check_claim(workdir, today, declared_fields())

@@ -7,7 +7,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/ablation.py --workdir=r
 
 from configs import default
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 _WEIGHT = default.get_config().distill.hfd.weight
 _A = round(_WEIGHT * 4 / 7, 6)  # what tap A has of it
 REFERENCE = "HFD student"
@@ -23,6 +23,7 @@ ROWS = {
     "without log-variances": {"distill.hfd.form": "squared", "distill.hfd.weight": 1.0},
     "HFD of version 0.1": {"distill.hfd.form": "standardised", "distill.hfd.weight": 17.5, "distill.max_share": 1.0},
     "share not limited": {"distill.max_share": 1.0},
+    "confident pixels alone": {"distill.min_confidence": 0.8},
     "tap A alone": {"distill.hfd.weight": _A, "distill.hfd.taps": ("A",)},
     "taps of equal weight": {"distill.hfd.tap_weights": (1, 1, 1, 1)},
     "encoder's taps alone": {"distill.hfd.weight": _WEIGHT - _A, "distill.hfd.taps": ("C3", "C4", "C5")},

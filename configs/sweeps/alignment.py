@@ -6,7 +6,7 @@ Teacher and student have the same alignment. All sizes show the same area per sp
 misregistration.py asks the same of pairs that are not registered.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "plain pyramid"
 
 

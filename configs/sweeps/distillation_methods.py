@@ -6,7 +6,7 @@ project's own.
 tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "HFD"
 FLOOR = "SAR-only student"
 METHODS = {

@@ -11,7 +11,7 @@ well at 0.1 and at the quickstart's 0.03 and uses 0.03. Two networks are also di
 its learning rate. HFD-Net's students also run for twice the steps, which matches the cost of the larger networks.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student"
 NETWORKS = {
     "FCN": {"student.architecture": "fcn"},

@@ -6,7 +6,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/label_efficiency.py --w
 own teacher, which is trained on the same labels as its students.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 SHARES = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "25 %": 0.25, "100 %": 1.0}
 AXIS = "data.label_share"
 REFERENCE = "SAR-only"

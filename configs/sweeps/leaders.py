@@ -6,7 +6,7 @@ Every row uses the learning rate that scores best on the validation split (tunin
 of its published width, HR-SARNet its published size.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student"
 ALONE = {"distill.method": ()}
 UNET = {"student.architecture": "unet", "distill.hfd.taps": ("C3", "C4", "A")}

@@ -7,7 +7,7 @@ Tiles of 128 pixels; each optical image is shifted by this many pixels in a rand
 
 from configs.sweeps.alignment import ALIGNMENTS, REFERENCE, tiles  # noqa: F401
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 AXIS = "data.scenes.misregistration"
 ROWS = {
     f"{title} @ {shift:g} px": {"model.align": align, **tiles(128), AXIS: shift}

@@ -5,7 +5,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/steps.py --workdir=runs
 The SAR-only student soon overfits its few labels; distillation keeps learning from the unlabelled pairs.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student, 300 steps"
 ROWS = {"teacher (EO)": {"stage": "teacher"}} | {
     f"{title}, {steps} steps": {"student.steps": steps, **fields}

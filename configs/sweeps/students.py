@@ -3,7 +3,7 @@
 tools/env python -m tools.compare --sweep=configs/sweeps/students.py --workdir=runs/compare --seeds=5
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student"
 ROWS = {
     "teacher (EO)": {"stage": "teacher"},

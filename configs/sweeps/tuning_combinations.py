@@ -4,7 +4,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_combinations.py 
     --config.eval.split=validation
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "HFD"
 ROWS = {
     "HFD": {},

@@ -6,7 +6,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_leaders.py --wor
 
 from configs.sweeps.leaders import NETWORKS, REFERENCE
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 _RATES = {
     REFERENCE: (0.01, 0.03, 0.1),
     "HFD student": (0.01, 0.03, 0.1),

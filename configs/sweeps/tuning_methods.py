@@ -7,7 +7,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_methods.py --wor
 from configs import default
 from configs.sweeps.distillation_methods import METHODS
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "HFD, 1 of the weight"
 _DEFAULTS = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
 ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if len(methods) > 1}

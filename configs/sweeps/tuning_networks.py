@@ -6,7 +6,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_networks.py --wo
 
 from configs.sweeps.hfd_vs_baselines import NETWORKS
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student, 0.03"
 _ON_SAR = {title: {"distill.method": (), **network} for title, network in {"SAR-only student": {}, **NETWORKS}.items()}
 ROWS = {

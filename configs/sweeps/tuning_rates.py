@@ -4,7 +4,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_rates.py --workd
     --config.eval.split=validation
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student, 300 steps, 0.03"
 _ROWS = {"teacher (EO)": {"stage": "teacher"}, "SAR-only student": {"distill.method": ()}, "HFD student": {}}
 ROWS = {

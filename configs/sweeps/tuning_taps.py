@@ -6,7 +6,7 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_taps.py --workdi
 P is the pyramid at stride 4, A the classifier's input at stride 1. The weights are those of the taps in their order.
 """
 
-CONFIG = "configs/quickstart.py"
+CONFIG = "configs/scenes.py"
 REFERENCE = "C3 C4 C5 A, 1 1 1 4"
 
 

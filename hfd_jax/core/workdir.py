@@ -43,7 +43,7 @@ _LATER = {
         "unlabelled_ratio": 1.0,
         "scenes": {"regions": 0, "nuisance": 0.0, "clouds": 0.0, "label_shift": 0.0, "label_change": 0.0},
     },
-    "distill": {"max_share": 1.0},
+    "distill": {"max_share": 1.0, "min_confidence": 0.0},
 }
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "ml-collections",

@@ -90,7 +90,7 @@ class SceneSource:
 
     def _labelled_for(self, split: str) -> simulator.SceneOptions:
         """The test split tells the truth; the others have the labels of an annotator."""
-        return dataclasses.replace(self.options, label_shift=0.0, label_change=0.0) if split == "test" else self.options
+        return self.options.with_true_labels() if split == "test" else self.options
 
     def _region(self, split: str, key: int) -> Region:
         """The region of a tile: those of training (with the unlabelled pairs), validation and test tiles differ."""

@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from hfd_jax.core.options import option
-from hfd_jax.data.simulated.appearance import clear_day, draw_appearance
+from hfd_jax.data.simulated.appearance import draw_appearance
 from hfd_jax.data.simulated.ground import BUILDINGS, GRASS, ROAD, TALLEST_M, TREES, WATER, Ground, lay_out, smooth_noise
 from hfd_jax.data.simulated.optical import optical_image
 from hfd_jax.data.simulated.radar import radar_image
@@ -77,6 +77,9 @@ class SceneOptions:
             if not good:
                 raise ValueError(f"scenes.{name} is {getattr(self, name)}; expected {expected}")
 
+    def with_true_labels(self) -> "SceneOptions":
+        return dataclasses.replace(self, label_shift=0.0, label_change=0.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -107,13 +110,14 @@ def simulate(index: int, options: SceneOptions, region: Region = STANDARD) -> Sc
     varied = options.nuisance or options.clouds or options.label_change or region is not STANDARD
     n = options.size + 2 * margin
     ground = lay_out(rng, other if varied else None, n, options.pixel_size, region)
-    appearance = draw_appearance(other, ground, options.nuisance, options.clouds) if varied else clear_day(ground)
+    appearance = draw_appearance(other, ground, options.nuisance, options.clouds) if varied else None
     unseen_db = other.normal(0, _UNSEEN_DB * options.nuisance, (ground.parcels.max() + 1, 1)).astype(np.float32)
     sar = radar_image(rng, ground, incidence, options.looks * region.looks, region, unseen_db)
     eo = optical_image(rng, ground, options.misregistration, region, appearance)
     label = annotated(other, ground, options.label_shift, options.label_change)
     inner = (slice(margin, margin + options.size),) * 2
-    parts = {"sar": sar, "eo": eo, "label": label, "height": ground.height, "clear": appearance.clear}
+    clear = appearance.clear if appearance else np.ones(label.shape, bool)
+    parts = {"sar": sar, "eo": eo, "label": label, "height": ground.height, "clear": clear}
     return Scene(**{name: np.ascontiguousarray(part[inner]) for name, part in parts.items()})
 
 

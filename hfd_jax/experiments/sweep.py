@@ -2,7 +2,7 @@
 
 A sweep file (configs/sweeps/) defines
 
-    CONFIG = "configs/quickstart.py"      base config; --config overrides it
+    CONFIG = "configs/scenes.py"          base config; --config overrides it
     REFERENCE = "SAR-only"                the row that others are compared with
     ROWS = {"SAR-only": {"distill.method": ()}, "HFD": {}, ...}       row -> fields that differ
     FLOOR = "without distillation"        optional: lower end of the gap to the teacher; default: REFERENCE

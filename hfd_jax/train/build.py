@@ -110,6 +110,7 @@ def make_objective(
         fading=tuple(method for method in methods if config.distill[method].get("fade", False)),
         steps=steps,
         max_share=config.distill.max_share,
+        min_confidence=config.distill.min_confidence,
     )
 
 

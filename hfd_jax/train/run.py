@@ -43,6 +43,11 @@ class Run:
         )
 
     @property
+    def decision_split(self) -> str:
+        """The split that decisions during the run are based on: validation, or config.eval.split if there is none."""
+        return "validation" if self.dataset.sizes.get("validation") else self.config.eval.split
+
+    @property
     def validates_every(self) -> int:
         """Steps between evaluations on the validation split; 0: never."""
         settings, tiles = self.config.train, self.dataset.sizes.get("validation", 0)

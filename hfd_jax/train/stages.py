@@ -4,8 +4,10 @@ import os
 
 from ml_collections import ConfigDict
 
+from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.interruption import Interruption, watch
 from hfd_jax.core.logs import say
+from hfd_jax.evaluation.diagnosis import prospect
 from hfd_jax.evaluation.evaluator import evaluate_workdir, table
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import check_fits, load_network
@@ -33,11 +35,13 @@ def train(config: ConfigDict, root: str) -> dict[str, Scores]:
 def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
     """Trains the networks of config.stage in order, each student after its teacher, then evaluates them."""
     config = run.config
-    specs, known, trained = networks_to_train(config), {}, False
+    specs, taught, trained = networks_to_train(config), None, False
     for spec in specs:
-        if spec.needs_teacher and not known:
-            known["teacher"] = score_teacher(run)
-        trained |= train_network(run, spec, interruption, known.get("teacher"))
+        if spec.needs_teacher and taught is None:
+            taught = score_teacher(run)
+        if spec.distils:
+            say(prospect(taught.mean_iou, score_of(run, "sar_only"), run.decision_split))
+        trained |= train_network(run, spec, interruption, taught)
     names = [spec.name for spec in specs]
     if "teacher" not in names and any(spec.needs_teacher for spec in specs):
         names.insert(0, "teacher")
@@ -52,7 +56,7 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
         run.evaluator(split),
         run.parallel,
         config.eval.panels,
-        known=known,
+        known={"teacher": taught} if taught and run.decision_split == split else {},
         summaries=summaries if trained or not os.path.exists(summaries) else "",
     )
     say(table(results))
@@ -62,9 +66,20 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
 
 def score_teacher(run: Run) -> Scores:
     """Evaluates the teacher before its first student is trained, so that a poor teacher shows at once."""
-    split = run.config.eval.split
+    split = run.decision_split
     network = load_network(*run.checkpoint("teacher"), run.parallel)
     check_fits(network.record, run.dataset.facts)
     scores = run.evaluator(split)(network.model, network.inputs, network.sensor, network.variables)
     say(f"{network.record['title']}: mIoU {scores.mean_iou:.4f} on split {split!r}, before it teaches")
     return scores
+
+
+def score_of(run: Run, network: str) -> float | None:
+    """The mIoU on the validation split of a network's checkpoint that counts; None if unknown."""
+    folder = run.workdir.checkpoints(network)
+    if run.decision_split != "validation" or not os.path.isdir(folder):
+        return None
+    checkpoints = CheckpointReader(folder)
+    if not checkpoints.steps():
+        return None
+    return checkpoints.record(checkpoints.choose(run.config.eval.checkpoint))["score"]

@@ -16,6 +16,7 @@ from hfd_jax.core.collectives import global_mean, global_sum
 from hfd_jax.data.inputs import InputSpec, seen_label, training_input
 from hfd_jax.distill.base import Outputs
 from hfd_jax.distill.registry import Combined
+from hfd_jax.distill.trust import trusted
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.train.state import TrainState
 
@@ -34,6 +35,7 @@ class Objective:
       fading: methods whose weights fall linearly to 0 at the last step.
       steps: number of steps; used only by `fading`.
       max_share: upper limit of the share of distillation in the gradient, see `limited_scale`; 1: none.
+      min_confidence: pixels where the teacher is less confident do not teach, see `trusted`; 0: all do.
     """
 
     ce: float = 1.0
@@ -44,6 +46,7 @@ class Objective:
     fading: tuple[str, ...] = ()
     steps: int = 0
     max_share: float = 1.0
+    min_confidence: float = 0.0
 
     @property
     def distils(self) -> bool:
@@ -116,6 +119,8 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
     batch = training_input(batch, setup.inputs)
     both_valid, label = batch["sar_valid"] & batch["eo_valid"], seen_label(batch, "sar")
     taught, weights = teach(setup, teacher, batch), setup.objective.weights(state.step)
+    if setup.objective.min_confidence:
+        both_valid &= trusted(taught.logits, label, setup.objective.min_confidence)
 
     def forward(params):
         (logits, features), updated = _forward(setup.model, params, state.batch_stats["model"], batch["sar"])

@@ -58,7 +58,7 @@ def make_training(
     record = build.make_record(config, spec, run.dataset, setup.inputs, package_versions())
     record["teacher"] = identity(frozen)
     if teacher_scores:
-        record["teacher_score"] = {"split": config.eval.split, "mean_iou": teacher_scores.mean_iou}
+        record["teacher_score"] = {"split": run.decision_split, "mean_iou": teacher_scores.mean_iou}
     checkpoints = Checkpoints(run.workdir.checkpoints(spec.name), config.train.keep_checkpoints)
     return Training(spec, setup, frozen, checkpoints, record, total, build.make_pools(config, run.dataset, spec))
 

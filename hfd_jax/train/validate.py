@@ -69,6 +69,7 @@ _SHARES = (
     "optim.warmup",
     "distill.warmup",
     "distill.max_share",
+    "distill.min_confidence",
 )
 
 

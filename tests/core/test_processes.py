@@ -164,7 +164,7 @@ def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
 def test_distributed_without_other_processes_names_what_is_missing(tmp_path):
     done = run_python(
         "main.py",
-        "--config=configs/quickstart.py",
+        "--config=configs/scenes.py",
         f"--workdir={tmp_path / 'run'}",
         "--config.distributed=True",
         check=False,

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import scenes as scenes_config
 from hfd_jax.core.errors import UserError
 from hfd_jax.core.options import option, options_of
 from hfd_jax.data import catalogue, registry, sen12ms
@@ -76,7 +76,7 @@ def test_the_documented_reader_is_prepared_and_trained(toy, tmp_path, capsys):
     np.testing.assert_array_equal(stored["sar"], raw - 2)
     np.testing.assert_array_equal(stored["label"], np.load("pairs/train/3_label.npy"))
 
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     config.update_from_flattened_dict({**SMALL, "data.name": name, "data.dir": "data"})
     scores = stages.train(config, str(tmp_path / "run"))
     assert len(scores) == 2 and all(0 <= found.mean_iou <= 1 for found in scores.values())

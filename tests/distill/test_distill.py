@@ -11,6 +11,7 @@ from hfd_jax.distill import cirkd, fakd
 from hfd_jax.distill.base import LOGITS, Outputs
 from hfd_jax.distill.registry import METHODS
 from hfd_jax.distill.relations import nodes, resized
+from hfd_jax.distill.trust import trusted
 from hfd_jax.train import build
 from hfd_jax.train.networks import student_spec
 from tests.pairs import (
@@ -123,7 +124,7 @@ def test_the_config_has_every_method_and_builds_its_module():
     config.distill.method = tuple(METHODS)
     combined = build.make_distiller(config, student_spec(config))
     assert [module.method for module in combined.methods] == list(METHODS)
-    assert set(config.distill) == {*METHODS, "method", "warmup", "max_share"}
+    assert set(config.distill) == {*METHODS, "method", "warmup", "max_share", "min_confidence"}
     config.distill.kd.fade = True
     objective = build.make_objective(config, student_spec(config), 10, lambda: ())
     first, last = (jax.device_get(objective.weights(step)) for step in (0, 9))
@@ -225,3 +226,9 @@ def test_nodes_cover_grids_not_divisible_by_the_cell(rng):
     np.testing.assert_allclose(found[0, 0], x[0, :, :3].mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(found[0, 1], x[0, :, 3:][mask[0, :, 3:]].mean(0), rtol=1e-5)
     assert seen.tolist() == [[True, True]]
+
+
+def test_the_teacher_is_trusted_where_it_is_sure_of_the_label_or_of_any_class():
+    logits = jnp.log(jnp.array([[[[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]]]))
+    label = jnp.array([[[0, 1, IGNORE_LABEL, IGNORE_LABEL]]])
+    assert trusted(logits, label, 0.7).tolist() == [[[True, False, False, True]]]

@@ -29,7 +29,7 @@ SHIPPED = sorted(glob.glob(str(ROOT / "configs" / "sweeps" / "*.py")))
 
 def some_sweep(rows, reference="SAR-only"):
     rows = {"SAR-only": {"distill.method": ()}, **rows}
-    return sweep.Sweep("some", "configs/quickstart.py", reference, rows, floor=reference)
+    return sweep.Sweep("some", "configs/scenes.py", reference, rows, floor=reference)
 
 
 def result(mean_iou, rates=(10.0,)):
@@ -66,10 +66,10 @@ def test_rows_share_a_teacher_unless_they_differ_in_a_field_it_depends_on():
 
 @pytest.mark.parametrize("path", SHIPPED)
 def test_shipped_sweeps_name_fields_and_values_that_exist(path):
-    from configs import quickstart
+    from configs import scenes as scenes_config
 
     found = sweep.read_sweep(path)
-    jobs = sweep.plan(found, quickstart.get_config(), [0], "w")
+    jobs = sweep.plan(found, scenes_config.get_config(), [0], "w")
     for job in jobs:
         check_fields(job.config)
     assert {job.row for job in jobs} - {""} == set(found.rows)
@@ -286,7 +286,7 @@ def test_the_front_holds_the_rows_that_no_faster_row_surpasses(tmp_path):
 def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_dir, tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
-        'CONFIG = "configs/quickstart.py"\nREFERENCE = "SAR-only"\n'
+        'CONFIG = "configs/scenes.py"\nREFERENCE = "SAR-only"\n'
         'ROWS = {"EO": {"stage": "teacher"}, "SAR-only": {"distill.method": ()}, "HFD": {}}\n'
     )
     flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
@@ -350,7 +350,7 @@ def test_a_sweep_that_is_stopped_leaves_its_table(monkeypatch, tmp_path, stop):
 def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_path):
     path = tmp_path / "long.py"
     path.write_text(
-        'CONFIG = "configs/quickstart.py"\nREFERENCE = "SAR-only"\nROWS = {"SAR-only": {"distill.method": ()}}\n'
+        'CONFIG = "configs/scenes.py"\nREFERENCE = "SAR-only"\nROWS = {"SAR-only": {"distill.method": ()}}\n'
     )
     flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
     flags += ["--config.student.steps=100000", "--config.model.align=none", "--config.train.log_every=1"]

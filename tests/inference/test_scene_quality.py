@@ -26,7 +26,7 @@ def test_a_trained_network_maps_scenes_as_well_as_tiles(tmp_path):
         "data.label_share": 1.0,
     }
     flags = [f"--config.{field}={value}" for field, value in small.items()]
-    run_python("main.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *flags)
+    run_python("main.py", "--config=configs/scenes.py", f"--workdir={tmp_path / 'run'}", *flags)
     counts, wrong = np.zeros((5, 5), int), {512: [], 256: []}
     near = (np.abs(np.arange(512)[:, None] + 0.5 - np.arange(128, 512, 128)) < 8).any(1)
     near = near[:, None] | near

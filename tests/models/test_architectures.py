@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import baselines, default, quickstart
+from configs import baselines, default
+from configs import scenes as scenes_config
 from hfd_jax.core import options
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.collectives import AXIS
@@ -321,7 +322,7 @@ def test_a_config_file_takes_an_architecture_after_a_colon(tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_record_describes_its_network(name, scenes):
     """For a baseline, and for a student whose teacher has another architecture."""
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     config.baselines, config.student.architecture = (name,), name
     by_name = {run.name: run for run in networks_to_train(config)}
     assert list(by_name) == ["teacher", name, "student"]
@@ -342,7 +343,7 @@ def test_an_option_of_a_newer_version_is_named():
 
 
 def test_hfdnet_teaches_another_architecture(shallow):
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     config.update_from_flattened_dict(OF_HR_SAR_NET | {"model.align": "none"})
     of_batch = cases.Shapes(batch=4, size=64, sar_bands=2, eo_bands=3, classes=CLASSES)
     setup = cases.make_setup(config, of_batch, student_spec(config))
@@ -364,7 +365,7 @@ def test_hfdnet_teaches_another_architecture(shallow):
 @pytest.mark.slow
 def test_a_run_with_a_student_and_a_baseline_of_another_architecture(tmp_path, scenes_dir):
     """Trains and evaluates; the records name the architectures."""
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     small = {
         "data.dir": scenes_dir,
         "data.batch_size": 8,

@@ -15,7 +15,7 @@ from tools.bench.run import Row, table
 from tools.bench.timing import Timing, interleaved
 
 SMALL = (
-    "--config=configs/quickstart.py",
+    "--config=configs/scenes.py",
     "--config.model.width=4",
     "--config.model.align=none",
     "--batch=2",
@@ -63,13 +63,13 @@ def test_a_peer_that_is_not_installed_is_refused_before_anything_is_compiled(mon
 
 
 def test_a_scene_is_mapped_timed_and_evaluated(tmp_path, monkeypatch):
-    from configs import quickstart
+    from configs import scenes as scenes_config
     from hfd_jax.inference.mapping.predict import Options
     from tools.bench import scene
 
     monkeypatch.setattr(scene, "PATCH", 96)
     monkeypatch.setattr(scene, "PATCHES", 2)
-    config = quickstart.get_config()
+    config = scenes_config.get_config()
     config.model.update({"width": 4, "align": "none"})
     scene.write_scene(str(tmp_path), 150, config)
     case = scene.Case(str(tmp_path), Options(window=64, overlap=32, batch_size=1), None, config)

@@ -250,9 +250,7 @@ def test_decibel_augmentation_needs_decibels(config, facts):
 def test_the_launcher_prints_one_line_and_writes_nothing(tmp_path, arguments, message):
     import re
 
-    done = run_python(
-        "main.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *arguments, check=False
-    )
+    done = run_python("main.py", "--config=configs/scenes.py", f"--workdir={tmp_path / 'run'}", *arguments, check=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""A complete run as a user starts it, with a smaller version of the quickstart config."""
+"""A complete run as a user starts it, with a smaller version of configs/scenes.py."""
 
 import json
 import shutil

@@ -139,6 +139,12 @@ def test_every_term_is_logged_with_its_share(trained):
     assert 0 < metrics["gradient_share"] < 1
 
 
+def test_pixels_where_the_teacher_is_not_confident_do_not_teach():
+    metrics = metrics_of(make_setup(kd=0, min_confidence=1.1), make_batch())
+    assert metrics["hfd"] == 0 and metrics["gradient_share"] == 0, "no probability is above 1"
+    assert metrics["ce"] > 0, "labels teach everywhere"
+
+
 def test_the_share_of_the_teacher_in_the_gradient_is_limited_and_labels_are_not_scaled():
     free, limited = (metrics_of(make_setup(hfd=200.0, max_share=share), make_batch()) for share in (1.0, 0.2))
     assert free["gradient_share"] > 0.5

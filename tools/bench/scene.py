@@ -156,7 +156,7 @@ def write_corner(case: Case) -> str:
 
 def write_scene(folder: str, size: int, config: ConfigDict) -> None:
     """Writes scene.tif and truth.tif of size x size pixels."""
-    options = build.scene_source(config.data.scenes).options
+    options = build.scene_source(config.data.scenes).options.with_true_labels()
     options = dataclasses.replace(options, size=PATCH)
     patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
     for name, bands in (("scene", 2), ("truth", 1)):

@@ -43,12 +43,6 @@ class Appearance:
         return colour + self.cloud[..., None] * (_CLOUD_COLOUR - colour)
 
 
-def clear_day(ground: Ground) -> Appearance:
-    """No nuisance at all."""
-    zero = np.zeros(ground.classes.shape, np.float32)
-    return Appearance(np.ones((ground.parcels.max() + 1, 4), np.float32), zero, 1 + zero, zero, zero, zero)
-
-
 def draw_appearance(rng: np.random.Generator, ground: Ground, strength: float, clouds: float) -> Appearance:
     """Draws the nuisances of a scene.
 

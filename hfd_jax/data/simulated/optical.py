@@ -30,7 +30,7 @@ _ROOF_COLOURS = np.array(
 
 
 def optical_image(
-    rng: np.random.Generator, ground: Ground, misregistration: float, region: Region, appearance: Appearance
+    rng: np.random.Generator, ground: Ground, misregistration: float, region: Region, appearance: Appearance | None
 ) -> np.ndarray:
     """Returns a nadir image [N, N, 4] uint8 with sun shadow, shading, texture and sensor noise.
 
@@ -39,7 +39,7 @@ def optical_image(
       ground: what the camera sees.
       misregistration: length of a shift in a random direction, pixels.
       region: relief and season.
-      appearance: what the radar does not see.
+      appearance: what the radar does not see; None: a clear day, and no crops.
     """
     azimuth, elevation = rng.uniform(0, 2 * np.pi), math.radians(rng.uniform(32, 60))
     light = _shading(ground, azimuth, elevation) * np.where(_sun_shadow(ground, azimuth, elevation), 0.0, 1.0)
@@ -52,7 +52,8 @@ def optical_image(
         colour = ndimage.shift(
             colour, (misregistration * math.sin(turn), misregistration * math.cos(turn), 0), order=1, mode="nearest"
         )
-    colour = appearance.seen_through_air(colour)
+    if appearance is not None:
+        colour = appearance.seen_through_air(colour)
     noisy = colour + rng.normal(0, 0.012, colour.shape)
     return np.clip(np.rint(1 + noisy * 254), 1, 255).astype(np.uint8)  # 0 is left for nodata
 
@@ -66,10 +67,12 @@ def _surface_colour(rng, ground, region, appearance):
     roofs = ground.classes == BUILDINGS
     colour[roofs] = _ROOF_COLOURS[ground.roof[roofs]]
     colour *= region.season[ground.classes]
-    colour[meadow] *= appearance.crops[ground.parcels[meadow]]
+    if appearance is not None:
+        colour[meadow] *= appearance.crops[ground.parcels[meadow]]
     coarse = np.array([0.10, 0.05, 0.05, 0.12, 0.02], np.float32)[ground.classes]
     grain = np.array([0.06, 0.02, 0.04, 0.12, 0.04], np.float32)[ground.classes]
-    return colour * (1 + coarse * ground.texture + grain * fine + appearance.rows * meadow)[..., None]
+    pattern = 1 + coarse * ground.texture + grain * fine
+    return colour * (pattern if appearance is None else pattern + appearance.rows * meadow)[..., None]
 
 
 def _shading(ground, azimuth, elevation):

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from hfd_jax.core.errors import WorkdirError, writing
+from hfd_jax.evaluation.diagnosis import verdict
 from hfd_jax.experiments.report import curves, tables
 from hfd_jax.experiments.report.pictures import columns, tile_pictures
 from hfd_jax.experiments.report.records import StoredRun
@@ -85,6 +86,7 @@ def section(run: StoredRun, survey: Survey | None, defaults: Mapping[str, Any]) 
         "tiles": tile_section(run, survey) if survey else None,
         "similarity": similarity_section(survey) if survey and survey.similarity else None,
         "inference": inference(run, survey.throughput) if survey else None,
+        "verdict": distillation_verdict(run),
         "training": training(run),
         "faults": faults(run),
         "changed": tables.changed_fields(defaults, run.stored),
@@ -181,6 +183,17 @@ def training(run: StoredRun) -> list[dict[str, Any]]:
         }
         for name, line in last.items()
     ]
+
+
+def distillation_verdict(run: StoredRun) -> list[str]:
+    """Returns sentences about what distillation brought; empty if the student does not distil."""
+    if not run.config.distill.method:
+        return []
+    logged = [line for line in run.log if line["network"] == "student" and "gradient_share" in line]
+    last = logged[-1] if logged else {}
+    taps = {name.removeprefix("hfd_"): value for name, value in last.items() if name.startswith("hfd_")}
+    mean_iou = {name: entry.scores.mean_iou for name, entry in run.evaluated.items()}
+    return verdict(mean_iou, last.get("gradient_share"), run.config.distill.max_share, taps)
 
 
 def faults(run: StoredRun) -> list[str]:
