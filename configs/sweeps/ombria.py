@@ -1,6 +1,10 @@
 """Real radar, the flood chips of OMBRIA with all and a tenth of the labels: HFD, its first form and its cheap rivals.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/ombria.py --workdir=runs/ombria --seeds=3 --at_once=2
+tools/env python -m tools.compare --sweep=configs/sweeps/ombria.py --config=configs/ombria.py:0 \
+    --workdir=runs/ombria_0 --seeds=3 --at_once=2
+
+The second command tests on fold 0 of 4 (configs/ombria.py says how to prepare it): events differ more than seeds.
 """
 
 CONFIG = "configs/ombria.py"

@@ -27,7 +27,7 @@ from hfd_jax.data.builder import PairedTiles
 from hfd_jax.data.described.description import KINDS, TAG, read_description
 from hfd_jax.data.described.labels import LabelTable, read_label
 from hfd_jax.data.described.pairs import Pairs
-from hfd_jax.data.described.splits import Splits, Window
+from hfd_jax.data.described.splits import Splits, Window, in_fold
 from hfd_jax.data.described.stack import choose_bands, on_grid, read_stack
 from hfd_jax.data.described.vectors import VectorLabels
 from hfd_jax.data.facts import Facts
@@ -87,6 +87,7 @@ class FolderSource(Reader):
     Attributes:
       raw_dir: folder that contains the files.
       description: path of the description; default: raw_dir/dataset.json.
+      test_fold: for a split by fold, the value of its field whose tiles are the test split.
 
     Raises:
       DataError: a file is missing, or the description has faults.
@@ -97,14 +98,16 @@ class FolderSource(Reader):
 
     raw_dir: str
     description: str | None = option(None, "description of the data set; default: RAW_DIR/dataset.json")
+    test_fold: str | None = option(None, "for split.by 'fold': the value of its field whose tiles are the test split")
 
     @staticmethod
     def recognise(raw_dir: str) -> bool:
         return os.path.exists(os.path.join(raw_dir, "dataset.json"))
 
     def __post_init__(self):
-        self._text = read_description(self.description or os.path.join(self.raw_dir, "dataset.json"))
-        self._pairs = Pairs(self._text, self.raw_dir)
+        text = read_description(self.description or os.path.join(self.raw_dir, "dataset.json"))
+        self._pairs = Pairs(text, self.raw_dir)
+        self._text = in_fold(text, self._pairs, self.test_fold)
         self._splits = Splits(self._text, self._pairs, self.raw_dir)
         labels = VectorLabels if self._text.label.column else LabelTable
         self._table = labels(self._text.label, self._text.path)

@@ -240,6 +240,18 @@ def test_png_files_of_two_dates_with_a_table(tmp_path):
     pairs.text["table"]["id"] = "nummer"
     with pytest.raises(DataError, match="index.csv: has no column 'nummer'; did you mean 'number'"):
         pairs.source()
+    pairs.text["table"] = {"file": "index.csv", "id": "number"}
+    pairs.text["split"] = {"by": "fold", "field": "fold", "validation": ""}
+    source = pairs.source(test_fold="1")
+    sizes = {split: len(keys) for split, keys in source.keys().items()}
+    assert sizes == {"train": 3, "validation": 1, "test": 2} and source.name.endswith("_fold1")
+    with pytest.raises(DataError, match="choose the test tiles with --test_fold, one of: 0, 1"):
+        pairs.source()
+    with pytest.raises(DataError, match="--test_fold=2: no tile's fold; expected one of: 0, 1"):
+        pairs.source(test_fold="2")
+    pairs.text["split"] = {"by": "field", "field": "fold", "train": "0", "test": "1"}
+    with pytest.raises(DataError, match="split.by is 'field'; --test_fold needs 'fold'"):
+        pairs.source(test_fold="1")
 
 
 def test_random_splits_keep_groups_together(pairs):

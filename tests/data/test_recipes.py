@@ -127,9 +127,9 @@ def test_a_published_layout_is_read_by_its_recipe_alone(tmp_path, tree):
 
 
 def test_every_recipe_is_valid_and_tested():
-    assert {path.stem for path in RECIPES} == {tree.__name__ for tree in TREES}
+    assert {path.stem.removesuffix("_folds") for path in RECIPES} == {tree.__name__ for tree in TREES}
     for path in RECIPES:
-        assert read_description(str(path)).name == path.stem
+        assert read_description(str(path)).name == path.stem.removesuffix("_folds")
 
 
 def test_bands_of_several_grids_and_codes_of_one_class(tmp_path):
@@ -147,6 +147,13 @@ def test_real_png_chips_of_two_dates(tmp_path):
     source = FolderSource(str(SHARED / "ombria"), description=recipe)
     keys = source.keys()
     assert {split: len(of_split) for split, of_split in keys.items()} == {"train": 481, "validation": 81, "test": 116}
+    folds = [
+        FolderSource(str(SHARED / "ombria"), description=recipe.replace(".", "_folds."), test_fold=str(fold))
+        for fold in range(4)
+    ]
+    sizes = [{split: len(of_split) for split, of_split in fold.keys().items()} for fold in folds]
+    assert all(sum(size.values()) == 678 and size["validation"] == 81 for size in sizes)
+    assert sum(size["test"] for size in sizes) == 678 - 81, "every other chip is tested once"
     few = {split: of_split[:2] for split, of_split in keys.items()}
     source.__dict__["_keys"] = few
     dataset = read_dataset(prepare(Folder, source, str(tmp_path)))

@@ -187,6 +187,7 @@ _DRAWN = {"seed": _SEED, "validation": _SHARE, "test": dataclasses.replace(_SHAR
 _SPLITS = {
     "list": _parts(_LIST, unlabelled=True),
     "field": {"field": dataclasses.replace(_FIELD, required=True), **_parts(_VALUE, unlabelled=True)},
+    "fold": {"field": dataclasses.replace(_FIELD, required=True), "validation": _VALUE},
     "longitude": _parts(_RANGE),
     "columns": _parts(_PART),
     "random": {**_DRAWN, "groups": _FIELD},

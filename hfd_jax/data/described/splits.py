@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,43 @@ class Window:
     name: str
     rows: Span
     cols: Span
+
+
+def in_fold(description: Description, pairs: Pairs, fold: str | None) -> Description:
+    """Resolves split.by "fold", for cross-validation, to a split by field.
+
+    Args:
+      description: of the data set.
+      pairs: its tiles.
+      fold: value of split.field: its tiles are the test split, and all but those of split.validation train.
+
+    Returns:
+      The description with that split and "_fold<fold>" at the end of its name; itself if it has no folds.
+
+    Raises:
+      DataError: the description has folds and `fold` is none of them, or it has none and `fold` is given.
+    """
+    split, path = description.split, description.path
+    if split["by"] != "fold":
+        if fold is not None:
+            raise DataError(f"{path}: split.by is {split['by']!r}; --test_fold needs 'fold'")
+        return description
+    chosen = split.get("validation", [])
+    validation = [str(value) for value in (chosen if isinstance(chosen, list) else [chosen])]
+    found = {_value(description, pairs, name, split["field"]) for name in pairs.names} - set(validation)
+    if fold is None:
+        raise DataError(
+            f"{path}: split.by is 'fold'; choose the test tiles with --test_fold, one of: {', '.join(sorted(found))}"
+        )
+    if fold not in found:
+        raise DataError(f"--test_fold={fold}: no tile's {split['field']}; {nearest(fold, sorted(found))}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", fold):
+        raise DataError(
+            f"--test_fold={fold}: becomes part of a folder's name; expected letters, digits, '_', '-' and '.'"
+        )
+    parts = {"train": sorted(found - {fold}), "test": fold} | ({"validation": validation} if validation else {})
+    resolved = {"by": "field", "field": split["field"], **parts}
+    return dataclasses.replace(description, split=resolved, name=f"{description.name}_fold{fold}")
 
 
 # (tile name, its grid) -> {split: columns [start, stop)}
