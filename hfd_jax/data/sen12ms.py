@@ -37,6 +37,7 @@ DFC_SPLITS = {"ROIs0000_validation": "validation", "ROIs0000_test": "test"}
 SAR_BANDS = ("VV", "VH")
 EO_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 LC_BANDS = ("IGBP", "LCCS_LC", "LCCS_LU", "LCCS_SH")
+DFC_BANDS = ("class",)
 
 _HOLD_OUT = {
     "ROIs1158_spring": (63, 146, 97, 124, 15, 17),
@@ -145,7 +146,7 @@ class Sen12msSource(Reader):
         eo, eo_valid, eo_grid = read_bands(eo_path, bands=EO_BANDS, nodata=0)
         if eo.dtype != np.uint16:
             raise DataError(f"{eo_path}: type {eo.dtype}; expected uint16, reflectance x 10,000")
-        codes, label_grid = read_image(label_path, bands=LC_BANDS if self.labels == "lc" else None)
+        codes, label_grid = read_image(label_path, bands=LC_BANDS if self.labels == "lc" else DFC_BANDS)
         for path, other in ((eo_path, eo_grid), (label_path, label_grid)):
             check_same_grid(path, other, sar_path, grid)
         return Tile(

@@ -36,9 +36,9 @@ class Student:
     sensor: str
     bands: tuple[str, ...]
     unit: str
-    statistics: BandStatistics
+    statistics: BandStatistics = dataclasses.field(repr=False)
     classes: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...]
+    colours: tuple[tuple[int, int, int], ...] = dataclasses.field(repr=False)
     pixel_size: float | None
     _predictor: Predictor = dataclasses.field(repr=False, compare=False)
 

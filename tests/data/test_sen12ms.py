@@ -100,6 +100,12 @@ def test_dfc2020_has_no_training_split(tmp_path):
     assert dataset.facts.class_names[-1] == "water" and len(dataset.facts.class_names) == 8
     label, codes = dataset.source("test")[0]["label"], tree.images(2)["dfc"]
     assert set(label[codes == 10]) == {7} and set(label[(codes == 3) | (codes == 8) | (codes == 0)]) == {IGNORE_LABEL}
+    key = source.keys()["test"][0]
+    write_raster(
+        tree.root / sen12ms.swap_source(key, "s1", "dfc"), np.stack([codes, codes], -1), (501000.0, 5.0e6), 10.0
+    )
+    with pytest.raises(DataError, match=r"dfc_.*: 2 bands; expected 1 \(class\)"):
+        source.read(key)
 
 
 def test_unexpected_files_are_named_or_ignored(tree):
