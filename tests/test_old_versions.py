@@ -112,6 +112,12 @@ def test_the_defaults_are_those_of_version_0_1(old):
         "data.labelled_per_batch",
         "data.unlabelled_ratio",
         "train.eval_every",
+        # Of methods that the run does not use.
+        "distill.aicsd.scaled",
+        "distill.aicsd.weight",
+        "distill.fakd.ramp",
+        "distill.ifvd.weight",
+        "distill.kd.adaptive",
         *FLAGS,
     }
 

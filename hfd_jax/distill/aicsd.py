@@ -4,11 +4,12 @@ arXiv 2308.04243).
 Class k is represented by the distribution of its logit over the valid positions of a sample, I_k = softmax_p(z_k / T).
 The similarity of two classes is the divergence of their distributions:
 
-    D(i, j) = KL( I_i || I_j ),   loss = mean over samples and pairs (i, j) of ( D_S - D_T )^2
+    D(i, j) = KL( I_i || I_j ),   loss = mean over samples and pairs (i, j) of ( D_S(i, j) - D_T(i, j) )^2
 
-The weight is this project's own. The authors use 9500, but they scale the rows of the matrices and average the
-divergences over the batch, not over positions, so their weight does not carry over. They add `kd` with weight 10, and
-their adaptive weighting reduces its influence during training: `distill.kd.fade`.
+The rows of D are first scaled to length 1, so the loss compares which classes resemble a class, not how much. The
+authors' code averages D over the batch before it scales, copies the upper triangle of D into the lower one, and divides
+the loss by the batch size; here each sample has its own full matrix. Their weight 9500 for batches of 6 equals 1583
+here. They add `kd` with an adaptive weighting: `distill.kd.adaptive`.
 """
 
 from typing import ClassVar
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from hfd_jax.core.losses import masked_mean
 from hfd_jax.core.options import option
 from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms
-from hfd_jax.distill.relations import masked_log_softmax, similarities
+from hfd_jax.distill.relations import masked_log_softmax, similarities, unit
 
 
 def class_divergences(logits, mask, temperature: float):
@@ -36,16 +37,18 @@ class AICSD(Distiller):
 
     Attributes:
       temperature: T.
+      scaled: whether the rows of the matrices are scaled to length 1.
     """
 
     method: ClassVar[str] = "aicsd"
     title: ClassVar[str] = "AICSD"
     taps: ClassVar[tuple[str, ...]] = (LOGITS,)
 
-    weight: float = option(
-        0.002, "weight of the loss; this project's choice, since the published loss is normalised differently", above=0
-    )
+    weight: float = option(1583.0, "weight of the loss; published: 9500, divided by a batch of 6", above=0)
     temperature: float = option(1.0, "temperature of the distributions over positions", above=0)
+    scaled: bool = option(
+        True, "scale the rows of the matrices to length 1, as published; if not, a weight of 0.002 suits", before=False
+    )
 
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
         batch, classes = len(valid), student.logits.shape[-1]
@@ -54,5 +57,7 @@ class AICSD(Distiller):
             class_divergences(x.reshape(batch, -1, classes), mask, self.temperature)
             for x in (student.logits, jax.lax.stop_gradient(teacher.logits))
         )
+        if self.scaled:
+            of_student, of_teacher = unit(of_student), unit(of_teacher)
         loss = masked_mean((of_student - of_teacher) ** 2, jnp.any(mask, 1)[:, None, None])
         return {"aicsd": loss}

@@ -9,6 +9,7 @@ Each method has its own file; `registry.py` lists them and runs several at once.
 - accepts unlabelled pairs (IGNORE_LABEL everywhere).
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -57,12 +58,17 @@ class Distiller(nn.Module):
       accepts_logits: whether the option `taps` may contain LOGITS.
 
     and implements `__call__`, or `compare` if it derives from `TapDistiller`.
+
+    Attributes:
+      steps: number of training steps of the student; only methods that change during training read it.
+      weight: weight of the loss.
     """
 
     method: ClassVar[str]
     title: ClassVar[str]
     accepts_logits: ClassVar[bool] = False
 
+    steps: int = dataclasses.field(default=0, kw_only=True)
     weight: float = option(1.0, "weight of the loss", above=0)
 
     @classmethod
@@ -106,6 +112,20 @@ class Distiller(nn.Module):
           ConfigError: If one of the networks lacks a tap.
         """
         raise NotImplementedError
+
+    def progress(self, train: bool):
+        """Share of the student's `steps` that are done with this one; 1 if their number is unknown (0).
+
+        Steps are counted in the collection "memory" while `train` is true. Call it from a compact method.
+
+        Returns:
+          float32 scalar, above 0 and at most 1.
+        """
+        done = self.variable("memory", "steps", jnp.zeros, (), jnp.int32)
+        share = jnp.minimum((done.value + 1) / max(self.steps, 1), 1.0)
+        if train and not self.is_initializing():
+            done.value += 1
+        return share
 
 
 def chosen_taps(values: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:

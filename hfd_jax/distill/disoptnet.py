@@ -10,10 +10,12 @@ with seg = cross-entropy + soft Dice. All terms have weight 1 except the soft ta
 images of a batch: this equals pixel_weight 8 with the mean used here. The code's first term averages over two encoder
 stages and the decoder; here it covers the decoder only.
 
-This implementation differs from the article. In the article, branch and fusion are part of the final network; here they
-are adapters on the student's feature that are discarded after training. The branch has two 3x3 convolutions instead of
-a copy of half the encoder and the decoder, and the fusion has no attention gates. Unlabelled pairs contribute all terms
-but the last: as in the article, the teacher's prediction does not replace the label there.
+This implementation differs from the article. In the article, branch and fusion are part of the final network, whose
+prediction is the fused one; here they are adapters on the student's feature that are discarded after training, and the
+student's own classifier predicts, so that all methods are compared with the same network at the same cost. The branch
+has two 3x3 convolutions instead of a copy of half the encoder and the decoder, and the fusion has no attention gates.
+Unlabelled pairs contribute all terms but the last: as in the article, the teacher's prediction does not replace the
+label there.
 """
 
 from typing import ClassVar

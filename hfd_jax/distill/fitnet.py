@@ -2,8 +2,10 @@
 
     loss = mean over valid positions and channels of ( r(S) - T )^2,   r a 1x1 convolution
 
-The paper uses half the squared distance, summed. The weight 10 comes from the code of Yang et al. 2022 (arXiv
-2204.06986), which uses the mean above together with `kd`.
+The paper uses half the squared distance, summed, and trains in two stages: first the layers up to the feature with this
+loss alone, then the whole student with soft targets. Here, as in later comparisons, both are one stage: the loss is
+added to the segmentation loss, and the soft targets are `kd`. The weight 10 comes from the code of Yang et al. 2022
+(arXiv 2204.06986), which uses the mean above together with `kd`.
 """
 
 from typing import ClassVar

@@ -3,9 +3,10 @@
     M(p) = cosine( f(p), mean of f over the positions of p's class in the same image )
     loss = mean over labelled positions of ( M_S - M_T )^2
 
-The classes come from the labels, so unlabelled pairs contribute nothing. The weight 200 comes from the authors' code,
-whose mean also counts unlabelled positions (they add 0 to the sum); the code of Yang et al. 2022 (arXiv 2204.06986)
-uses 20. The authors add pixel-wise distillation, which is `kd` here, and an adversarial loss, which is left out.
+The classes come from the labels, so unlabelled pairs contribute nothing. The weight 20 is that of the code of Yang et
+al. 2022 (arXiv 2204.06986). The authors' own code uses 200, but its mean also counts unlabelled positions, which add 0
+to the sum; with 200 here, students were worse than without distillation. The authors add pixel-wise distillation, which
+is `kd` here, and an adversarial loss, which is left out.
 """
 
 from typing import ClassVar
@@ -32,7 +33,7 @@ class IFVD(TapDistiller):
     method: ClassVar[str] = "ifvd"
     title: ClassVar[str] = "IFVD"
 
-    weight: float = option(200.0, "weight of the loss; as published", above=0)
+    weight: float = option(20.0, "weight of the loss; as in Yang et al. 2022; the authors' own: 200", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         batch, label = len(maps.label), maps.label.reshape(len(maps.label), -1)

@@ -4,11 +4,22 @@
 
 T^2 keeps the size of the gradient independent of T. The weight 1 is that of Yang et al. 2022 (arXiv 2204.06986), who
 also sum the divergence over classes and average it over pixels, and whose code adds this loss to every other method.
-Liu et al. use 10, and their code sums over the batch. `distill.kd.fade` is the adaptive weighting of AICSD (`aicsd`).
+Liu et al. use 10, and their code sums over the batch.
+
+The authors of AICSD (`aicsd`) weigh the losses with a share a of the training that is done,
+
+    a * ( cross-entropy + AICSD ) + (1 - a) * KD
+
+With `distill.kd.adaptive` this loss is multiplied by (1 - a) / a, which is the same up to the factor a that all terms
+share; clipping the gradient and Adam's normalisation remove that factor. Their weight of KD, 10, belongs to a mean over
+21 classes and equals 0.48 here. `distill.kd.fade` multiplies this loss by 1 - a alone, so that labels count from the
+start.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +50,7 @@ class KD(Distiller):
 
     Attributes:
       temperature: T.
+      fade, adaptive: changes of the weight during training; `fade` is applied by the training step.
     """
 
     method: ClassVar[str] = "kd"
@@ -47,7 +59,21 @@ class KD(Distiller):
 
     weight: float = option(1.0, "weight of the loss; as in Yang et al. 2022", above=0)
     temperature: float = option(1.0, "temperature; its square multiplies the loss", above=0)
-    fade: bool = option(False, "decrease the weight linearly to 0 at the last step, as published together with aicsd")
+    fade: bool = option(False, "decrease the weight linearly to 0 at the last step")
+    adaptive: bool = option(
+        False, "multiply by (1 - a) / a, where a rises to 1 at the last step; as published with aicsd"
+    )
 
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
+        yield from super().problems(values, known)
+        if values["fade"] and values["adaptive"]:
+            yield "adaptive", "expected at most one of fade and adaptive"
+
+    @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
-        return {"kd": logit_loss(student.logits, teacher.logits, valid, self.temperature)}
+        loss = logit_loss(student.logits, teacher.logits, valid, self.temperature)
+        if self.adaptive:
+            share = self.progress(train)
+            loss *= (1 - share) / share
+        return {"kd": loss}

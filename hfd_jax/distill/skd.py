@@ -7,7 +7,9 @@ within a sample,
 
 The authors' code takes maxima over cells of half the map and uses weight 1. The code of Yang et al. 2022 (arXiv
 2204.06986) takes maxima over cells of 2 x 2 positions and uses weight 10. Here the nodes are means and the weight is
-10. The pixel-wise part is `kd`; the adversarial part is left out.
+10. A map of at most `nodes` positions along each axis is not pooled at all: its positions are the nodes. That is the
+case for tiles of 64 pixels and a feature at stride 4 or coarser; HFD-Net's A, at stride 1, is pooled over 4 x 4
+positions there. The pixel-wise part is `kd`; the adversarial part is left out.
 """
 
 from typing import ClassVar

@@ -1,7 +1,9 @@
 """DeepLabV3+: atrous spatial pyramid pooling on a ResNet, and a decoder that joins the features of stride 4.
 
 Chen et al. 2018, "Encoder-decoder with atrous separable convolution for semantic image segmentation": output stride 16,
-rates 6, 12 and 18, depthwise separable convolutions in the pyramid and the decoder. Left out: dropout.
+rates 6, 12 and 18, depthwise separable convolutions in the pyramid and the decoder. Left out: dropout, and the batch
+normalisation and activation that the authors' code has between a depthwise convolution and its pointwise one (as in
+segmentation_models_pytorch, the two form one linear layer).
 """
 
 from collections.abc import Iterator, Mapping

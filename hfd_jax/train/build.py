@@ -130,7 +130,7 @@ def make_distiller(config: ConfigDict, spec: NetworkSpec) -> Combined | None:
 
 def make_method(config: ConfigDict, method: str) -> nn.Module:
     """Builds the module of a method; the fields of its config are the module's options."""
-    return METHODS[method](**config.distill[method])
+    return METHODS[method](steps=config.student.steps, **config.distill[method])
 
 
 def make_schedule(config: ConfigDict, steps: int):

@@ -15,6 +15,7 @@ from hfd_jax.distill.trust import trusted
 from hfd_jax.train import build
 from hfd_jax.train.networks import student_spec
 from tests.pairs import (
+    KEY,
     NEEDS_LABELS,
     WITHOUT_PARAMETERS,
     cells,
@@ -91,7 +92,7 @@ def test_aicsd_is_invariant_to_class_offsets():
 def test_fakd_bounds_the_loss_with_random_features(rng):
     """Compares with 4000 draws of Gaussian logits with the covariance of their class; the mean is accurate to 3 %."""
     student, teacher, label, valid = make_pair()
-    plain = module("fakd", strength=0.0).apply({}, student, teacher, label, valid)["fakd"]
+    plain = module("fakd", strength=0.0, ramp=False).apply({}, student, teacher, label, valid)["fakd"]
     expected = kl(softmax(teacher.logits), softmax(student.logits))[valid].mean()
     assert float(plain) == pytest.approx(expected, rel=1e-4), "without augmentation: logit distillation"
     group, draws = teacher.logits.argmax(-1), []
@@ -102,7 +103,50 @@ def test_fakd_bounds_the_loss_with_random_features(rng):
     sampled = np.concatenate(draws).mean()
     assert expected < sampled < loss_of("fakd", student, teacher, label, valid)
     variances = fakd.difference_variances(jnp.asarray(student.logits), group, valid)
-    np.testing.assert_allclose(variances, np.swapaxes(variances, 1, 2), atol=1e-4)
+    for k in range(3):
+        z = student.logits[valid & (group == k)]
+        np.testing.assert_allclose(variances[k], (z[:, :, None] - z[:, None, :]).var(0), rtol=1e-4, atol=1e-4)
+
+
+def test_fakd_needs_no_array_of_pixels_times_squared_classes():
+    shapes = [((1, 64, 64, 21), np.float32), ((1, 64, 64), np.int32), ((1, 64, 64), bool)]
+    inputs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    gradient = jax.grad(lambda *arrays: fakd.difference_variances(*arrays).sum())
+    used = jax.jit(gradient).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+    assert used < 10 * 4 * 64 * 64 * 21, "a few arrays of the logits' size, not 21"
+
+
+def test_fakd_pushes_down_the_scale_of_large_logits_through_the_classifier_alone(rng):
+    """The teacher agrees with the student, so that only the variances have a gradient."""
+    feature, kernel = rng.normal(size=(2, 4, 4, 3)).astype(np.float32), rng.normal(size=(3, 3)).astype(np.float32)
+    _, _, label, valid = make_pair()
+
+    def classified(scale, feature):
+        return jax.image.resize(scale * feature @ kernel, (2, 8, 8, 3), "bilinear")
+
+    def loss(scale, strength):
+        student, teacher = (Outputs({"A": feature}, classified(s, feature)) for s in (scale, 10.0))
+        return module("fakd", ramp=False).clone(strength=strength).apply({}, student, teacher, label, valid)["fakd"]
+
+    def variance(scale, feature):
+        logits = fakd.with_constant_feature(classified(scale, feature), feature)
+        return fakd.difference_variances(logits, jnp.argmax(logits, -1), valid).sum()
+
+    by_scale = jax.jit(jax.grad(loss))
+    assert by_scale(10.0, 0.5) > 1 > 1e-3 > abs(by_scale(10.0, 0.0)), "logit distillation alone is satisfied"
+    total, (by_scale, by_feature) = jax.device_get(jax.jit(jax.value_and_grad(variance, (0, 1)))(2.0, feature))
+    assert np.isclose(by_scale, total, rtol=1e-3), "V is quadratic in the weights: 2 V / scale"
+    assert np.abs(by_feature).max() < 1e-4 * by_scale, "S_c is a constant"
+
+
+def test_a_method_counts_the_steps_of_its_training():
+    pair, kd = make_pair(), METHODS["kd"](adaptive=True, steps=4)
+    state, losses = kd.init(KEY, *pair), []
+    for _ in range(5):
+        terms, state = kd.apply(state, *pair, mutable=["memory"])
+        losses.append(float(terms["kd"]))
+    plain = float(METHODS["kd"]().apply({}, *pair)["kd"])
+    assert np.allclose(losses, [3 * plain, plain, plain / 3, 0, 0], rtol=1e-5), "(1 - a) / a"
 
 
 def test_the_fused_loss_of_disoptnet_needs_labels_and_its_other_losses_do_not():
@@ -125,6 +169,7 @@ def test_the_config_has_every_method_and_builds_its_module():
     combined = build.make_distiller(config, student_spec(config))
     assert [module.method for module in combined.methods] == list(METHODS)
     assert set(config.distill) == {*METHODS, "method", "warmup", "max_share", "min_confidence"}
+    assert combined.methods[0].steps == config.student.steps
     config.distill.kd.fade = True
     objective = build.make_objective(config, student_spec(config), 10, lambda: ())
     first, last = (jax.device_get(objective.weights(step)) for step in (0, 9))

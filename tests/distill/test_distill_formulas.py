@@ -102,7 +102,7 @@ def expected_aicsd(student, teacher, label, valid, params):
             np.array([[kl(p[:, i], p[:, j]) for j in range(3)] for i in range(3)])
             for p in (softmax(x[mask] / 2, 0) for x in (s, t))
         )
-        each.append((a - b) ** 2)
+        each.append((length_one(a) - length_one(b)) ** 2)
     return np.mean(each)
 
 

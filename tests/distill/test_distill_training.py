@@ -83,7 +83,8 @@ def test_methods_train_together_and_are_logged(trained):
     names = {*METHODS, "hfd_A", "cirkd_pixels", "cirkd_regions", "cirkd_batch", "disoptnet_fused", "share_cirkd"}
     assert names <= set(rows[0]) and all(np.isfinite(list(row.values())).all() for row in rows)
     learning = set(METHODS) - set(WITHOUT_PARAMETERS) - {"nfd"}  # nfd: no projection, as the channels are equal here
-    assert set(states[0].params["distiller"]) == learning and set(states[0].memory) == {"cirkd"}
+    assert set(states[0].params["distiller"]) == learning and set(states[0].memory) == {"cirkd", "fakd"}
+    assert [int(state.memory["fakd"]["steps"]) for state in states] == [1, 2], "its strength grows"
     counts = [state.memory["cirkd"]["regions_count"].tolist() for state in states]
     assert counts == [[4] * CLASSES, [8] * CLASSES], "one class mean per image"
 
