@@ -59,7 +59,7 @@ def imports():
 def test_requirements_files_install_declared_extras_only(path):
     lines = lines_of(path)
     assert len(lines) == 1
-    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", lines[0])
+    extras = re.fullmatch(r"-e \.\[([\w,-]+)\]", lines[0])
     assert extras and set(extras[1].split(",")) <= set(EXTRAS)
 
 

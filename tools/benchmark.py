@@ -9,6 +9,7 @@
   python -m tools.benchmark --what=prepare --dataset=sen12ms --raw_dir=SEN12MS --limit=2000
   python -m tools.benchmark --what=scene --size=4096,20000 --config=configs/quickstart.py
   python -m tools.benchmark --what=scene --size=4096 --workdir=runs/quickstart --window=1024,512 --flips
+  python -m tools.benchmark --what=plan --target=h100:4 --batch=128 --size=512 --dtype=bfloat16 --scaling=8,32
 
 teacher_step, sar_step, student_step: one training step (input, forward, backward, update) of the EO teacher, of a
 student on SAR and labels only, and of the HFD student with its frozen teacher. inference: SAR images to class maps.
@@ -25,6 +26,9 @@ scene: tools.predict on a synthetic scene of --size pixels: Mpixel/s, and the pe
 single batch. With the --workdir of a run on simulated scenes (such as the quickstart), uses its student instead of
 random weights and compares the map with the truth: mIoU, error rates near window borders and elsewhere, and the share
 of pixels that agree with the first row, for each --window, and with --flips.
+plan: compiles the steps (--steps) for accelerators that need not be there (--target), from shapes alone: memory,
+whether it fits, operations, bytes, a lower bound of the time, collectives, and what is likely slow or imprecise, by
+module. It needs only the compiler: `pip install -e ".[plan-gpu]"` or `".[plan-tpu]"`. --scaling adds weak scaling.
 """
 
 import argparse
@@ -34,7 +38,7 @@ from hfd_jax.core.errors import UserError
 from tools import cli, datasets
 
 STEPS = ("teacher_step", "sar_step", "student_step", "inference")
-ALONE = ("startup", "data", "prepare", "scene")
+ALONE = ("startup", "data", "prepare", "scene", "plan")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -62,6 +66,10 @@ def main(arguments: argparse.Namespace) -> None:
         from tools.bench.scene import time_mapping
 
         print(time_mapping(arguments))
+    elif what == ["plan"]:
+        from tools.bench import plan
+
+        plan.measure(arguments)
     elif what == ["startup"]:
         from tools.bench.startup import time_first_steps
 
@@ -104,6 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--limit", type=int, default=1000, help="number of tiles of each split")
     prepare.add_argument("--workers", type=int, default=2, help="maximum number of processes")
     datasets.add_options(parser)
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--target", help="chips to compile for, such as h100:1, h100:4, v5e:2x4")
+    plan.add_argument("--steps", default=",".join(STEPS), help="steps to compile")
+    plan.add_argument("--scaling", type=whole_numbers, help="numbers of chips for the table of weak scaling")
     scene = parser.add_argument_group("scene")
     scene.add_argument("--workdir", help="workdir of a run on simulated scenes; default: random weights")
     scene.add_argument(

@@ -35,10 +35,11 @@ class Jit:
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
         self.local_devices = len(self.mesh.local_devices)
+        self._options = compiler_options(devices.flat[0].platform)
 
     def init(self, function: Callable, *args) -> Any:
         """Runs an initialiser and replicates its outputs; jit creates them directly on the devices."""
-        return jax.jit(function, out_shardings=self._whole, compiler_options=compiler_options())(*args)
+        return jax.jit(function, out_shardings=self._whole, compiler_options=self._options)(*args)
 
     def train_step(self, function: Callable) -> Callable:
         """Compiles (state, teacher, batch) -> (state, metrics); the state is donated."""
@@ -54,7 +55,7 @@ class Jit:
             function,
             in_shardings=(self._whole, self._split),
             out_shardings=self._split,
-            compiler_options=compiler_options(),
+            compiler_options=self._options,
         )
 
     def replicate(self, tree: Any) -> Any:
@@ -84,7 +85,7 @@ class Jit:
     def _compile(self, function, arguments, **kwargs):
         shardings = (*(self._whole,) * (arguments - 1), self._split)
         return jax.jit(
-            function, in_shardings=shardings, out_shardings=self._whole, compiler_options=compiler_options(), **kwargs
+            function, in_shardings=shardings, out_shardings=self._whole, compiler_options=self._options, **kwargs
         )
 
 
@@ -151,13 +152,16 @@ def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Jit
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-    """Returns compiler settings that speed up this backend; empty if the compiler does not know them.
+def compiler_options(platform: str = "") -> dict[str, str]:
+    """Returns compiler settings that speed up a platform; empty if the compiler does not know them.
 
     On the CPU, XLA by default passes convolutions to a library that is slower than its own code; with these settings
     it passes only reductions.
+
+    Args:
+      platform: platform of the devices that run the program; default: that of JAX's default devices.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:

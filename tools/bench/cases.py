@@ -56,15 +56,29 @@ class Case:
 def make_batch(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns a random batch in the form that `training_batches` yields."""
     rng = np.random.default_rng(seed)
+    values = {
+        "sar": lambda shape: rng.normal(-12, 4, shape),
+        "eo": lambda shape: rng.integers(1, 255, shape),
+        "label": lambda shape: rng.integers(0, shapes.classes, shape),
+        "sar_valid": np.ones,
+        "eo_valid": np.ones,
+        "index": lambda shape: np.arange(*shape),
+        "key": lambda shape: rng.integers(2**31, size=shape),
+    }
+    return {name: values[name](shape).astype(dtype) for name, (shape, dtype) in batch_layout(shapes).items()}
+
+
+def batch_layout(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns name -> (shape, dtype) of the arrays of a batch."""
     place = (shapes.batch, shapes.size, shapes.size)
     return {
-        "sar": rng.normal(-12, 4, (*place, shapes.sar_bands)).astype(np.float32),
-        "eo": rng.integers(1, 255, (*place, shapes.eo_bands)).astype(np.uint8),
-        "label": rng.integers(0, shapes.classes, place).astype(np.uint8),
-        "sar_valid": np.ones(place, bool),
-        "eo_valid": np.ones(place, bool),
-        "index": np.arange(shapes.batch, dtype=np.int32),
-        "key": rng.integers(2**31, size=shapes.batch, dtype=np.int32),
+        "sar": ((*place, shapes.sar_bands), np.float32),
+        "eo": ((*place, shapes.eo_bands), np.uint8),
+        "label": (place, np.uint8),
+        "sar_valid": (place, bool),
+        "eo_valid": (place, bool),
+        "index": ((shapes.batch,), np.int32),
+        "key": ((shapes.batch,), np.int32),
     }
 
 
