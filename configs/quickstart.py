@@ -11,7 +11,7 @@ from configs import scenes
 
 def get_config():
     config = scenes.get_config()
-    config.data.scenes.regions = 6
+    config.data.scenes.regions = 20
     config.data.scenes.nuisance = 1.0
     config.data.scenes.clouds = 0.1
     config.data.scenes.label_shift = 0.7

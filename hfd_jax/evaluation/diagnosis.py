@@ -22,7 +22,7 @@ def prospect(teacher: float, sar_only: float | None, split: str) -> str:
     gap = teacher - sar_only
     against = f"{known}, the SAR-only student {sar_only:.4f}"
     if gap < HARDLY_ANY:
-        return f"{against}: the teacher knows hardly more, expect no gain from distillation"
+        return f"{against}: the teacher knows hardly more; any gain would come from the unlabelled pairs alone"
     return f"{against}: distillation can gain up to {100 * gap:.1f} points"
 
 

@@ -61,10 +61,10 @@ def draw_appearance(rng: np.random.Generator, ground: Ground, strength: float, c
     tint = np.exp(rng.normal(0, 0.1 * strength, 4))
     azimuth = rng.uniform(0, 2 * np.pi)
     ramp = (x * math.cos(azimuth) + y * math.sin(azimuth)) / (n * ground.pixel_size)
-    haze = rng.uniform(0, 0.35) + 0.1 * smooth_noise(rng, n, 50 / ground.pixel_size)
+    haze = rng.uniform(0, 0.25) + 0.1 * smooth_noise(rng, n, 50 / ground.pixel_size)
     cloud, shadow = _clouds(rng, n, ground.pixel_size, clouds)
     return Appearance(
-        crops=np.exp(rng.normal(0, 0.35 * strength, (parcels, 4))) * tint,
+        crops=np.exp(rng.normal(0, 0.25 * strength, (parcels, 4))) * tint,
         rows=0.15 * strength * rows,
         light=1 + 0.3 * strength * (ramp - ramp.mean()),
         haze=np.clip(haze, 0, 1) * strength,

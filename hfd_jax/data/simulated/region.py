@@ -53,5 +53,5 @@ def draw_region(seed: int, number: int) -> Region:
         looks=float(rng.choice([0.8, 1.0, 2.0, 4.0])),
         backscatter=rng.normal(0, 1.2, (CLASSES, SAR_BANDS)).astype(np.float32),
         calibration=rng.normal(0, 0.7, SAR_BANDS).astype(np.float32),
-        season=np.exp(rng.normal(0, 0.2, (CLASSES, EO_BANDS))).astype(np.float32),
+        season=np.exp(rng.normal(0, 0.1, (CLASSES, EO_BANDS))).astype(np.float32),
     )
