@@ -12,8 +12,8 @@ from typing import Any
 _LAZY = {
     "load": ("hfd_jax.inference.student", "load"),
     "Student": ("hfd_jax.inference.student", "Student"),
-    "read_metrics": ("hfd_jax.evaluation.metrics", "read_metrics"),
-    "read_evaluation": ("hfd_jax.evaluation.metrics", "read_evaluation"),
+    "read_metrics": ("hfd_jax.evaluation.frames", "read_metrics"),
+    "read_evaluation": ("hfd_jax.evaluation.frames", "read_evaluation"),
 }
 
 

@@ -10,6 +10,7 @@
   python -m tools.benchmark --what=scene --size=4096,20000 --config=configs/quickstart.py
   python -m tools.benchmark --what=scene --size=4096 --workdir=runs/quickstart --window=1024,512 --flips
   python -m tools.benchmark --what=plan --target=h100:4 --batch=128 --size=512 --dtype=bfloat16 --scaling=8,32
+  python -m tools.benchmark --suite=accelerator --out=suite
 
 teacher_step, sar_step, student_step: one training step (input, forward, backward, update) of the EO teacher, of a
 student on SAR and labels only, and of the HFD student with its frozen teacher. inference: SAR images to class maps.
@@ -29,19 +30,30 @@ of pixels that agree with the first row, for each --window, and with --flips.
 plan: compiles the steps (--steps) for accelerators that need not be there (--target), from shapes alone: memory,
 whether it fits, operations, bytes, a lower bound of the time, collectives, and what is likely slow or imprecise, by
 module. It needs only the compiler: `pip install -e ".[plan-gpu]"` or `".[plan-tpu]"`. --scaling adds weak scaling.
+
+--suite=accelerator measures one card in under eight minutes: numbers against the CPU, steps and inference beside
+PyTorch, memory, a profiler trace, and a short training on simulated scenes. It needs JAX, Flax, Optax, SciPy and
+ml_collections, and PyTorch for the comparison, but no library that reads data. Results are in suite.json and suite.md
+in --out; the same command continues an interrupted suite. --tiny tries every part at sizes for two CPU cores.
 """
 
 import argparse
+import sys
 import tempfile
 
 from hfd_jax.core.errors import UserError
-from tools import cli, datasets
+from tools import cli
 
 STEPS = ("teacher_step", "sar_step", "student_step", "inference")
 ALONE = ("startup", "data", "prepare", "scene", "plan")
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if bool(arguments.what) == bool(arguments.suite):
+        raise UserError("expected either --what or --suite")
+    if arguments.suite:
+        measure_card(arguments)
+        return
     what = arguments.what.split(",")
     for name in what:
         if name not in STEPS + ALONE:
@@ -80,13 +92,31 @@ def main(arguments: argparse.Namespace) -> None:
         measure(arguments, what)
 
 
+def measure_card(arguments: argparse.Namespace) -> None:
+    from tools.bench.suite.run import PAGE, run
+    from tools.bench.suite.settings import TINY, Settings
+
+    if not arguments.out:
+        raise UserError("--suite needs --out, the folder for its results")
+    parts = run(TINY if arguments.tiny else Settings(), arguments.out)["parts"]
+    failed = [name for name, part in parts.items() if part["state"] == "failed" or part.get("errors")]
+    print(f"written to {arguments.out}/{PAGE}")
+    if failed:
+        raise UserError(f"failed, wholly or partly: {', '.join(failed)}; the same command runs failed parts again")
+
+
 def whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(with_data: bool = True) -> argparse.ArgumentParser:
+    """The parser; `with_data` False leaves out the options of --what=prepare, which need libraries that read data."""
     parser = cli.parser("benchmark", __doc__)
-    parser.add_argument("--what", required=True, help=f"one or more of {','.join(STEPS)}, or one of {', '.join(ALONE)}")
+    parser.add_argument("--what", help=f"one or more of {','.join(STEPS)}, or one of {', '.join(ALONE)}")
+    suite = parser.add_argument_group("suite")
+    suite.add_argument("--suite", choices=("accelerator",), help="measures one card as a whole")
+    suite.add_argument("--out", help="folder for the suite's results")
+    suite.add_argument("--tiny", action="store_true", help="tries the suite at sizes for two CPU cores")
     steps = parser.add_argument_group("steps")
     steps.add_argument("--batch", type=whole_numbers, default=[8], help="pairs per step; several values make a sweep")
     steps.add_argument(
@@ -106,12 +136,6 @@ def make_parser() -> argparse.ArgumentParser:
     steps.add_argument("--json", help="also write all numbers to this file")
     steps.add_argument("--plot", help="also plot speed and memory against batch and size into this PNG file")
     steps.add_argument("--trace", help="also write a profiler trace of a few steps to this folder")
-    prepare = parser.add_argument_group("prepare")
-    prepare.add_argument("--dataset", choices=datasets.NAMES, help="kind of the raw data set")
-    prepare.add_argument("--raw_dir", help="folder of the raw data set")
-    prepare.add_argument("--limit", type=int, default=1000, help="number of tiles of each split")
-    prepare.add_argument("--workers", type=int, default=2, help="maximum number of processes")
-    datasets.add_options(parser)
     plan = parser.add_argument_group("plan")
     plan.add_argument("--target", help="chips to compile for, such as h100:1, h100:4, v5e:2x4")
     plan.add_argument("--steps", default=",".join(STEPS), help="steps to compile")
@@ -123,8 +147,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     scene.add_argument("--overlap", type=int, default=256, help="overlap of neighbouring windows, pixels")
     scene.add_argument("--flips", action="store_true", help="also time averaging over flips, as tools.predict --flips")
+    if with_data:
+        add_preparation(parser)
     return parser
 
 
+def add_preparation(parser: argparse.ArgumentParser) -> None:
+    from tools import datasets
+
+    prepare = parser.add_argument_group("prepare")
+    prepare.add_argument("--dataset", choices=datasets.NAMES, help="kind of the raw data set")
+    prepare.add_argument("--raw_dir", help="folder of the raw data set")
+    prepare.add_argument("--limit", type=int, default=1000, help="number of tiles of each split")
+    prepare.add_argument("--workers", type=int, default=2, help="maximum number of processes")
+    datasets.add_options(parser)
+
+
 if __name__ == "__main__":
-    cli.launch(make_parser(), main, with_config=True)
+    suite = any(word.startswith("--suite") for word in sys.argv[1:])
+    cli.launch(make_parser(with_data=not suite), main, with_config=True)

@@ -10,8 +10,6 @@ import concurrent.futures
 import contextlib
 import functools
 import glob
-import hashlib
-import json
 import logging as stdlib_logging
 import os
 import re
@@ -27,6 +25,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.utils import checkpoint_steps
 
+from hfd_jax.core.digests import by_path, digest, fingerprints, record_digest
 from hfd_jax.core.errors import CheckpointError, writing
 from hfd_jax.core.parallel import same_everywhere, wait_for_all
 from hfd_jax.core.trees import listed, shape_differences
@@ -85,7 +84,7 @@ class CheckpointReader:
         """Returns the JSON record of a step. Raises DamagedError if it is unreadable or does not match its digest."""
         with self._damage(step, "its record cannot be read"):
             record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._path(step, "record"))
-        if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
+        if not isinstance(record, dict) or record.get("blake2b") != record_digest(record):
             raise DamagedError(f"{self._path(step)}: damaged, its record does not match its digest")
         return record
 
@@ -126,8 +125,8 @@ class CheckpointReader:
             partial_restore=True,
         )
         state = self._read(step, args)
-        for path, leaf in _by_path(state).items():
-            if _digest(np.asarray(leaf)) != arrays[path]["blake2b"]:
+        for path, leaf in by_path(state).items():
+            if digest(np.asarray(leaf)) != arrays[path]["blake2b"]:
                 raise DamagedError(f"{self._path(step)}: damaged, {path} does not match its digest")
         return state
 
@@ -135,7 +134,7 @@ class CheckpointReader:
         """Reads every array of a step. Raises DamagedError if one does not match its digest."""
         arrays = self.record(step)["arrays"]
         state = self._read(step, None)
-        digests = sorted(_digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
+        digests = sorted(digest(np.asarray(leaf)) for leaf in jax.tree.leaves(state))
         if digests != sorted(entry["blake2b"] for entry in arrays.values()):
             raise DamagedError(f"{self._path(step)}: damaged, an array does not match its digest")
 
@@ -162,7 +161,7 @@ class CheckpointReader:
             raise (CheckpointError if _is_no_damage(error) else DamagedError)(message) from error
 
     def _check_shapes(self, step: int, abstract: Any, arrays: dict[str, Any]) -> None:
-        wanted = _by_path(abstract)
+        wanted = by_path(abstract)
         stored = {k: jax.ShapeDtypeStruct(tuple(v["shape"]), v["dtype"]) for k, v in arrays.items() if k in wanted}
         problems = shape_differences(wanted, stored)
         if problems:
@@ -207,11 +206,11 @@ class Checkpoints(CheckpointReader):
         self._finishing: concurrent.futures.Future | None = None
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
-        """Waits for the previous save, then starts writing in the background.
+        """Waits for the previous save, fetches the arrays, and then works in the background.
 
-        Then the new checkpoint is read back, also in the background unless there are several processes, whose reads
-        Orbax synchronises. Older ones are removed afterwards: all but the latest, the best, and those with an
-        unreadable record.
+        There, the arrays are hashed and written, the new checkpoint is read back, and older ones are removed: all but
+        the latest, the best, and those with an unreadable record. With several processes, whose saves and reads Orbax
+        synchronises, this thread hashes and starts writing, and the next call reads back.
 
         Args:
           step: names the checkpoint.
@@ -220,25 +219,20 @@ class Checkpoints(CheckpointReader):
           score: higher is better; None leaves the step out of the choice of the best one.
 
         Raises:
-          CheckpointError: this save or the previous one failed, for example on a full disk, or what it wrote does not
-            read back. Earlier ones are kept.
+          CheckpointError: the previous save failed, for example on a full disk, or what it wrote does not read back.
+            Earlier ones are kept. The next `save`, `wait` or `close` reports a failure of this one.
         """
         self.wait()
-        # Digests need the arrays on the host, and Orbax then treats jit and pmap alike.
-        state = jax.tree.map(np.asarray, state)
-        record = {**record, "step": step, "score": score, "arrays": _fingerprints(state)}
-        record["blake2b"] = _record_digest(record)
+        # All transfers start together. On the host, Orbax treats jit and pmap alike.
+        state = jax.device_get(state)
         if score is not None:
             self._scores[step] = score
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         self._saving = step
-        with self._failures():
-            saved = self._manager.save(step, args=args, force=True)
-        if not saved:
-            raise CheckpointError(f"{self._path(step)} was not saved; does a checkpoint of this step already exist?")
-        self._unread = step
         if jax.process_count() == 1:
-            self._finishing = self._background.submit(self._finish)
+            self._finishing = self._background.submit(self._write_and_finish, step, state, record, score)
+            return
+        with self._failures():
+            self._write(step, state, record, score)
 
     def restore_latest(self, abstract: Any) -> tuple[Any, int] | None:
         """Restores the newest intact state and moves newer, damaged checkpoints to ../damaged.
@@ -293,6 +287,19 @@ class Checkpoints(CheckpointReader):
         finally:
             self._background.shutdown()
         self._manager.close()
+
+    def _write_and_finish(self, *save: Any) -> None:
+        self._write(*save)
+        self._finish()
+
+    def _write(self, step: int, state: Any, record: dict[str, Any], score: float | None) -> None:
+        """Hashes host arrays and starts to write them."""
+        record = {**record, "step": step, "score": score, "arrays": fingerprints(state)}
+        record["blake2b"] = record_digest(record)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        if not self._manager.save(step, args=args, force=True):
+            raise FileExistsError("a checkpoint of this step exists already")
+        self._unread = step
 
     def _finish(self) -> None:
         """Waits for the save in progress, reads back what it wrote and removes older checkpoints."""
@@ -390,27 +397,3 @@ def _first_line(error: Exception) -> str:
     """The first line of a message, without what TensorStore adds for its developers, and without its middle if long."""
     line = re.sub(r" \[(source locations|tensorstore_spec)=.*", "", (str(error).splitlines() or [""])[0])
     return f"{type(error).__name__}: {line if len(line) <= 200 else f'{line[:95]} ... {line[-95:]}'}"
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def _fingerprints(tree: Any) -> dict[str, dict[str, Any]]:
-    """Maps the path of each NumPy array to its shape, dtype and digest."""
-    out = {}
-    for path, leaf in _by_path(tree).items():
-        out[path] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "blake2b": _digest(leaf)}
-    return out
-
-
-def _record_digest(record: dict[str, Any]) -> str:
-    """Digest of the record as JSON, without the digest itself."""
-    text = json.dumps({key: value for key, value in record.items() if key != "blake2b"}, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()

@@ -242,12 +242,18 @@ def _processor() -> str:
         return platform.processor() + platform.machine()
 
 
-def prefetch(batches: Iterable[dict], shard: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:
-    """Transfers up to `depth` batches ahead of the current one; closing the generator closes `batches` too."""
+def prefetch(batches: Iterable[dict], start: Callable[[dict], dict], depth: int = 2) -> Iterator[dict]:
+    """Starts work on up to `depth` batches ahead of the current one; closing the generator closes `batches` too.
+
+    Args:
+      batches: host batches.
+      start: begins the transfer to the devices, or transfer and computation, and returns without waiting for it.
+      depth: number of batches ahead; each takes memory on the devices.
+    """
     waiting: list[dict] = []
     try:
         for batch in batches:
-            waiting.append(shard(batch))
+            waiting.append(start(batch))
             if len(waiting) > depth:
                 yield waiting.pop(0)
         yield from waiting

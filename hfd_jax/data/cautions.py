@@ -4,10 +4,8 @@ import functools
 from collections.abc import Mapping
 
 import numpy as np
-import rasterio
 
 from hfd_jax.data.facts import Facts
-from hfd_jax.data.rasters import pixel_metres
 from hfd_jax.data.tiles import Tile
 
 SAME_SIZE = 1.5  # pixels within this ratio count as of one size; degrees shrink towards the poles
@@ -17,6 +15,10 @@ def pixel_edge(tile: Tile) -> float:
     """Edge of a pixel of a tile, metres; 0 if the tile has no CRS."""
     if not tile.crs:
         return 0.0
+    import rasterio  # noqa: PLC0415 - simulated scenes, which have no CRS, need no rasterio
+
+    from hfd_jax.data.rasters import pixel_metres  # noqa: PLC0415
+
     grid = {"crs": _crs(tile.crs), "transform": rasterio.Affine(*tile.transform), "size": tile.sar.shape[:2]}
     return pixel_metres(grid)
 
@@ -55,4 +57,6 @@ def _mixed_sizes(edges: Mapping[str, np.ndarray]) -> list[str]:
 
 @functools.lru_cache(maxsize=512)
 def _crs(text: str):
+    import rasterio  # noqa: PLC0415 - see `pixel_edge`
+
     return rasterio.CRS.from_string(text)

@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import rasterio.warp
-import shapely
 
 from hfd_jax.data.longitudes import unwrapped
 from hfd_jax.data.tiles import Tile
@@ -36,10 +34,15 @@ def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[st
       "train/test" -> [(index in train, index in test)], for every pair of splits that share ground.
     """
     systems = {crs for _, names in parts.values() for crs in names if crs}
+    if not systems:
+        return {}
+    import rasterio  # noqa: PLC0415 - simulated scenes, which have no CRS, need neither
+    import shapely  # noqa: PLC0415
+
     # Tiles in several zones are compared in longitude and latitude.
     common = next(iter(systems)) if len(systems) == 1 else LONGITUDE_LATITUDE
     placed = {split: _placed(*part, common) for split, part in parts.items()}
-    if systems and rasterio.CRS.from_user_input(common).is_geographic:
+    if rasterio.CRS.from_user_input(common).is_geographic:
         longitudes = unwrapped(np.concatenate([points[..., 0] for points, _ in placed.values()]))
         for points, _ in placed.values():
             points[..., 0], longitudes = longitudes[: len(points)], longitudes[len(points) :]
@@ -60,6 +63,8 @@ def shared_ground(parts: dict[str, tuple[np.ndarray, Sequence[str]]]) -> dict[st
 
 def _placed(points: np.ndarray, names: Sequence[str], common: str) -> tuple[np.ndarray, np.ndarray]:
     """(corners [N, 4, 2] in the CRS `common` of the tiles that have a CRS, positions of these tiles)."""
+    import rasterio.warp  # noqa: PLC0415 - see `shared_ground`
+
     names = np.asarray(names, str)
     index = np.flatnonzero(names != "")
     points = np.array(points, np.float64).reshape(-1, 4, 2)

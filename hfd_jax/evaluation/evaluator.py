@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hfd_jax.core.logs import Summaries
-from hfd_jax.core.parallel import Jit, Pmap
+from hfd_jax.core.parallel import Jit, Pmap, prefetch
 from hfd_jax.core.workdir import Workdir, read_json, write_json
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
@@ -56,9 +56,9 @@ class Evaluator:
         step = self._step(steps.eval_step, model, inputs, sensor)
         classes = self._dataset.facts.class_names
         matrix, ignored = np.zeros((len(classes),) * 2, np.int64), 0
-        for batch in self.batches(self.windows):
-            counts = jax.device_get(step(variables, self._parallel.shard(batch)))
-            matrix += counts["confusion"]
+        # The host reads on while the device counts. The counts of a batch are int32; over a split they could overflow.
+        for counts in prefetch(self.batches(self.windows), lambda batch: step(variables, self._parallel.shard(batch))):
+            matrix += np.asarray(counts["confusion"])
             ignored += int(counts["ignored"])
         # Windows extend beyond the edge of a tile; those padding pixels are not counted.
         covered = len(self.windows) * self._shape[0] * self._shape[1]

@@ -1,19 +1,19 @@
-"""One confusion matrix over a whole split, every score derived from it, and the numbers of a run as pandas frames.
+"""One confusion matrix over a whole split, and every score derived from it.
 
 Rows are the reference, columns the prediction. `confusion_matrix` runs on the device; the scores are plain NumPy.
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
-from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
-from hfd_jax.core.logs import read_log
-from hfd_jax.core.workdir import Workdir, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PER_CLASS = ("iou", "f1", "precision", "recall")
 SUMMARY = ("mean_iou", "macro_f1", "accuracy", "kappa")
@@ -30,10 +30,29 @@ def confusion_matrix(prediction, label, classes: int):
     Returns:
       [K, K] int32; ignored pixels are not in it.
     """
-    valid = label != IGNORE_LABEL
+    count = counted_by_cell if jax.default_backend() == "cpu" else counted_by_product
+    return count(prediction, label, classes)
+
+
+def counted_by_cell(prediction, label, classes: int):
+    """`confusion_matrix` for the CPU, where a matrix product takes more than ten times as long."""
     # One more bin than cells takes the ignored pixels.
-    cell = jnp.where(valid, label.astype(jnp.int32) * classes + prediction.astype(jnp.int32), classes**2)
+    cell = jnp.where(
+        label == IGNORE_LABEL, classes**2, label.astype(jnp.int32) * classes + prediction.astype(jnp.int32)
+    )
     return jnp.bincount(cell.ravel(), length=classes**2 + 1)[:-1].reshape(classes, classes)
+
+
+def counted_by_product(prediction, label, classes: int):
+    """`confusion_matrix` for accelerators, without a scatter: a matrix product of indicators.
+
+    Exact up to 2^24 pixels per entry of the first axis, since their counts are summed in float32.
+    """
+    rows, columns = (
+        jax.nn.one_hot(x.reshape(x.shape[0], -1), classes, dtype=jnp.bfloat16) for x in (label, prediction)
+    )
+    counts = jnp.einsum("bnr,bnc->brc", rows, columns, preferred_element_type=jnp.float32)
+    return jnp.sum(counts.astype(jnp.int32), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,58 +96,19 @@ class Scores:
         counts = {"pixels": self.pixels, "ignored": self.ignored, "absent_classes": list(self.absent)}
         return {**scalars, **counts, "per_class": per_class, "confusion_matrix": self.matrix.tolist()}
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per class, and a last row "mean" over the classes that have a value.
 
         Columns: iou, f1, precision, recall (0 to 1, NaN if undefined) and pixels (of the reference; in "mean" all of
         them). `frame.attrs` holds mean_iou, macro_f1, accuracy, kappa, pixels and ignored.
         """
+        import pandas as pd  # noqa: PLC0415 - slow, and neither training nor evaluation needs it
+
         frame = pd.DataFrame({key: getattr(self, key) for key in PER_CLASS}, index=list(self.class_names))
         frame.loc["mean"] = frame.mean()
         frame["pixels"] = [*self.matrix.sum(1).tolist(), self.pixels]
         frame.attrs = {key: getattr(self, key) for key in (*SUMMARY, "pixels", "ignored")}
         return frame
-
-
-def read_metrics(workdir: str) -> pd.DataFrame:
-    """Reads the metrics that a run logged while it trained.
-
-    Args:
-      workdir: workdir of the run.
-
-    Returns:
-      One row per line of metrics.jsonl: network, step, and the logged numbers (NaN where a line lacks one).
-
-    Raises:
-      WorkdirError: the folder holds no metrics.jsonl.
-    """
-    path = Workdir(str(workdir)).metrics
-    entries, _ = read_log(path)
-    if not entries:
-        raise WorkdirError(f"{path}: missing or empty; is {workdir} the workdir of a run?")
-    return pd.DataFrame(entries)
-
-
-def read_evaluation(workdir: str) -> pd.DataFrame:
-    """Reads the scores of a run's networks.
-
-    Args:
-      workdir: workdir of the run.
-
-    Returns:
-      One row per split and network of evaluation.json: title, step, mean_iou, macro_f1, accuracy, kappa, pixels,
-      ignored, and the IoU of every class as "iou CLASS".
-
-    Raises:
-      WorkdirError: the folder holds no evaluation.json.
-    """
-    rows = []
-    for split, networks in read_json(Workdir(str(workdir)).evaluation).items():
-        for network, row in networks.items():
-            numbers = {key: row[key] for key in ("title", "step", *SUMMARY, "pixels", "ignored")}
-            ious = {f"iou {name}": scores["iou"] for name, scores in row["per_class"].items()}
-            rows.append({"split": split, "network": network, **numbers, **ious})
-    return pd.DataFrame(rows)
 
 
 def _or_none(value) -> float | None:

@@ -2,19 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
 from hfd_jax.data.augment import Augmentation
-from hfd_jax.data.catalogue import Dataset, SceneSource
 from hfd_jax.data.facts import BandStatistics, Facts, Statistics
 from hfd_jax.data.inputs import InputSpec
 from hfd_jax.data.normalise import Normalisation
-from hfd_jax.data.pipeline import Pool, Reading, Ref, training_pools
-from hfd_jax.data.simulator import SceneOptions
 from hfd_jax.distill.registry import METHODS, Combined
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.registry import DTYPES
@@ -23,10 +20,8 @@ from hfd_jax.train import optimiser
 from hfd_jax.train.networks import NetworkSpec, model_config
 from hfd_jax.train.steps import Objective
 
-
-def scene_source(scenes: ConfigDict) -> SceneSource:
-    counts = {split: scenes[split] for split in ("train", "validation", "test")}
-    return SceneSource(SceneOptions(**{k: v for k, v in scenes.items() if k not in counts}), **counts)
+if TYPE_CHECKING:
+    from hfd_jax.data.catalogue import Dataset
 
 
 def make_model(config: ConfigDict, spec: NetworkSpec, classes: int) -> SegmentationNetwork:
@@ -64,36 +59,6 @@ def make_inputs(config: ConfigDict, facts: Facts, statistics: Statistics) -> Inp
         augmentation=Augmentation(**config.augment.to_dict()),
         look_axis=facts.look_axis,
     )
-
-
-def labelled_tiles(config: ConfigDict, dataset: Dataset) -> tuple[list[Ref], list[Ref]]:
-    """Splits the training tiles into (labelled, unlabelled)."""
-    return training_pools(dataset, config.data.label_share, config.seed)
-
-
-def make_pools(config: ConfigDict, dataset: Dataset, spec: NetworkSpec) -> list[Pool]:
-    """Returns the tiles that the batches of a network draw from.
-
-    Every network takes a full batch of labelled pairs per step, in the same order. A distilling student takes
-    `data.unlabelled_ratio` times as many unlabelled pairs beside it.
-    """
-    labelled, unlabelled = labelled_tiles(config, dataset)
-    pools = [Pool(labelled, config.data.batch_size)]
-    beside = unlabelled_per_batch(config)
-    return [*pools, Pool(unlabelled, beside)] if spec.distils and unlabelled and beside else pools
-
-
-def unlabelled_per_batch(config: ConfigDict) -> int:
-    """Returns the number of unlabelled pairs per step of a distilling student."""
-    return round(config.data.unlabelled_ratio * config.data.batch_size)
-
-
-def make_reading(config: ConfigDict, facts: Facts) -> Reading:
-    """Describes which bands are read, and by how many threads and processes."""
-    index = {
-        f"{sensor}_index": band_index(chosen_bands(config, facts, sensor), facts, sensor) for sensor in ("sar", "eo")
-    }
-    return Reading(**index, threads=config.data.threads, workers=config.data.workers)
 
 
 def make_objective(
@@ -145,7 +110,7 @@ def make_optimiser(config: ConfigDict, steps: int):
 
 
 def make_record(
-    config: ConfigDict, spec: NetworkSpec, dataset: Dataset, inputs: InputSpec, versions: dict[str, str]
+    config: ConfigDict, spec: NetworkSpec, dataset: "Dataset", inputs: InputSpec, versions: dict[str, str]
 ) -> dict[str, Any]:
     """Describes a network in its checkpoints, so that it can be rebuilt without the config."""
     return {

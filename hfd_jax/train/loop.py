@@ -19,7 +19,7 @@ from hfd_jax.evaluation import figures
 from hfd_jax.evaluation.evaluator import Evaluator, drawings
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import Network
-from hfd_jax.train import build, steps, teacher
+from hfd_jax.train import build, reading, steps, teacher
 from hfd_jax.train.networks import NetworkSpec
 from hfd_jax.train.run import Run
 from hfd_jax.train.state import TrainState
@@ -56,7 +56,7 @@ def train_network(
     batches = training_batches(
         run.dataset,
         pools,
-        build.make_reading(config, run.dataset.facts),
+        reading.make_reading(config, run.dataset.facts),
         crop=config.data.crop,
         seed=config.seed,
         start_step=start,

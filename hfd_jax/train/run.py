@@ -20,7 +20,7 @@ from hfd_jax.data import catalogue
 from hfd_jax.data.catalogue import Dataset
 from hfd_jax.data.facts import Facts
 from hfd_jax.evaluation.evaluator import Evaluator
-from hfd_jax.train import build
+from hfd_jax.train import reading
 from hfd_jax.train.networks import NetworkSpec, declared_fields, networks_to_train, teacher_folder
 from hfd_jax.train.prerequisites import check_pretrained, check_teacher
 from hfd_jax.train.validate import check_against_data, check_fields
@@ -37,9 +37,9 @@ class Run:
     log: logs.MetricsLog
 
     def evaluator(self, split: str) -> Evaluator:
-        reading = build.make_reading(self.config, self.dataset.facts)
+        bands = reading.make_reading(self.config, self.dataset.facts)
         return Evaluator(
-            self.dataset, split, reading, self.parallel, self.config.eval.batch_size, self.config.eval.window
+            self.dataset, split, bands, self.parallel, self.config.eval.batch_size, self.config.eval.window
         )
 
     @property
@@ -61,7 +61,7 @@ class Run:
 
     def class_pixels(self) -> tuple[int, ...]:
         """Number of labelled pixels per class, among the labels that config.data.label_share keeps."""
-        labelled, hidden = build.labelled_tiles(self.config, self.dataset)
+        labelled, hidden = reading.labelled_tiles(self.config, self.dataset)
         if not hidden:
             return self.dataset.statistics.class_pixels
         counts = np.zeros(len(self.dataset.facts.class_names), np.int64)
@@ -143,7 +143,7 @@ def check_shared(workdir: Workdir) -> None:
 def describe_data(config: ConfigDict):
     """Returns (facts, tiles per split, size of the largest training tile) of the data set, simulated or not."""
     if config.data.name == "scenes":  # known before it exists
-        scenes = build.scene_source(config.data.scenes)
+        scenes = reading.scene_source(config.data.scenes)
         return scenes.facts, scenes.sizes, (scenes.options.size,) * 2
     dataset = catalogue.find_dataset(config.data.name, config.data.dir)
     return dataset.facts, dataset.sizes, dataset.largest("train") if "train" in dataset.sizes else (0, 0)
@@ -152,7 +152,7 @@ def describe_data(config: ConfigDict):
 def open_run(config: ConfigDict, workdir: Workdir) -> Run:
     """Opens a run whose config has been validated."""
     if config.data.name == "scenes":
-        scenes = build.scene_source(config.data.scenes)
+        scenes = reading.scene_source(config.data.scenes)
         if jax.process_index() == 0:
             catalogue.prepare_scenes(scenes, config.data.dir)
         wait_for_all("scenes prepared")

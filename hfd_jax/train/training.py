@@ -12,7 +12,7 @@ from hfd_jax.data.pipeline import Pool
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import Network, identity
 from hfd_jax.models import pretrained
-from hfd_jax.train import build, steps
+from hfd_jax.train import build, reading, steps
 from hfd_jax.train.networks import NetworkSpec, pretrained_file
 from hfd_jax.train.run import Run
 from hfd_jax.train.state import TrainState, init_fn, initial_key, student_from_teacher
@@ -60,7 +60,7 @@ def make_training(
     if teacher_scores:
         record["teacher_score"] = {"split": run.decision_split, "mean_iou": teacher_scores.mean_iou}
     checkpoints = Checkpoints(run.workdir.checkpoints(spec.name), config.train.keep_checkpoints)
-    return Training(spec, setup, frozen, checkpoints, record, total, build.make_pools(config, run.dataset, spec))
+    return Training(spec, setup, frozen, checkpoints, record, total, reading.make_pools(config, run.dataset, spec))
 
 
 def make_setup(run: Run, spec: NetworkSpec, frozen: Network | None, total: int) -> steps.Setup:

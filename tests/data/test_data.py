@@ -261,13 +261,13 @@ def test_a_student_with_unlabelled_pairs_sees_the_labelled_crops_of_one_without(
 
 def test_unlabelled_pairs_come_beside_a_full_batch_of_labelled_ones(scenes):
     from configs import default
-    from hfd_jax.train import build
+    from hfd_jax.train import reading
 
     config = default.get_config()
     config.data.label_share, config.data.unlabelled_ratio = 0.5, 2.0
-    pools = build.make_pools(config, scenes, student_spec(config))
+    pools = reading.make_pools(config, scenes, student_spec(config))
     assert [(len(pool.refs), pool.per_batch) for pool in pools] == [(12, 16), (12, 32)]
     config.data.unlabelled_ratio = 0.0
-    assert [pool.per_batch for pool in build.make_pools(config, scenes, student_spec(config))] == [16]
+    assert [pool.per_batch for pool in reading.make_pools(config, scenes, student_spec(config))] == [16]
     config.data.unlabelled_ratio = 1.0
-    assert [pool.per_batch for pool in build.make_pools(config, scenes, teacher_spec())] == [16]
+    assert [pool.per_batch for pool in reading.make_pools(config, scenes, teacher_spec())] == [16]

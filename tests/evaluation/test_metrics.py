@@ -8,7 +8,8 @@ from sklearn import metrics as sk
 
 from hfd_jax.core.errors import WorkdirError
 from hfd_jax.core.labels import IGNORE_LABEL
-from hfd_jax.evaluation.metrics import confusion_matrix, read_evaluation, read_metrics, scores
+from hfd_jax.evaluation.frames import read_evaluation, read_metrics
+from hfd_jax.evaluation.metrics import confusion_matrix, counted_by_product, scores
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -18,6 +19,7 @@ def test_scores_equal_scikit_learn_with_ignored_pixels(seed):
     prediction = np.where(rng.random(label.shape) < 0.6, label, rng.integers(0, 5, label.shape)).astype(np.uint8)
     label[rng.random(label.shape) < 0.2] = IGNORE_LABEL
     matrix = np.asarray(confusion_matrix(prediction, label, 5))
+    np.testing.assert_array_equal(matrix, counted_by_product(prediction, label, 5), "as on accelerators")
     valid = label != IGNORE_LABEL
     truth, guess = label[valid], prediction[valid]
     np.testing.assert_array_equal(matrix, sk.confusion_matrix(truth, guess))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from tests.conftest import run_python
 from tools import benchmark
 from tools.bench import run
 from tools.bench.run import Row, table
+from tools.bench.suite import page, speed
+from tools.bench.suite import run as suite
+from tools.bench.suite.settings import TINY, Settings
 from tools.bench.timing import Timing, interleaved
 
 SMALL = (
@@ -53,6 +57,96 @@ def test_steps_are_timed_and_written(tmp_path):
 def test_invalid_flags_are_named(flags, message):
     done = run_python("-m", "tools.benchmark", *flags, check=False)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+# What the suite must do without: everything that reads data, writes summaries or draws.
+WITHOUT = [
+    "tensorflow",
+    "clu",
+    "grain",
+    "rasterio",
+    "tensorflow_datasets",
+    "array_record",
+    "pandas",
+    "matplotlib",
+    "pyogrio",
+    "shapely",
+    "tqdm",
+    "jinja2",
+    "tabulate",
+    "safetensors",
+]
+SUITE = """
+import importlib, json, sys
+
+class Missing:
+    names = set(sys.argv[2].split(","))
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+from tools import benchmark
+from tools.bench.suite import run
+from tools.bench.suite.settings import TINY
+
+def launch(name, folder, seconds):  # in this process, which saves the time that starting others takes
+    return {"failed": "no card"} if name == "device" else run.here(name, folder, seconds)
+
+benchmark.make_parser(with_data=False)
+run.run(TINY, sys.argv[1], launch)
+# The launcher, which reads data, needs less.
+Missing.names = {"tensorflow", "clu", "rasterio"}
+importlib.import_module("main")
+importlib.import_module("hfd_jax.train.stages")
+"""
+
+
+def test_the_suite_needs_few_packages_and_outlives_a_part_that_fails(tmp_path, capsys):
+    run_python("-c", SUITE, tmp_path, ",".join(WITHOUT))
+    parts = json.loads((tmp_path / "suite.json").read_text())["parts"]
+    assert parts["device"]["state"] == "failed"
+    assert [name for name, part in parts.items() if part["state"] == "done"][:3] == ["reference", "numbers", "speed"]
+    assert all(row["error"] <= row["allowed"] for row in parts["numbers"]["rows"]) and not parts["numbers"]["errors"]
+    assert [row["step"] for row in parts["speed"]["rows"]] == ["student_step", "sar_step", "teacher_step", "inference"]
+    assert all(row["seconds"] > 0 and row["flops"] > 0 and row["planned_memory"] > 0 for row in parts["speed"]["rows"])
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert [row["steps"] for row in parts["training"]["rows"]] == [4, 4, 4]
+    assert all(0 <= row["mean_iou"] <= 1 for row in parts["training"]["rows"])
+    text = (tmp_path / "suite.md").read_text()
+    assert "**Failed**: no card" in text and "student step / SAR-only step" in text
+
+    # The same command repeats what failed, and nothing else.
+    peaks = {"float32": {"flops": 1e12, "bandwidth": 1e11}}
+    device = {"device": "card", "backend": "gpu", "jax": "0", "memory": 2**30, "peaks": peaks}
+    document = suite.run(TINY, str(tmp_path), lambda name, folder, seconds: device)
+    assert document["parts"]["speed"]["rows"] == parts["speed"]["rows"]
+    assert "[1/6] device: done" in capsys.readouterr().out
+    assert "card (gpu), jax 0, memory 1.00 GiB" in (tmp_path / "suite.md").read_text()
+    with pytest.raises(UserError, match=r"holds a suite with other settings: .*batch 2.*; expected a new folder"):
+        suite.run(Settings(), str(tmp_path))
+
+
+def test_a_part_that_is_stopped_or_crashes_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(suite.PARTS, "crash", suite.Part("numbers:nothing", 1))
+    suite.opened(TINY, str(tmp_path))
+    assert re.fullmatch("stopped after 0 s.*", suite.in_process("crash", str(tmp_path), 0.01)["failed"])
+
+
+def test_the_largest_batch_that_fits_is_chosen():
+    program = speed.Program(None, np.zeros(10, np.uint8), (np.zeros(0),), 0.0, None, planned=10 + 4 * 5)
+    # 10 bytes whatever the batch and 5 bytes per pair, of which 0.85 may be used.
+    assert speed.largest_batch(program, 4, None) == 4
+    assert speed.largest_batch(program, 4, 107) == 16 and speed.largest_batch(program, 4, 105) == 8
+    assert speed.largest_batch(program, 4, 24) == 2
+
+
+def test_ratios_are_per_pair_and_beside_their_goals():
+    rows = [{"step": "student_step", "seconds": 1.1, "pairs_per_second": 60.0, "share_of_matmul": 0.5}]
+    rows.append({"step": "sar_step", "seconds": 1.0})
+    compiled = {"step": "student_step", "flavour": "torch compile bf16", "pairs_per_second": 40.0}
+    found = page.ratios({"speed": {"rows": rows}, "peer": {"rows": [compiled]}})
+    assert list(found) == list(page.GOALS) and list(found.values()) == pytest.approx([1.5, 0.5, 1.1])
 
 
 def test_a_peer_that_is_not_installed_is_refused_before_anything_is_compiled(monkeypatch):

@@ -122,20 +122,10 @@ NETWORKS = {
 
 def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequence[jax.Device]) -> Case:
     """The training step of one of NETWORKS: input, forward, backward, update; for the student also the teacher."""
-    network = NETWORKS[what](config)
-    setup, parallel = make_setup(config, shapes, network), Jit(devices)
-    bands = shapes.eo_bands if network.sensor == "eo" else shapes.sar_bands
-    reference = (setup.teacher, shapes.eo_bands)
-    state = parallel.init(init_fn(setup.model, setup.tx, bands, setup.distiller, reference), jax.random.key(0))
-    teacher: Any = {}
-    arrays = make_batch(shapes)
-    if setup.objective.distils:
-        image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
-        variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
-        teacher = jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(setup.teacher, variables))
-    batch = parallel.shard(arrays)
-    arguments = (state, teacher, batch)
-    compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), arguments)
+    setup, parallel = make_setup(config, shapes, NETWORKS[what](config)), Jit(devices)
+    state, teacher = initial_arguments(setup, shapes, parallel)
+    batch = parallel.shard(make_batch(shapes))
+    compiled, seconds = compile_twice(parallel.train_step(steps.train_step(setup)), (state, teacher, batch))
     held = [state]
 
     def call():
@@ -144,6 +134,18 @@ def training_case(config: ConfigDict, shapes: Shapes, what: str, devices: Sequen
         return metrics
 
     return Case(call, seconds, *costs(compiled, len(devices)))
+
+
+def initial_arguments(setup: steps.Setup, shapes: Shapes, parallel: Jit) -> tuple[Any, Any]:
+    """Returns (state, teacher's variables, empty if nothing is distilled) for a training step, with random weights."""
+    bands = shapes.eo_bands if setup.sensor == "eo" else shapes.sar_bands
+    reference = (setup.teacher, shapes.eo_bands)
+    state = parallel.init(init_fn(setup.model, setup.tx, bands, setup.distiller, reference), jax.random.key(0))
+    if not setup.objective.distils:
+        return state, {}
+    image = np.zeros((1, 64, 64, shapes.eo_bands), np.float32)
+    variables = parallel.init(setup.teacher.init, jax.random.key(1), image)
+    return state, jax.tree.map(lambda x: x.astype(setup.teacher.dtype), fold(setup.teacher, variables))
 
 
 def inference_case(config: ConfigDict, shapes: Shapes, devices: Sequence[jax.Device]) -> Case:

@@ -41,7 +41,7 @@ def compare_rates(shared: Any) -> str:
 
     from hfd_jax.core.parallel import prefetch
     from hfd_jax.data.pipeline import training_batches
-    from hfd_jax.train import build, steps
+    from hfd_jax.train import reading, steps
     from hfd_jax.train.state import initial_key
     from hfd_jax.train.training import initialiser, make_training
 
@@ -53,7 +53,7 @@ def compare_rates(shared: Any) -> str:
     batches = training_batches(
         shared.dataset,
         training.pools,
-        build.make_reading(config, shared.dataset.facts),
+        reading.make_reading(config, shared.dataset.facts),
         crop=config.data.crop,
         seed=config.seed,
     )

@@ -30,7 +30,7 @@ from hfd_jax.inference.mapping.predict import Options, Predictor
 from hfd_jax.inference.mapping.windows import place
 from hfd_jax.inference.mapping.writer import CLASSES, Target
 from hfd_jax.inference.restore import Network
-from hfd_jax.train import build, config_flags
+from hfd_jax.train import build, config_flags, reading
 from hfd_jax.train.networks import student_spec
 from tools.bench import cases
 from tools.predict import CACHE_MB, find_network
@@ -133,7 +133,7 @@ def peak_memory() -> int:
 
 def random_network(config: ConfigDict, parallel: Jit) -> Network:
     """Returns the config's student with random weights."""
-    facts = build.scene_source(config.data.scenes).facts
+    facts = reading.scene_source(config.data.scenes).facts
     shapes = cases.Shapes(1, 64, len(facts.sar_bands), len(facts.eo_bands), len(facts.class_names))
     run, inputs = student_spec(config), cases.make_inputs(config, shapes)
     model = build.make_model(config, run, shapes.classes)
@@ -156,7 +156,7 @@ def write_corner(case: Case) -> str:
 
 def write_scene(folder: str, size: int, config: ConfigDict) -> None:
     """Writes scene.tif and truth.tif of size x size pixels."""
-    options = build.scene_source(config.data.scenes).options.with_true_labels()
+    options = reading.scene_source(config.data.scenes).options.with_true_labels()
     options = dataclasses.replace(options, size=PATCH)
     patches = [simulate(FIRST + index, options) for index in range(PATCHES)]
     for name, bands in (("scene", 2), ("truth", 1)):

@@ -25,7 +25,7 @@ from hfd_jax.experiments.report.records import NetworkScores, StoredRun
 from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.inference.restore import Network, check_fits, load_network
 from hfd_jax.models.base import TAPS, SegmentationNetwork
-from hfd_jax.train import build
+from hfd_jax.train import reading
 from hfd_jax.train.run import Run
 from hfd_jax.train.state import init_fn, initial_key, student_from_teacher
 
@@ -176,7 +176,7 @@ def open_run(run: StoredRun, data_dir: str | None, parallel: Jit) -> Run:
     config = run.config
     name = config.data.name
     if name == "scenes":
-        name = f"scenes/{build.scene_source(config.data.scenes).name}"
+        name = f"scenes/{reading.scene_source(config.data.scenes).name}"
     dataset = find_dataset(name, data_dir or config.data.dir)
     return Run(config, run.workdir, dataset, parallel, logs.MetricsLog(run.workdir.metrics))
 
