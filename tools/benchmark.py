@@ -139,6 +139,7 @@ def make_parser(with_data: bool = True) -> argparse.ArgumentParser:
     plan = parser.add_argument_group("plan")
     plan.add_argument("--target", help="chips to compile for, such as h100:1, h100:4, v5e:2x4")
     plan.add_argument("--steps", default=",".join(STEPS), help="steps to compile")
+    plan.add_argument("--programs", help="also write the compiled programs as text to this existing folder")
     plan.add_argument("--scaling", type=whole_numbers, help="numbers of chips for the table of weak scaling")
     scene = parser.add_argument_group("scene")
     scene.add_argument("--workdir", help="workdir of a run on simulated scenes; default: random weights")

@@ -7,7 +7,6 @@ before the division. The gradient of such a loss must then be averaged over the 
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hfd_jax.core.collectives import global_sum
 from hfd_jax.core.labels import IGNORE_LABEL
@@ -42,14 +41,17 @@ def cross_entropy(logits, label, class_weights=None):
     Returns:
       float32 scalar, 0 if no pixel is labelled.
     """
-    valid = label != IGNORE_LABEL
-    target = jnp.where(valid, label, 0).astype(jnp.int32)
-    per_pixel = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target)
-    weights = (
-        valid.astype(jnp.float32) if class_weights is None else valid * jnp.asarray(class_weights, jnp.float32)[target]
-    )
-    total = global_sum(jnp.sum(per_pixel * weights))
+    truth = one_hot(label, logits.shape[-1])
+    # Selected with the mask that Dice uses, not with a gather, whose gradient is a scatter.
+    chosen = jnp.where(truth, jax.nn.log_softmax(logits.astype(jnp.float32)), 0.0)
+    weights = jnp.sum(truth * jnp.asarray(1.0 if class_weights is None else class_weights, jnp.float32), -1)
+    total = -global_sum(jnp.sum(jnp.sum(chosen, -1) * weights))
     return total / jnp.maximum(global_sum(jnp.sum(weights)), EPS)
+
+
+def one_hot(label, classes: int):
+    """label [B, H, W] -> [B, H, W, classes] bool; IGNORE_LABEL belongs to no class."""
+    return (label[..., None] == jnp.arange(classes, dtype=label.dtype)) & (label != IGNORE_LABEL)[..., None]
 
 
 def soft_dice(logits, label):
@@ -67,7 +69,7 @@ def soft_dice(logits, label):
     """
     valid = (label != IGNORE_LABEL)[..., None].astype(jnp.float32)
     probability = jax.nn.softmax(logits.astype(jnp.float32)) * valid
-    truth = jax.nn.one_hot(jnp.where(label == IGNORE_LABEL, -1, label), logits.shape[-1]) * valid
+    truth = one_hot(label, logits.shape[-1]).astype(jnp.float32)
     sums = jnp.stack([jnp.sum(x, (0, 1, 2)) for x in (probability * truth, probability, truth)])
     count = jnp.maximum(global_sum(jnp.sum(valid)), 1.0)
     overlap, predicted, present = global_sum(sums) / count

@@ -22,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hfd_jax.core.collectives import AXIS
 from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.platform import compiling_for
 
 KINDS = ("jit", "pmap")
 
@@ -35,11 +36,12 @@ class Jit:
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
         self.local_devices = len(self.mesh.local_devices)
-        self._options = compiler_options(devices.flat[0].platform)
+        self._platform = devices.flat[0].platform
+        self._options = compiler_options(self._platform)
 
     def init(self, function: Callable, *args) -> Any:
         """Runs an initialiser and replicates its outputs; jit creates them directly on the devices."""
-        return jax.jit(function, out_shardings=self._whole, compiler_options=self._options)(*args)
+        return jax.jit(self._traced(function), out_shardings=self._whole, compiler_options=self._options)(*args)
 
     def train_step(self, function: Callable) -> Callable:
         """Compiles (state, teacher, batch) -> (state, metrics); the state is donated."""
@@ -52,7 +54,7 @@ class Jit:
     def map_step(self, function: Callable) -> Callable:
         """Compiles (variables, batch) -> array [B, ...]; each entry stays on the device of its sample."""
         return jax.jit(
-            function,
+            self._traced(function),
             in_shardings=(self._whole, self._split),
             out_shardings=self._split,
             compiler_options=self._options,
@@ -85,8 +87,22 @@ class Jit:
     def _compile(self, function, arguments, **kwargs):
         shardings = (*(self._whole,) * (arguments - 1), self._split)
         return jax.jit(
-            function, in_shardings=shardings, out_shardings=self._whole, compiler_options=self._options, **kwargs
+            self._traced(function),
+            in_shardings=shardings,
+            out_shardings=self._whole,
+            compiler_options=self._options,
+            **kwargs,
         )
+
+    def _traced(self, function):
+        """Tells the function, while it is traced, which platform it is compiled for."""
+
+        @functools.wraps(function)
+        def run(*args):
+            with compiling_for(self._platform):
+                return function(*args)
+
+        return run
 
 
 class Pmap:

@@ -144,6 +144,7 @@ class Maps:
       mask: [B, h, w] bool; the valid positions.
       label: [B, h, w] int32; IGNORE_LABEL for unlabelled positions.
       classes: number of classes K.
+      dtype: dtype that the student computes in, for layers whose result needs no more.
     """
 
     student: Any
@@ -151,6 +152,7 @@ class Maps:
     mask: Any
     label: Any
     classes: int = flax.struct.field(pytree_node=False)
+    dtype: Any = flax.struct.field(pytree_node=False, default=jnp.float32)
 
     @property
     def masked_student(self):
@@ -172,7 +174,8 @@ def compared(student: Outputs, teacher: Outputs, tap: str, label, valid, method:
     x, grid = of_student[tap].astype(jnp.float32), target.shape[1:3]
     if x.shape[1:3] != grid:
         x = resized(x, mask_at(valid, x.shape[1:3]), grid)
-    return Maps(x, target, mask_at(valid, grid), label_at(label, valid, grid), student.logits.shape[-1])
+    mask, known = mask_at(valid, grid), label_at(label, valid, grid)
+    return Maps(x, target, mask, known, student.logits.shape[-1], of_student[tap].dtype)
 
 
 def projected(x, channels: int, name: str):

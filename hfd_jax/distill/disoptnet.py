@@ -29,7 +29,8 @@ from hfd_jax.core.losses import cross_entropy, masked_mean, soft_dice
 from hfd_jax.core.options import option
 from hfd_jax.distill.base import LOGITS, Distiller, Outputs, Terms, compared
 from hfd_jax.distill.kd import logit_loss
-from hfd_jax.models.layers import BatchNorm, convolution, upsample
+from hfd_jax.models.layers import BatchNorm, convolution
+from hfd_jax.models.upsampling import upsample
 
 
 class DisOptNet(Distiller):

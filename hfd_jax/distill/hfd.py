@@ -23,7 +23,7 @@ the equations are this project's own. The adapters are trained together with the
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,20 +59,27 @@ def standardise(x, mask):
 def channel_errors(prediction, target, mask):
     """Mean squared difference per channel of two maps [B, H, W, C] over the valid positions; [C] float32."""
     weights = mask[..., None].astype(jnp.float32)
-    total = global_sum(jnp.sum((prediction - target) ** 2 * weights, (0, 1, 2)))
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    total = global_sum(jnp.sum(difference**2 * weights, (0, 1, 2)))
     return total / jnp.maximum(global_sum(jnp.sum(weights)), 1.0)
 
 
 class Adapter(nn.Module):
-    """conv1x1 - BatchNorm - relu - conv1x1, in float32: [B, H, W, C_student] -> [B, H, W, channels]."""
+    """conv1x1 - BatchNorm - relu - conv1x1: [B, H, W, C_student] -> [B, H, W, channels].
+
+    Attributes:
+      channels: number of channels of the result.
+      dtype: computation dtype and that of the result; parameters and batch statistics are float32.
+    """
 
     channels: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = nn.Conv(self.channels, (1, 1), use_bias=False)(x.astype(jnp.float32))
-        x = BatchNorm(train)(x)
-        return nn.Conv(self.channels, (1, 1))(nn.relu(x))
+        x = nn.Conv(self.channels, (1, 1), use_bias=False, dtype=self.dtype)(x)
+        x = BatchNorm(train, self.dtype)(x)
+        return nn.Conv(self.channels, (1, 1), dtype=self.dtype)(nn.relu(x))
 
 
 class HFD(TapDistiller):
@@ -107,7 +114,7 @@ class HFD(TapDistiller):
     def compare(self, tap: str, maps: Maps, train: bool):
         """Returns the loss and the mean error of one tap, float32 scalars."""
         channels = maps.target.shape[-1]
-        prediction = Adapter(channels, name=f"adapter_{tap}")(maps.student, train)
+        prediction = Adapter(channels, maps.dtype, name=f"adapter_{tap}")(maps.student, train)
         if self.form == "standardised":
             prediction = standardise(prediction, maps.mask)
         errors = channel_errors(prediction, standardise(maps.target, maps.mask), maps.mask)

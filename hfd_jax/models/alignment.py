@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolution, upsample
+from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolution
 from hfd_jax.models.resnet import STAGES, STRIDES
+from hfd_jax.models.upsampling import upsample
 
 LEVELS = STAGES
 ALIGNMENTS = ("flow", "none")

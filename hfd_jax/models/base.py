@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from hfd_jax.core import options
 from hfd_jax.core.options import option
-from hfd_jax.models.layers import convolution, upsample
+from hfd_jax.models.layers import convolution
 from hfd_jax.models.resnet import DEPTHS, STAGES, ResNet
+from hfd_jax.models.upsampling import upsample
 
 TAPS = (*STAGES, "P", "A")  # the encoder's features from fine to coarse, the pyramid, and the classifier's input
 STRIDE = 32  # input height and width must be multiples of it

@@ -10,7 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hfd_jax.models.layers import ConvBN, convolution, mean_pool_2x2, upsample
+from hfd_jax.models.layers import ConvBN, convolution, mean_pool_2x2
+from hfd_jax.models.upsampling import upsample
 
 
 class DetailPath(nn.Module):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from hfd_jax.core.options import option
 from hfd_jax.models.base import ResNetBased
-from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify, upsample
+from hfd_jax.models.layers import ConvBN, DepthwiseConvolution, classify
+from hfd_jax.models.upsampling import upsample
 
 
 class SeparableConvolution(nn.Module):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from hfd_jax.core.options import option
 from hfd_jax.models.base import SegmentationNetwork
-from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify, upsample
+from hfd_jax.models.layers import BatchNorm, ConvBN, JoinedConvolution, classify
 from hfd_jax.models.resnet import Block
+from hfd_jax.models.upsampling import upsample
 
 BLOCKS = 2  # blocks per branch and module, and in the first stage
 MODULES = (1, 3, 2)  # modules in the stages with two, three and four branches

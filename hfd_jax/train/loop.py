@@ -101,7 +101,9 @@ def loop(
     log = make_log(run, training, start, unlogged)
     with interruption.deferred(), contextlib.closing(training.checkpoints), contextlib.closing(log):
         for step in range(start + 1, training.total + 1):
-            state, metrics = train_step(state, frozen, next(batches))
+            batch = next(batches)
+            with jax.profiler.StepTraceAnnotation(training.spec.name, step_num=step):
+                state, metrics = train_step(state, frozen, batch)
             log.add(step, metrics)
             last, stop, score = step == training.total, interruption.requested(), None
             if last or step % settings.log_every == 0 or step == 1:

@@ -13,6 +13,7 @@ import optax
 
 from hfd_jax.core import losses
 from hfd_jax.core.collectives import global_mean, global_sum
+from hfd_jax.core.platform import on_cpu
 from hfd_jax.data.inputs import InputSpec, seen_label, training_input
 from hfd_jax.distill.base import Outputs
 from hfd_jax.distill.registry import Combined
@@ -122,14 +123,17 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
     if setup.objective.min_confidence:
         both_valid &= trusted(taught.logits, label, setup.objective.min_confidence)
 
+    @jax.named_scope("student")
     def forward(params):
         (logits, features), updated = _forward(setup.model, params, state.batch_stats["model"], batch["sar"])
         return Outputs(features, logits), updated
 
+    @jax.named_scope("labels")
     def from_labels(logits):
         terms = segmentation_terms(logits, label, setup.objective)
         return sum(terms.values()), terms
 
+    @jax.named_scope("distillation")
     def from_teacher(params, outputs):
         variables = {"params": params, "batch_stats": state.batch_stats["distiller"], "memory": state.memory}
         found, changed = setup.distiller.apply(variables, outputs, taught, label, both_valid, key)
@@ -154,6 +158,7 @@ def student_step(setup: Setup, state: TrainState, teacher: Any, batch: dict) -> 
     return _update(setup, state, {"model": model, "distiller": adapters}, terms, kept, extra)
 
 
+@jax.named_scope("gradient_share")
 def limited_scale(setup: Setup, params: Any, outputs: Outputs, by_labels, by_teacher: Outputs):
     """Limits the teacher's share in the gradient with respect to the features that it is compared with.
 
@@ -189,6 +194,7 @@ def _squares(tree: Any):
     return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(tree))
 
 
+@jax.named_scope("teacher")
 def teach(setup: Setup, teacher: Any, batch: dict) -> Outputs:
     """Runs the frozen teacher on the optical images: its features and logits."""
     logits, features = setup.teacher.apply(jax.lax.stop_gradient(teacher), batch["eo"], train=False)
@@ -214,6 +220,7 @@ def _forward(model: SegmentationNetwork, params, batch_stats, image):
     return outputs, changed["batch_stats"]
 
 
+@jax.named_scope("update")
 def _update(
     setup: Setup, state: TrainState, grads: Any, terms: Terms, kept: dict[str, Any], extra: Terms
 ) -> tuple[TrainState, Terms]:
@@ -226,19 +233,29 @@ def _update(
       kept: further fields of the state to replace.
       extra: further metrics.
     """
-    loss, grads = sum(terms.values()), global_mean(grads)
+    loss, grads = sum(terms.values()), jax.tree.map(_in_order, global_mean(grads))
     grad_norm = optax.tree.norm(grads)
 
-    def update():
-        updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state, **kept)
-
     good = _all_finite((loss, grad_norm, kept))
-    new_state = _counted(jax.lax.cond(good, update, lambda: state), good)
+    updates, opt_state = setup.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    updated = state.replace(params=params, opt_state=opt_state, **kept)
+    # Selected per array, which fuses into the update; accelerators copy the whole state around a conditional.
+    new_state = _counted(jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state), good)
     shares = {f"share_{name}": value / jnp.maximum(loss, losses.EPS) for name, value in terms.items()}
     counts = {"skipped": new_state.skipped, "bad_steps": new_state.bad_steps}
     return new_state, {"loss": loss, "grad_norm": grad_norm, **terms, **shares, **extra, **counts}
+
+
+def _in_order(gradient):
+    """Returns the gradient in the memory layout of its parameter.
+
+    GPU convolutions give another one. The update would take it over, and the new state could not replace the old one in
+    place. As a vector, which the barrier keeps, an array has only one layout.
+    """
+    if on_cpu():
+        return gradient
+    return jax.lax.optimization_barrier(gradient.ravel()).reshape(gradient.shape)
 
 
 def _counted(state: TrainState, good) -> TrainState:

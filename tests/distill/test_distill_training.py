@@ -10,7 +10,8 @@ import pytest
 from hfd_jax.core.checkpoint import Checkpoints
 from hfd_jax.core.parallel import make_parallel
 from hfd_jax.distill.registry import METHODS, Combined
-from hfd_jax.models.layers import BatchNorm, upsample
+from hfd_jax.models.layers import BatchNorm
+from hfd_jax.models.upsampling import upsample
 from hfd_jax.train import steps
 from hfd_jax.train.state import init_fn
 from tests.pairs import SMALL, WITHOUT_PARAMETERS

@@ -11,21 +11,15 @@ import numpy as np
 import pytest
 
 from hfd_jax.core.options import defaults
+from hfd_jax.core.platform import compiling_for
 from hfd_jax.models.alignment import FeatureAlignment, Selection, bin_means, box_mean, warp
 from hfd_jax.models.base import SegmentationNetwork
 from hfd_jax.models.decoder import DetailPath, FineDecoder
 from hfd_jax.models.folding import fold
 from hfd_jax.models.hfdnet import HFDNet
-from hfd_jax.models.layers import (
-    BatchNorm,
-    JoinedConvolution,
-    convolution,
-    convolve_upsampled,
-    max_pool,
-    mean_pool_2x2,
-    upsample,
-)
+from hfd_jax.models.layers import BatchNorm, JoinedConvolution, convolution, max_pool, mean_pool_2x2
 from hfd_jax.models.resnet import ResNet
+from hfd_jax.models.upsampling import convolve_upsampled, upsample
 
 
 def count(tree):
@@ -243,10 +237,16 @@ def direct(x, kernel):
 
 @pytest.mark.parametrize("scale", [(1, 2), (2, 2), (8, 4)])
 def test_convolving_before_upsampling_equals_convolving_after(rng, scale):
-    """Holds at the borders too, where the kernel reaches the zero padding."""
+    """Holds at the borders too, where the kernel reaches the zero padding, and for the formulation of each platform."""
     x, kernel = rng.normal(size=(2, 3, 5, 4)).astype(np.float32), rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
     shape = (3 * scale[0], 5 * scale[1])
-    np.testing.assert_allclose(convolve_upsampled(x, kernel, shape), direct(upsample(x, shape), kernel), atol=1e-5)
+    expected = direct(jax.image.resize(x, (2, *shape, 4), "bilinear"), kernel)
+    for platform in ("cpu", "cuda"):
+        with compiling_for(platform):
+            plain = jax.jit(lambda x, kernel: direct(upsample(x, shape), kernel))(x, kernel)
+            found = jax.jit(lambda x, kernel: convolve_upsampled(x, kernel, shape))(x, kernel)
+        np.testing.assert_allclose(plain, expected, atol=1e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_joined_convolution_is_a_convolution_of_the_concatenated_maps(rng):

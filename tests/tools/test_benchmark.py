@@ -49,7 +49,7 @@ def test_steps_are_timed_and_written(tmp_path):
             ["--what=student"],
             "--what=student is unknown; expected one or more of teacher_step, sar_step, student_step",
         ),
-        (["--what=data,sar_step"], "startup, data, prepare, scene cannot be combined with anything else"),
+        (["--what=data,sar_step"], "startup, data, prepare, scene, plan cannot be combined with anything else"),
         (["--what=sar_step", "--size=100"], "--size=100: expected a multiple of 32"),
         (["--what=sar_step", "--devices=4"], "--devices=4: expected at most 1"),
     ],

@@ -120,7 +120,12 @@ def measure(arguments: argparse.Namespace) -> None:
     plans = []
     for name in what:
         print(f"compiling {name} for {target.title} ...", flush=True)
-        plans.append(make_plan(config, shapes, name, target, devices))
+        plan, text = make_plan(config, shapes, name, target, devices)
+        plans.append(plan)
+        if arguments.programs:
+            path = f"{arguments.programs}/{name}_{target.name}.txt"
+            with writing(path), open(path, "w", encoding="utf-8") as file:
+                file.write(text)
     network = f"{config.model.architecture}, ResNet-{config.model.depth} width {config.model.width}, {config.dtype}"
     print(f"\n{target.title}, jax {jax.__version__}, {network}, batch {batch}, {size} x {size}; per chip:\n")
     print(table(plans))
@@ -142,16 +147,19 @@ def check_scaling(arguments: argparse.Namespace, target: Target) -> None:
         target.link(count)
 
 
-def make_plan(config: ConfigDict, shapes: Shapes, name: str, target: Target, devices: Sequence[Any]) -> Plan:
-    """Compiles one of STEPS for devices of a target."""
+def make_plan(
+    config: ConfigDict, shapes: Shapes, name: str, target: Target, devices: Sequence[Any]
+) -> tuple[Plan, str]:
+    """Compiles one of STEPS for devices of a target; also returns the compiled program's text."""
     chip, start = target.chip, time.perf_counter()
     function, arguments = abstract_step(config, shapes, name, Jit(devices))
     traced = function.trace(*arguments)
     compiled = traced.lower().compile()
     seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
-    program = hlo.Program(compiled.as_text())
+    text = compiled.as_text()
+    program = hlo.Program(text)
     flops, moved = operations(traced.jaxpr) / target.count, program.moved()
-    return Plan(
+    plan = Plan(
         name,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -169,6 +177,7 @@ def make_plan(config: ConfigDict, shapes: Shapes, name: str, target: Target, dev
         state_arrays=0 if name == "inference" else len(jax.tree.leaves(arguments[0])),
         compile_seconds=seconds,
     )
+    return plan, text
 
 
 def abstract_step(config: ConfigDict, shapes: Shapes, name: str, parallel: Jit) -> tuple[Any, tuple]:
