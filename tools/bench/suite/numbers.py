@@ -20,7 +20,10 @@ from tools.bench.suite.settings import CLASSES, EO_BANDS, SAR_BANDS, Job, Settin
 
 FILE = "numbers.npz"
 DTYPES = ("float32", "bfloat16")
-FLOAT32 = 1e-3  # TODO
+# float32 with full-precision products: the SAR-only step compiled for the CPU at two levels of optimisation differs by
+# 5e-6 (gradient), since sums are taken in another order. A hundred times as much leaves room for other convolution
+# algorithms; it is one rounding to TF32, so that products in TF32 or bfloat16 do not pass.
+FLOAT32 = 5e-4
 # bfloat16: both devices round every activation to 8 bits, at places that their compilers choose. What is allowed is
 # what rounding costs on the CPU, with a factor for a device that stores more activations in 16 bits than the CPU.
 BFLOAT16_FACTOR = 4.0
