@@ -7,6 +7,8 @@ Compared are the losses, the gradient (from the optimiser's first moment) and th
 error: |found - expected| / |expected| over all entries of a kind.
 """
 
+import concurrent.futures
+import itertools
 import os
 from typing import Any
 
@@ -33,10 +35,12 @@ SMALLEST = 2.0**-8  # one rounding to bfloat16; the least that is allowed in bfl
 def reference(job: Job) -> dict[str, Any]:
     """Computes the three steps on the CPU in float32 and bfloat16; writes FILE."""
     stored = {}
-    for what in job.settings.numbers_steps:
-        for dtype in DTYPES:
-            job.say(f"{what} in {dtype} on the CPU")
-            found = one_update(job.settings, what, dtype)
+    wanted = list(itertools.product(job.settings.numbers_steps, DTYPES))
+    job.say(f"{len(wanted)} updates on the CPU")
+    # Compiling takes nearly all of the time, and one program keeps few cores busy.
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        updates = threads.map(lambda case: one_update(job.settings, *case), wanted)
+        for (what, dtype), found in zip(wanted, updates, strict=True):
             stored |= {f"{what}/{dtype}/{kind}": values for kind, values in found.items()}
     np.savez(os.path.join(job.folder, FILE), **stored)
     return {"file": FILE, "bytes": sum(array.nbytes for array in stored.values())}
