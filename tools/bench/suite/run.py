@@ -80,7 +80,8 @@ def run(settings: Settings, folder: str, launch: Launch | None = None) -> dict[s
             f"[{number}/{len(PARTS)}] {name}: {parts[name]['state']} after {duration(parts[name]['seconds'])}",
             flush=True,
         )
-        for what, error in found.get("errors", {}).items():
+        failures = {name: found["failed"]} if "failed" in found else {}
+        for what, error in (failures | found.get("errors", {})).items():
             print(f"  {what}: {error}", flush=True)
     return document
 

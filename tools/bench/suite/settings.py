@@ -127,7 +127,9 @@ def fixed_arguments(setup: Setup, shapes: Shapes) -> Any:
 
     def fill(path, leaf):
         name = str(getattr(path[-1], "key", ""))
-        if name == "kernel" and "opt_state" not in jax.tree_util.keystr(path):
+        if "opt_state" in jax.tree_util.keystr(path):  # has the names of the parameters
+            return np.zeros(leaf.shape, leaf.dtype)
+        if name == "kernel":
             deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
             return (deviation * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
