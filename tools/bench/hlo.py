@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
+LOW = {"bf16", "f16"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # What takes no time of its own: values are renamed, or an earlier operation is waited for.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota")
@@ -136,17 +137,19 @@ class Program:
 
     def moved(self) -> int:
         """Bytes that the kernels read and write, if each reads its operands and writes its results once."""
-        sizes = {one.name: one.size for lines in self.computations.values() for one in lines}
+        sizes = self._sizes()
         return sum(one.size + sum(sizes.get(name, 0) for name in one.operands) for one in self.kernels())
 
     def collectives(self) -> dict[str, tuple[int, int]]:
         """Returns collective operation -> (number, bytes of the results on one chip)."""
         found: dict[str, list[int]] = collections.defaultdict(list)
+        sizes = self._sizes()
         for one in self.kernels():
             opcode = one.opcode.removesuffix("-start")
             if opcode in COLLECTIVES:
-                # The result of a start holds the operands as well.
-                found[opcode].append(one.size // 2 if one.opcode.endswith("-start") and "(" in one.shape else one.size)
+                # Except for all-reduce, the result of a start holds the operands as well.
+                both = one.opcode in ("all-gather-start", "collective-permute-start")
+                found[opcode].append(one.size - both * sum(sizes.get(name, 0) for name in one.operands))
         return {opcode: (len(sizes), sum(sizes)) for opcode, sizes in found.items()}
 
     def suspects(self) -> list[Suspect]:
@@ -156,6 +159,9 @@ class Program:
             if one.size >= LARGE and (kind := self._rearranges(one)):
                 found.append(Suspect(kind, one.module, one.size))
         return sorted(found, key=lambda suspect: -suspect.size)
+
+    def _sizes(self) -> dict[str, int]:
+        return {one.name: one.size for one in self.everything()}
 
     def everything(self) -> Iterator[Instruction]:
         for lines in self.computations.values():
@@ -170,9 +176,11 @@ class Program:
             yield "sort"
         if one.opcode in ("send", "recv", "infeed", "outfeed") or "callback" in one.target or "S(5)" in one.shape:
             yield "host transfer"
+        if one.opcode.removesuffix("-start") in ("all-reduce", "reduce-scatter") and one.dtypes & LOW:
+            yield "low-precision sum over chips"
         if one.opcode in ("scatter", "select-and-scatter"):
             sums = any(inner.opcode == "add" for name in one.called for inner in self.computations.get(name, ()))
-            yield "low-precision scatter sum" if sums and one.dtypes & {"bf16", "f16"} else "scatter"
+            yield "low-precision scatter sum" if sums and one.dtypes & LOW else "scatter"
 
     def _rearranges(self, one: Instruction) -> str:
         """Returns "transpose" or "copy" for a kernel that changes the order of its elements or only copies them."""
