@@ -206,7 +206,7 @@ class Adapter(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.Conv_0, self.BatchNorm_0 = conv(inputs, outputs, 1), nn.BatchNorm2d(outputs)
-        self.Conv_1 = conv(outputs, outputs, 1)
+        self.Conv_1 = conv(outputs, outputs, 1, bias=True)
 
     def forward(self, x):
         return self.Conv_1(F.relu(self.BatchNorm_0(self.Conv_0(x)), inplace=True))
@@ -218,17 +218,19 @@ class Distiller(nn.Module):
         self.taps, self.weights = taps, weights  # the weights have sum 1
         for tap in taps:
             self.add_module(f"adapter_{tap}", Adapter(channels[tap], channels[tap]))
+            self.register_parameter(f"log_variance_{tap}", nn.Parameter(torch.zeros(channels[tap])))
 
     def forward(self, student, teacher, valid):
         losses = []
         for tap in self.taps:
+            adapted = getattr(self, f"adapter_{tap}")(student[tap])
             with torch.autocast(valid.device.type, enabled=False):
                 target = teacher[tap].float()
                 mask = F.adaptive_avg_pool2d(valid[:, None].float(), target.shape[2:]) >= 0.5
-                adapted = getattr(self, f"adapter_{tap}")(student[tap].float())
-                squared = (standardise(adapted, mask) - standardise(target, mask)) ** 2
-                count = (mask.sum() * target.shape[1]).clamp(min=1)
-                losses.append((squared * mask).sum() / count)
+                squared = (adapted.float() - standardise(target, mask)) ** 2
+                errors = (squared * mask).sum((0, 2, 3)) / mask.sum().clamp(min=1)
+                log_variance = getattr(self, f"log_variance_{tap}")
+                losses.append((torch.exp(-log_variance) * errors + log_variance).mean() / 2)
         return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
 
 
