@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     loss.class_weights = "none"  # of the cross-entropy: "none" or "inverse_sqrt" (of the class frequency, mean 1)
 
     config.optim = optim = ConfigDict()
-    optim.learning_rate = 3e-3  # peak learning rate
+    optim.learning_rate = 3e-3  # peak learning rate; student.learning_rate may differ
     optim.schedule = "cosine"  # "cosine", "poly" or "constant"
     optim.warmup = 0.05  # share of the steps over which the learning rate increases from 0
     optim.weight_decay = 1e-2  # weight decay of kernels (AdamW)
@@ -119,6 +119,9 @@ def get_config() -> ConfigDict:
 
     config.student = student = ConfigDict()
     student.steps = 400  # training steps of stage 2 and of each baseline
+    # Peak learning rate of the student and of each SAR baseline; 0: optim.learning_rate, as for the teacher.
+    student.learning_rate = 0.0
+    student.width = 0  # model.width of the student and of each SAR baseline; 0: the teacher's
     student.init = "random"  # "random", or "teacher" to start from the teacher's weights
     student.architecture = ""  # one of those of model.architecture; "": the same as the teacher's
     # As teacher.pretrained, for the student. To keep results comparable, it also applies to each SAR baseline that

@@ -112,6 +112,8 @@ def test_the_defaults_are_those_of_version_0_1(old):
         "data.labelled_per_batch",
         "data.unlabelled_ratio",
         "train.eval_every",
+        "student.learning_rate",
+        "student.width",
         # Of methods that the run does not use.
         "distill.aicsd.scaled",
         "distill.aicsd.weight",

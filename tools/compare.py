@@ -16,13 +16,17 @@ others. (If the system kills a worker process, for example out of memory, the to
 checked before the first run starts. If the tool is stopped, it writes the tables of the finished runs.
 
 Writes WORKDIR/SWEEP.md, .csv (unrounded), .tex and .png: mIoU with its 95 % interval over seeds, the paired difference
-to the reference row with a t test, the share of the gap to the teacher that a row closes, IoU per class, and the cost
-of each row: parameters, training time of its own steps at the best decile of the logged rates (without its teacher's)
-and inference speed. SWEEP_speed.png shows mIoU over inference speed if the rows differ in it.
+to the reference row with a t test (Holm's correction over the rows), the share of the gap to the teacher that a row
+closes, IoU per class, and the cost of each row: parameters, training time of its own steps at the best decile of the
+logged rates (without its teacher's) and inference speed. SWEEP_speed.png shows mIoU over inference speed if the rows
+differ in it. SWEEP.json has the scores of every run; tools.report makes a page of it (--sweep). --results=FOLDER
+writes it there, for results that are kept.
 """
 
 import argparse
+import functools
 import os
+import shlex
 import signal
 import sys
 
@@ -33,10 +37,11 @@ from configs import default
 from hfd_jax.core import startup
 from hfd_jax.core.errors import ConfigError, StoppedError, UserError, writing
 from hfd_jax.core.parallel import make_parallel
-from hfd_jax.core.workdir import Workdir
+from hfd_jax.core.workdir import Workdir, package_versions
 from hfd_jax.evaluation.speed import inference_speed, made_up_images
-from hfd_jax.experiments import figure, runner, statistics, sweep, tables
+from hfd_jax.experiments import figure, runner, statistics, stored, sweep, tables
 from hfd_jax.experiments.statistics import Results
+from hfd_jax.experiments.stored import Stored
 from hfd_jax.experiments.sweep import Job, Sweep
 from hfd_jax.inference.restore import load_network
 from hfd_jax.train import config_flags
@@ -54,13 +59,16 @@ def main(arguments: argparse.Namespace) -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     check_all(jobs, jax.device_count() if arguments.at_once == 1 else 1)
+    write_finished = functools.partial(
+        write_tables, chosen, jobs, arguments.workdir, results_file(arguments, chosen), base.eval.split
+    )
     try:
         failed = runner.run_all(jobs, arguments.at_once, lambda text: print(text, flush=True))
     except (StoppedError, KeyboardInterrupt):
         with startup.handled(lambda *_: None, but=(signal.SIGINT,)):  # a scheduler repeats its signal
-            write_finished(chosen, jobs, arguments.workdir, timed=False)
+            write_finished(timed=False)
         raise
-    write_finished(chosen, jobs, arguments.workdir)
+    write_finished()
     for job, error in failed:
         print(f"error: {job.title}: {error}", file=sys.stderr)
     if failed:
@@ -88,22 +96,34 @@ def check_all(jobs: list[Job], devices: int) -> None:
         raise ConfigError(f"{failed} of {len(jobs)} runs cannot be trained, nothing was started. " + "; ".join(lines))
 
 
-def write_finished(chosen: Sweep, jobs: list[Job], root: str, timed: bool = True) -> None:
-    """Writes the tables and the figure of the finished runs, if any; without inference speeds if not `timed`."""
+def results_file(arguments: argparse.Namespace, chosen: Sweep) -> str:
+    """Path of the JSON file with the results, in a folder that exists."""
+    folder = arguments.results or arguments.workdir
+    with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{chosen.name}.json")
+
+
+def write_tables(chosen: Sweep, jobs: list[Job], root: str, path: str, split: str, timed: bool = True) -> None:
+    """Writes the results, tables and figures of the finished runs, if any; without inference speeds if not `timed`."""
     results = statistics.collect(jobs)
     if results:
-        write(chosen, results, jobs, root, speeds(jobs, results) if timed else {})
+        shown = [job for job in jobs if job.row in results and chosen.axis]
+        places = {job.row: sweep.value_at(job.config, chosen.axis) for job in shown}
+        speed = speeds(jobs, results) if timed else {}
+        command = shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]])
+        found = Stored(chosen, command, split, results, speed, places, package_versions())
+        write(found, root)
+        stored.write(path, found)
+        print(f"written: {path}")
 
 
-def write(chosen: Sweep, results: Results, jobs: list[Job], root: str, speed: dict[str, float]) -> None:
-    """Writes the tables and the figure; prints the Markdown tables."""
-    places = (
-        {job.row: sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results} if chosen.axis else {}
-    )
-    lines = statistics.lines_of(results, chosen, speed)
+def write(found: Stored, root: str) -> None:
+    """Writes the tables and the figures; prints the Markdown tables."""
+    chosen, results, lines = found.sweep, found.results, found.lines
     shown = [tables.score_table(lines), tables.class_table(lines)]
     texts = {
-        "md": "\n\n".join(map(tables.markdown, shown)),
+        "md": "\n\n".join([*map(tables.markdown, shown), tables.verdict(lines, chosen.reference)]).rstrip("\n"),
         "tex": "\n".join(map(tables.latex, shown)).rstrip("\n"),
         "csv": tables.comma_separated(lines).rstrip("\n"),
     }
@@ -112,7 +132,7 @@ def write(chosen: Sweep, results: Results, jobs: list[Job], root: str, speed: di
     for ending, text in texts.items():
         with writing(f"{stem}.{ending}"), open(f"{stem}.{ending}", "w", encoding="utf-8") as file:
             file.write(text + "\n")
-    figure.draw(f"{stem}.png", lines, results, chosen, places)
+    figure.draw(f"{stem}.png", lines, results, chosen, found.places)
     has_speeds = figure.draw_speed(f"{stem}_speed.png", lines, chosen)
     print(f"written: {stem}.md, .tex, .csv, .png" + (f"; {stem}_speed.png" if has_speeds else ""))
 
@@ -139,6 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("compare", __doc__)
     parser.add_argument("--sweep", default="configs/sweeps/students.py", help="sweep file")
     parser.add_argument("--workdir", required=True, help="folder for the runs and the tables")
+    parser.add_argument("--results", help="folder for SWEEP.json, the results of every run; default: the workdir")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first_seed", type=int, default=0, help="first of the consecutive seeds")
     parser.add_argument(

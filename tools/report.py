@@ -1,8 +1,9 @@
-"""Writes one self-contained HTML page about one or more runs.
+"""Writes one self-contained HTML page about one or more runs, or about a sweep.
 
   python -m tools.report --workdir=runs/quickstart
   python -m tools.report --workdir=runs/quickstart runs/other --output=comparison.html
   python -m tools.report --workdir=runs/sen12ms --split=validation --limit=500
+  python -m tools.report --sweep=runs/compare/students.json
 
 The page shows the scores of all networks, learning curves of all logged quantities, confusion matrices, the best and
 worst tiles with maps and errors, the similarity of student and teacher features, throughput, and the config. For
@@ -11,6 +12,9 @@ covers unfinished runs; the page and the output list what is missing.
 
 The tool runs each network over the split once, from the checkpoint that the run evaluates (config.eval.checkpoint), and
 writes only the page.
+
+With --sweep, the page shows the results that tools.compare stored: every row with its interval, difference and
+corrected p value, pictures, IoU per class, every seed, and the command. Only --output applies to it.
 """
 
 import argparse
@@ -23,13 +27,30 @@ from configs import default
 from hfd_jax.core.errors import ConfigError
 from hfd_jax.core.parallel import Jit, enable_compilation_cache
 from hfd_jax.core.workdir import jsonable
-from hfd_jax.experiments.report import page
+from hfd_jax.experiments import stored
+from hfd_jax.experiments.report import page, sweep_page
 from hfd_jax.experiments.report.records import read_runs
 from hfd_jax.experiments.report.survey import make_survey
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if bool(arguments.sweep) == bool(arguments.workdir):
+        raise ConfigError("expected either --workdir (a page about runs) or --sweep (a page about a sweep)")
+    if arguments.sweep:
+        about_sweep(arguments.sweep, arguments.output or f"{os.path.splitext(arguments.sweep)[0]}.html")
+    else:
+        about_runs(arguments)
+
+
+def about_sweep(source: str, path: str) -> None:
+    """Writes the page of a results file of tools.compare."""
+    page.check_writable(path)
+    page.write(path, sweep_page.render(stored.read(source)))
+    print(f"written: {path}")
+
+
+def about_runs(arguments: argparse.Namespace) -> None:
     for name in ("tiles", "limit"):
         if getattr(arguments, name) < 0:
             raise ConfigError(f"--{name}={getattr(arguments, name)}: expected 0 or more")
@@ -54,11 +75,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("report", __doc__)
-    parser.add_argument(
-        "--workdir", required=True, nargs="+", action="extend", help="workdir of one or more main.py runs"
-    )
+    parser.add_argument("--workdir", nargs="+", action="extend", default=[], help="workdir of one or more main.py runs")
+    parser.add_argument("--sweep", help="results file of tools.compare, WORKDIR/SWEEP.json")
     parser.add_argument("more", nargs="*", help="further workdirs")
-    parser.add_argument("--output", help="HTML file to write; default: report.html in the first workdir")
+    parser.add_argument("--output", help="HTML file to write; default: report.html in the first workdir, or SWEEP.html")
     parser.add_argument("--split", help="split to evaluate; default: each run's config.eval.split")
     parser.add_argument("--tiles", type=int, default=6, help="number of best tiles and of worst tiles to show")
     parser.add_argument("--limit", type=int, default=0, help="tiles to evaluate, spread over the split; 0: all")

@@ -1,4 +1,7 @@
-"""Weights of the methods of distillation_methods.py and of combinations, compared on the validation split.
+"""Weights of all rows of distillation_methods.py, compared on the validation split: the same three factors for each.
+
+The factor applies to the weight of the first method; the weight of its partner stays. That is 69 students and one
+teacher per seed.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_methods.py --workdir=runs/compare --seeds=1 \
     --config.eval.split=validation
@@ -6,17 +9,20 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_methods.py --wor
 
 from configs import default
 from configs.sweeps.distillation_methods import METHODS
+from hfd_jax.experiments.sweep import value_at
 
 CONFIG = "configs/scenes.py"
+FACTORS = (0.2, 1.0, 5.0)
 REFERENCE = "HFD, 1 of the weight"
-_DEFAULTS = {methods: default.get_config().distill[methods[0]].weight for methods in METHODS.values()}
-ROWS = {title: {"distill.method": methods} for title, methods in METHODS.items() if len(methods) > 1}
-ROWS |= {
-    f"{title}, {factor:g} of the weight": {
-        "distill.method": methods,
-        f"distill.{methods[0]}.weight": round(factor * _DEFAULTS[methods], 6),
-    }
-    for title, methods in METHODS.items()
-    if len(methods) == 1
-    for factor in (0.2, 1.0, 5.0)
+
+
+def _weighted(fields: dict, factor: float) -> dict:
+    field = f"distill.{fields.get('distill.method', ('hfd',))[0]}.weight"
+    return {**fields, field: round(factor * value_at(default.get_config(), field), 6)}
+
+
+ROWS = {
+    f"{title}, {factor:g} of the weight": _weighted(fields, factor)
+    for title, fields in METHODS.items()
+    for factor in FACTORS
 }

@@ -38,7 +38,7 @@ STUDENT_ONLY = ("student.", "distill.", "data.unlabelled_ratio")
 # Fields added later, with the values that apply to a config.json written without them.
 _LATER = {
     "model": {"architecture": "hfdnet", "rates": [6, 12, 18]},
-    "student": {"architecture": ""},
+    "student": {"architecture": "", "learning_rate": 0.0, "width": 0},
     "data": {
         "unlabelled_ratio": 1.0,
         "scenes": {"regions": 0, "nuisance": 0.0, "clouds": 0.0, "label_shift": 0.0, "label_change": 0.0},

@@ -1,5 +1,6 @@
 """The figure of a sweep: mIoU per row with every seed, or curves over one config field."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,25 @@ INK, FAINT, COLOURS = "#1f2933", "#9aa5b1", ("#0b6e99", "#c2410c", "#4d7c0f", "#
 
 
 def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> None:
-    """Writes a PNG; `places` maps rows to their values on the sweep's axis and is empty for a sweep without an axis."""
-    figure = _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
-    with writing(path):
-        figure.savefig(path, dpi=130, bbox_inches="tight")  # includes the columns beside the axes
+    """Writes `scores` as a PNG."""
+    _write(path, scores(lines, results, sweep, places))
+
+
+def scores(lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> Figure:
+    """mIoU per row; `places` maps rows to their values on the sweep's axis and is empty for a sweep without an axis."""
+    return _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
+
+
+def png(figure: Figure) -> bytes:
+    """Renders a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")  # includes the columns beside the axes
+    return buffer.getvalue()
+
+
+def _write(path: str, figure: Figure) -> None:
+    with writing(path), open(path, "wb") as file:
+        file.write(png(figure))
 
 
 def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
@@ -82,14 +98,22 @@ def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], 
 
 
 def draw_speed(path: str, lines: Sequence[Line], sweep: Sweep) -> bool:
-    """Writes a PNG of mIoU over inference speed, with the front of rows that no faster row equals.
+    """Writes `speeds` as a PNG; returns False, without writing anything, if there is none."""
+    figure = speeds(lines, sweep)
+    if figure:
+        _write(path, figure)
+    return figure is not None
 
-    Rows without a speed and the teacher, which reads another sensor, are left out. Returns False, without writing
-    anything, if the remaining rows do not differ in speed.
+
+def speeds(lines: Sequence[Line], sweep: Sweep) -> Figure | None:
+    """mIoU over inference speed, with the front of rows that no faster row equals.
+
+    Rows without a speed and the teacher, which reads another sensor, are left out. None if the remaining rows do not
+    differ in speed.
     """
     shown = [line for line in lines if line.megapixels and line.row != sweep.teacher]
     if len({line.megapixels for line in shown}) < 2:
-        return False
+        return None
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for line in shown:
@@ -109,9 +133,7 @@ def draw_speed(path: str, lines: Sequence[Line], sweep: Sweep) -> bool:
     axes.set_xlabel("inference, megapixels per second", fontsize=9)
     axes.margins(x=0.2)
     _finish(axes, "y", "mIoU: mean with 95 % interval")
-    with writing(path):
-        figure.savefig(path, dpi=130)
-    return True
+    return figure
 
 
 def speed_front(lines: Sequence[Line]) -> list[Line]:

@@ -49,6 +49,7 @@ class Line:
       macro_f1, accuracy, iou: means over seeds.
       gain, gain_half_width, p: mean paired difference in mIoU to the reference row, half the width of its 95 %
         interval, and the two-sided p value of the paired t test; None for the reference itself.
+      corrected_p: the p value with Holm's correction over all rows that were tested; None and NaN as p.
       closed: share of the gap between the floor and the teacher that the row closes, over the seeds that all three
         rows share; None if undefined.
       parameters: number of parameters used for inference.
@@ -67,6 +68,7 @@ class Line:
     gain: float | None
     gain_half_width: float | None
     p: float | None
+    corrected_p: float | None
     closed: float | None
     parameters: int
     seconds: float | None
@@ -117,14 +119,27 @@ def lines_of(results: Results, sweep: Sweep, speed: Mapping[str, float]) -> list
     """Computes the statistics of every row.
 
     Each row is compared with the sweep's reference, floor and teacher. In a sweep over an axis, each point of a curve
-    is compared with the points at the same value.
+    is compared with the points at the same value. All tests form one family for the correction.
 
     Args:
       results: row -> seed -> result.
       sweep: names the reference, the floor and the teacher.
       speed: row -> inference speed in megapixels per second; rows may be missing.
     """
-    return [_line(row, results, sweep, speed.get(row)) for row in results]
+    lines = [_line(row, results, sweep, speed.get(row)) for row in results]
+    tested = [place for place, line in enumerate(lines) if line.p is not None and not np.isnan(line.p)]
+    for place, p in zip(tested, holm([lines[place].p for place in tested]), strict=True):
+        lines[place] = dataclasses.replace(lines[place], corrected_p=p)
+    return lines
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Adjusts p values by Holm's step-down method, which bounds the chance of any false rejection in the family."""
+    corrected, highest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(np.argsort(values)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def _line(row: str, results: Results, sweep: Sweep, megapixels: float | None) -> Line:
@@ -145,7 +160,8 @@ def _line(row: str, results: Results, sweep: Sweep, megapixels: float | None) ->
         iou={name: float(np.mean(scores)) if scores else float("nan") for name, scores in iou.items()},
         gain=float(gain.mean()) if compared else None,
         gain_half_width=half_width(gain) if compared else None,
-        p=_paired_p(gain) if compared else None,
+        p=(p := _paired_p(gain) if compared else None),
+        corrected_p=p,
         closed=closed,
         parameters=runs[0].parameters,
         seconds=undisturbed([rate for run in runs for rate in run.rates], runs[0].steps),

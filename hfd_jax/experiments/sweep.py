@@ -27,7 +27,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.options import options_of
 from hfd_jax.core.workdir import STUDENT_ONLY, Workdir
+from hfd_jax.models.registry import ARCHITECTURES, default_options
 from hfd_jax.train.config_flags import unknown_field
 from hfd_jax.train.networks import student_spec
 
@@ -216,7 +218,10 @@ def varied(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Config
 
 
 def _teacher_job(base: ConfigDict, overrides: Mapping[str, Any], seed: int, root: str) -> Job:
-    relevant = {k: v for k, v in overrides.items() if k != "stage" and not k.startswith(STUDENT_ONLY)}
+    architecture = ARCHITECTURES.get(overrides.get("model.architecture", base.model.architecture))
+    unread = default_options().keys() - (options_of(architecture).keys() if architecture else default_options().keys())
+    others = ("stage", *(f"model.{name}" for name in unread))
+    relevant = {k: v for k, v in overrides.items() if k not in others and not k.startswith(STUDENT_ONLY)}
     config = varied(base, relevant, "teacher")
     config.seed, config.baselines, config.stage, config.eval.panels = seed, (), "teacher", 0
     return Job("", seed, config, _folder(root, "teachers", relevant, base, seed), "teacher")

@@ -9,6 +9,8 @@ import pandas as pd
 from hfd_jax.core.logs import duration
 from hfd_jax.experiments.statistics import Line
 
+LEVEL = 0.05  # of significance, for `verdict`
+
 
 def score_table(lines: Sequence[Line]) -> pd.DataFrame:
     """The main table as text, one row per line; missing values are empty."""
@@ -20,7 +22,7 @@ def score_table(lines: Sequence[Line]) -> pd.DataFrame:
             "difference (95 % interval)": [
                 "" if line.gain is None else _interval(f"{line.gain:+.3f}", line.gain_half_width) for line in lines
             ],
-            "p": [_p_value(line.p) for line in lines],
+            "p (Holm)": [_p_value(line.corrected_p) for line in lines],
             "gap closed": ["" if line.closed is None else f"{line.closed:.0%}" for line in lines],
             "macro F1": [f"{line.macro_f1:.3f}" for line in lines],
             "parameters": [size(line.parameters) for line in lines],
@@ -35,6 +37,22 @@ def class_table(lines: Sequence[Line]) -> pd.DataFrame:
     classes = pd.DataFrame([line.iou for line in lines]).map(lambda iou: "" if np.isnan(iou) else f"{iou:.3f}")
     classes.insert(0, "row", [line.row for line in lines], allow_duplicates=True)
     return classes
+
+
+def verdict(lines: Sequence[Line], reference: str) -> str:
+    """Says in words which rows differ from the reference at a level of 5 % after the correction; "" if none was tested.
+
+    A row that is not found to differ is not thereby equal.
+    """
+    tested = [line for line in lines if line.corrected_p is not None and not np.isnan(line.corrected_p)]
+    found = {
+        "Above": [line.row for line in tested if line.corrected_p < LEVEL and line.gain > 0],
+        "Below": [line.row for line in tested if line.corrected_p < LEVEL and line.gain < 0],
+        "No difference found": [line.row for line in tested if line.corrected_p >= LEVEL],
+    }
+    parts = [f"{words}: {', '.join(rows)}." for words, rows in found.items() if rows]
+    start = f"Compared with {reference} (paired t tests, Holm's correction over {len(tested)} rows, level {LEVEL:g}). "
+    return start + " ".join(parts) if parts else ""
 
 
 def markdown(table: pd.DataFrame) -> str:

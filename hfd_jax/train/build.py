@@ -98,15 +98,15 @@ def make_method(config: ConfigDict, method: str) -> nn.Module:
     return METHODS[method](steps=config.student.steps, **config.distill[method])
 
 
-def make_schedule(config: ConfigDict, steps: int):
-    """Returns the learning rate as a function of the update."""
-    return optimiser.learning_rate(
-        config.optim.learning_rate, config.optim.schedule, steps, round(config.optim.warmup * steps)
-    )
+def make_schedule(config: ConfigDict, steps: int, student: bool = False):
+    """Returns the learning rate as a function of the update; `student`: of a student or SAR baseline."""
+    peak = (config.student.learning_rate if student else 0) or config.optim.learning_rate
+    return optimiser.learning_rate(peak, config.optim.schedule, steps, round(config.optim.warmup * steps))
 
 
-def make_optimiser(config: ConfigDict, steps: int):
-    return optimiser.make_optimiser(make_schedule(config, steps), config.optim.weight_decay, config.optim.clip_norm)
+def make_optimiser(config: ConfigDict, steps: int, student: bool = False):
+    schedule = make_schedule(config, steps, student)
+    return optimiser.make_optimiser(schedule, config.optim.weight_decay, config.optim.clip_norm)
 
 
 def make_record(

@@ -134,7 +134,7 @@ def make_log(run: Run, training: Training, start: int, unlogged: list) -> Traini
         run.log,
         logs.Summaries(f"{run.workdir.summaries}/{name}"),
         logs.Progress(training.total, start),
-        build.make_schedule(config, training.total),
+        build.make_schedule(config, training.total, student=training.spec.sensor == "sar"),
         lambda step: tile_ids(run, training, step),
         config.train.max_bad_steps,
         training.checkpoints.whereabouts,

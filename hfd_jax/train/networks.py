@@ -93,4 +93,11 @@ def declared_fields() -> dict[str, Any]:
 def model_config(config: ConfigDict, spec: NetworkSpec) -> dict[str, Any]:
     """The architecture of a network and the fields of config.model that it uses."""
     name = architecture_name(config, spec)
-    return {"architecture": name} | {field: config.model[field] for field in options_of(ARCHITECTURES[name])}
+    values = student_options(config) if spec.sensor == "sar" else config.model
+    return {"architecture": name} | {field: values[field] for field in options_of(ARCHITECTURES[name])}
+
+
+def student_options(config: ConfigDict) -> dict[str, Any]:
+    """The fields of config.model as they apply to the student and the SAR baselines."""
+    values = dict(config.model)
+    return values | {"width": config.student.width} if config.student.width else values

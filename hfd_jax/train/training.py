@@ -73,7 +73,7 @@ def make_setup(run: Run, spec: NetworkSpec, frozen: Network | None, total: int) 
     return steps.Setup(
         model=build.make_model(config, spec, len(dataset.facts.class_names)),
         sensor=spec.sensor,
-        tx=build.make_optimiser(config, total),
+        tx=build.make_optimiser(config, total, student=spec.sensor == "sar"),
         inputs=inputs,
         objective=build.make_objective(config, spec, total, run.class_pixels),
         teacher=frozen.model.clone(dtype=build.teacher_dtype(config, frozen.model)) if frozen else None,

@@ -16,7 +16,7 @@ from hfd_jax.distill.base import LOGITS, chosen_taps
 from hfd_jax.distill.registry import METHODS
 from hfd_jax.models.base import STRIDE
 from hfd_jax.models.registry import ARCHITECTURES, DTYPES, default_options
-from hfd_jax.train.networks import BASELINES
+from hfd_jax.train.networks import BASELINES, student_options
 from hfd_jax.train.optimiser import SCHEDULES
 
 _CHOICES = {
@@ -59,6 +59,8 @@ _NOT_NEGATIVE = (
     "loss.ce",
     "loss.dice",
     "optim.weight_decay",
+    "student.learning_rate",
+    "student.width",
     "optim.clip_norm",
     "eval.window",
     "eval.panels",
@@ -215,6 +217,8 @@ def _check_architectures(config: ConfigDict) -> None:
     for name in names:
         for field, why in ARCHITECTURES[name].problems(config.model):
             _fail(config, f"model.{field}", f"{why} ({name})")
+        for _, why in ARCHITECTURES[name].problems(student_options(config)):
+            _fail(config, "student.width", f"{why} ({name})")
     if config.stage != "teacher":
         check_taps(config, student)
         if not config.teacher.checkpoint:

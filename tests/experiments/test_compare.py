@@ -16,8 +16,8 @@ import pytest
 from scipy import stats
 
 from configs import default
-from hfd_jax.core.errors import ConfigError, StoppedError, UserError
-from hfd_jax.experiments import figure, runner, statistics, sweep, tables
+from hfd_jax.core.errors import ConfigError, StoppedError, UserError, WorkdirError
+from hfd_jax.experiments import figure, runner, statistics, stored, sweep, tables
 from hfd_jax.experiments.statistics import Result
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, python_environment, run_python
@@ -207,11 +207,31 @@ def test_differences_are_paired_by_seed_and_tested():
     test = stats.ttest_rel(ours, theirs)
     low, high = test.confidence_interval(0.95)
     assert np.isclose(hfd.gain, gain.mean()) and np.isclose(hfd.p, test.pvalue)
+    assert np.isclose(hfd.corrected_p, 2 * min(hfd.p, lines["teacher"].p)) or hfd.corrected_p == hfd.p
     assert np.allclose([hfd.gain - hfd.gain_half_width, hfd.gain + hfd.gain_half_width], [low, high])
     assert np.isclose(hfd.closed, gain.mean() / 0.2), "of the gap of 0.2 to the teacher"
     assert np.isclose(hfd.half_width, stats.t.ppf(0.975, 2) * np.std(ours, ddof=1) / np.sqrt(3))
     assert lines["SAR-only"].gain is None and lines["teacher"].closed is None
     assert np.isnan(hfd.iou["water"]) and np.isclose(hfd.iou["land"], np.mean(ours))
+
+
+def test_p_values_are_corrected_for_the_rows_of_the_table():
+    assert statistics.holm([]) == [] and statistics.holm([0.3]) == [0.3]
+    assert np.allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]), "as R's p.adjust"
+    assert np.allclose(statistics.holm([0.5, 0.6]), [1, 1])
+    values = {
+        "SAR-only": (0.5, 0.6, 0.7),
+        "near": (0.51, 0.6, 0.68),
+        "far": (0.71, 0.8, 0.91),
+        "worse": (0.3, 0.39, 0.5),
+    }
+    results = {row: {seed: result(value) for seed, value in enumerate(of_row)} for row, of_row in values.items()}
+    lines = statistics.lines_of(results, some_sweep({row: {} for row in values}), {})
+    p, corrected = ([getattr(line, name) for line in lines[1:]] for name in ("p", "corrected_p"))
+    assert corrected == statistics.holm(p) and lines[0].corrected_p is None
+    words = tables.verdict(lines, "SAR-only")
+    assert "over 3 rows" in words and "Above: far. Below: worse. No difference found: near." in words
+    assert tables.verdict(lines[:1], "SAR-only") == ""
 
 
 def test_the_gap_uses_the_seeds_that_all_rows_have_and_starts_at_the_floor():
@@ -245,7 +265,7 @@ def test_tables_say_the_same_in_three_formats(tmp_path):
     assert [line.gain is None for line in lines] == [True, True, False], "each point against its own place's"
     text = tables.markdown(tables.score_table(lines))
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
-    names = "row, seeds, mIoU (95 % interval), difference (95 % interval), p, gap closed, macro F1, parameters, "
+    names = "row, seeds, mIoU (95 % interval), difference (95 % interval), p (Holm), gap closed, macro F1, parameters, "
     assert cells[0] == [*names.split(", ")[:-1], "training", "Mpixel/s"]
     assert cells[4][:4] == ["HFD @ 10 %", "2", "0.725 ± 0.318", "+0.175 ± 0.318"]
     assert cells[4][-3:] == ["2.50 M", "1:00", "2.00"]
@@ -344,7 +364,30 @@ def test_a_sweep_that_is_stopped_leaves_its_table(monkeypatch, tmp_path, stop):
     arguments = tool.make_parser().parse_args([f"--workdir={tmp_path}"])
     with pytest.raises(type(stop)):
         tool.main(arguments)
-    assert len(written) == 1 and written[0][-1] == {}, "without measuring speeds"
+    [(found, root)] = written
+    assert found.speed == {} and root == str(tmp_path), "without measuring speeds"
+    assert stored.read(str(tmp_path / "some.json")).results["SAR-only"][0].mean_iou == 0.5
+
+
+def test_results_read_back_and_make_a_page(tmp_path):
+    results = {
+        row: {seed: result(value + 0.01 * seed) for seed in (0, 1)} for row, value in (("SAR-only", 0.5), ("HFD", 0.6))
+    }
+    sweep_of = some_sweep({row: {} for row in results})
+    found = stored.Stored(sweep_of, "python -m tools.compare --x", "test", results, {"HFD": 2.0}, {}, {"jax": "1"})
+    path = str(tmp_path / "some.json")
+    stored.write(path, found)
+    again = stored.read(path)
+    assert again.lines[1].mean_iou == found.lines[1].mean_iou and again.command == found.command
+    tool = importlib.import_module("tools.report")
+    tool.main(tool.make_parser().parse_args([f"--sweep={path}"]))
+    page = (tmp_path / "some.html").read_text()
+    assert "0.605" in page and "tools.compare --x" in page and "data:image/png" in page
+    with pytest.raises(ConfigError, match="either --workdir .* or --sweep"):
+        tool.main(tool.make_parser().parse_args([]))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="other.json: not a results file of tools.compare"):
+        stored.read(str(tmp_path / "other.json"))
 
 
 def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_path):

@@ -24,8 +24,8 @@ SPARE_COLOURS = 3
 PER_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 
 
-def render(runs: Sequence[StoredRun], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
-    """Renders the page for runs and their surveys; `defaults` is the default config."""
+def make_environment() -> jinja2.Environment:
+    """The templates of this folder and their filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         autoescape=True,
@@ -34,6 +34,12 @@ def render(runs: Sequence[StoredRun], surveys: Sequence[Survey | None], defaults
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score, "signed": lambda x: "" if x is None else f"{x:+.4f}"}
+    return environment
+
+
+def render(runs: Sequence[StoredRun], surveys: Sequence[Survey | None], defaults: Mapping[str, Any]) -> str:
+    """Renders the page for runs and their surveys; `defaults` is the default config."""
+    environment = make_environment()
     environment.globals["colour"] = {name: colour_of(name, runs) for name in every_network(runs)}
     sections = [section(run, survey, defaults) for run, survey in zip(runs, surveys, strict=True)]
     rows = [row for one in sections for row in one["rows"]]
