@@ -6,7 +6,7 @@ The teacher is the upper bound; "student from teacher's weights" is the inexpens
 networks have about the student's size, 0.7 to 2 million parameters (HR-SARNet: as published): a quarter of the
 published width and ResNets with 18 layers; HRNet and SegFormer, which are small as published, have half the width.
 DeepLabV3+'s rates are scaled to the size of the feature map. Every network is distilled from the same HFD-Net, whose
-learning rate is the quickstart's, and uses the learning rate that scored best on the validation split
+learning rate is that of configs/scenes.py, and uses the learning rate that scored best on the validation split
 (tuning_networks.py): so far one of 0.01, 0.03 and 0.1 on SAR alone, and 0.03 where distilled. HFD-Net's students also
 run for twice the steps, which matches the cost of the larger networks.
 """

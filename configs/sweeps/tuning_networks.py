@@ -1,7 +1,7 @@
 """Learning rates of the networks of hfd_vs_baselines.py, compared on the validation split: the same grid for each.
 
-The best rate of a network should lie inside the grid. All distilled rows share a teacher, which has the quickstart's
-rate; the teacher's own rates are rows too. That is 90 students and five teachers per seed.
+The best rate of a network should lie inside the grid. All distilled rows share a teacher, which has that of
+configs/scenes.py; the teacher's own rates are rows too. That is 90 students and five teachers per seed.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_networks.py --workdir=runs/compare --seeds=1 \
     --config.eval.split=validation
