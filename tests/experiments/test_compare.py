@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import glob
+import importlib
 import io
 import os
 import re
