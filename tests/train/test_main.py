@@ -10,8 +10,14 @@ from scipy import ndimage
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError
 from hfd_jax.core.workdir import Workdir, sole_run
+from tests import runs
 from tests.conftest import FAST_COMPILE, run_python
-from tests.runs import NETWORKS, STEPS, damage, digests, evaluation, log_of, main, rows_of
+from tests.runs import NETWORKS, STEPS, damage, digests, evaluation, log_of, rows_of
+
+
+def main(workdir, data_dir, *more, **kwargs):
+    """The run of these tests, which draws panels as well."""
+    return runs.main(workdir, data_dir, "--config.eval.panels=2", *more, **kwargs)
 
 
 @pytest.fixture(scope="module")
