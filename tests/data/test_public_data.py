@@ -53,10 +53,12 @@ def test_prepare_and_train(name, tmp_path):
         f"--config=configs/{name}.py",
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.dir={data}",
+        # Both stages of one data set; the student's step takes long to compile.
+        f"--config.stage={'all' if name == 'sen12ms' else 'teacher'}",
         *[f"--config.{field}={value}" for field, value in SMALL.items()],
     )
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["test"]
-    assert set(rows) == {"teacher", "student"}
+    assert set(rows) == ({"teacher", "student"} if name == "sen12ms" else {"teacher"})
     if name == "sen12ms":
         evaluate_on_dfc2020(tmp_path)
     assert all(np.isfinite(row["mean_iou"]) and row["pixels"] > 0 for row in rows.values())

@@ -78,8 +78,9 @@ def test_the_documented_reader_is_prepared_and_trained(toy, tmp_path, capsys):
 
     config = scenes_config.get_config()
     config.update_from_flattened_dict({**SMALL, "data.name": name, "data.dir": "data"})
-    scores = stages.train(config, str(tmp_path / "run"))
-    assert len(scores) == 2 and all(0 <= found.mean_iou <= 1 for found in scores.values())
+    config.stage = "teacher"  # the student's step, which takes long to compile, would test nothing more of the reader
+    (scores,) = stages.train(config, str(tmp_path / "run")).values()
+    assert 0 <= scores.mean_iou <= 1
 
 
 def test_options_are_declared_once_and_shown_by_every_tool(toy):
