@@ -217,12 +217,20 @@ def _check_architectures(config: ConfigDict) -> None:
     for name in names:
         for field, why in ARCHITECTURES[name].problems(config.model):
             _fail(config, f"model.{field}", f"{why} ({name})")
-        for _, why in ARCHITECTURES[name].problems(student_options(config)):
-            _fail(config, "student.width", f"{why} ({name})")
+    if config.student.width:
+        _check_student_width(config, sorted({student, *config.baselines} & ARCHITECTURES.keys()))
     if config.stage != "teacher":
         check_taps(config, student)
         if not config.teacher.checkpoint:
             check_taps(config, teacher)
+
+
+def _check_student_width(config: ConfigDict, names: list[str]) -> None:
+    for name in names:
+        if "width" not in options_of(ARCHITECTURES[name]):
+            _fail(config, "student.width", f"{name} has no width; leave it at 0")
+        for _, why in ARCHITECTURES[name].problems(student_options(config)):
+            _fail(config, "student.width", f"{why} ({name})")
 
 
 def check_taps(config: ConfigDict, architecture: str) -> None:

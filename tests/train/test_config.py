@@ -143,6 +143,14 @@ def test_every_number_is_finite(config, value):
             check_fields(wrong)
 
 
+def test_the_width_of_a_student_is_checked_against_its_own_architecture(config):
+    config.student.width = 32
+    check_fields(config)
+    config.student.architecture, config.distill.hfd.taps = "hrsarnet", ("C2", "C3", "A")
+    with pytest.raises(ConfigError, match="config.student.width is 32: hrsarnet has no width"):
+        check_fields(config)
+
+
 @pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 20261126022413, 2**64 + 1])
 def test_seeds_have_any_size_and_all_their_bits_count(config, seed):
     config.seed = seed
