@@ -80,6 +80,7 @@ def score_of(run: Run, network: str) -> float | None:
     if run.decision_split != "validation" or not os.path.isdir(folder):
         return None
     checkpoints = CheckpointReader(folder)
-    if not checkpoints.steps():
-        return None
-    return checkpoints.record(checkpoints.choose(run.config.eval.checkpoint))["score"]
+    if run.config.eval.checkpoint == "best":
+        return max(checkpoints.scores().values(), default=None)
+    steps = checkpoints.steps()
+    return checkpoints.record(steps[-1]).get("score") if steps else None
