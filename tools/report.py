@@ -4,6 +4,7 @@
   python -m tools.report --workdir=runs/quickstart runs/other --output=comparison.html
   python -m tools.report --workdir=runs/sen12ms --split=validation --limit=500
   python -m tools.report --sweep=runs/compare/students.json
+  python -m tools.report --sweep runs/ombria_0/ombria.json runs/ombria_1/ombria.json --output=ombria.html
 
 The page shows the scores of all networks, learning curves of all logged quantities, confusion matrices, the best and
 worst tiles with maps and errors, the similarity of student and teacher features, throughput, and the config. For
@@ -14,7 +15,8 @@ The tool runs each network over the split once, from the checkpoint that the run
 writes only the page.
 
 With --sweep, the page shows the results that tools.compare stored: every row with its interval, difference and
-corrected p value, pictures, IoU per class, every seed, and the command. Only --output applies to it.
+corrected p value, pictures, IoU per class, every seed, and the command. Several files are the folds of one sweep: each
+counts once, with the mean of its seeds, and intervals are over folds. Only --output applies to it.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from hfd_jax.core.errors import ConfigError
 from hfd_jax.core.parallel import Jit, enable_compilation_cache
 from hfd_jax.core.workdir import jsonable
 from hfd_jax.experiments import stored
+from hfd_jax.experiments.pooling import pooled
 from hfd_jax.experiments.report import page, sweep_page
 from hfd_jax.experiments.report.records import read_runs
 from hfd_jax.experiments.report.survey import make_survey
@@ -38,15 +41,15 @@ def main(arguments: argparse.Namespace) -> None:
     if bool(arguments.sweep) == bool(arguments.workdir):
         raise ConfigError("expected either --workdir (a page about runs) or --sweep (a page about a sweep)")
     if arguments.sweep:
-        about_sweep(arguments.sweep, arguments.output or f"{os.path.splitext(arguments.sweep)[0]}.html")
+        about_sweep(arguments.sweep, arguments.output or f"{os.path.splitext(arguments.sweep[0])[0]}.html")
     else:
         about_runs(arguments)
 
 
-def about_sweep(source: str, path: str) -> None:
-    """Writes the page of a results file of tools.compare."""
+def about_sweep(sources: list[str], path: str) -> None:
+    """Writes the page of a results file of tools.compare, or of several for the folds of one sweep."""
     page.check_writable(path)
-    page.write(path, sweep_page.render(stored.read(source)))
+    page.write(path, sweep_page.render(pooled([stored.read(source) for source in sources])))
     print(f"written: {path}")
 
 
@@ -76,7 +79,7 @@ def about_runs(arguments: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("report", __doc__)
     parser.add_argument("--workdir", nargs="+", action="extend", default=[], help="workdir of one or more main.py runs")
-    parser.add_argument("--sweep", help="results file of tools.compare, WORKDIR/SWEEP.json")
+    parser.add_argument("--sweep", nargs="+", help="results files of tools.compare, WORKDIR/SWEEP.json; several: folds")
     parser.add_argument("more", nargs="*", help="further workdirs")
     parser.add_argument("--output", help="HTML file to write; default: report.html in the first workdir, or SWEEP.html")
     parser.add_argument("--split", help="split to evaluate; default: each run's config.eval.split")

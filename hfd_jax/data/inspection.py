@@ -114,7 +114,7 @@ def summary(findings: Findings) -> str:
         f"tiles of different splits on the same ground: {len(findings.leaks)} pair(s)"
         + _first(f"{a} ({a_split}) and {b} ({b_split})" for a_split, a, b_split, b in findings.leaks)
     )
-    lines.append(f"SAR unit {facts.sar_unit!r}: {findings.unit_problem or 'agrees with the values'}")
+    lines.append(f"SAR unit as stored, {facts.sar_unit!r}: {_unit_finding(findings)}")
     if findings.statistics:
         for sensor in ("sar", "eo"):
             bands = getattr(findings.statistics, sensor)
@@ -191,6 +191,14 @@ def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str,
         result["crs"].append(tile.crs)
         result["edges"].append(pixel_edge(tile))
     return result | {"statistics": statistics.to_arrays()}
+
+
+def _unit_finding(findings: Findings) -> str:
+    if findings.statistics is None:
+        return "not checked, no good tile has a valid pixel"
+    if findings.facts.sar_unit == "raw":
+        return "any values are possible"
+    return findings.unit_problem or "agrees with the values"
 
 
 def _check_unit(facts: Facts, accumulator: StatisticsAccumulator) -> tuple[Statistics | None, str]:

@@ -26,6 +26,7 @@ class Stored:
       speed: row -> inference speed in megapixels per second; rows may be missing.
       places: row -> value on the sweep's axis; empty for a sweep without an axis.
       versions: package -> version.
+      unit: what a result's number counts, "seed" or "fold".
     """
 
     sweep: Sweep
@@ -35,6 +36,7 @@ class Stored:
     speed: Mapping[str, float]
     places: Mapping[str, float]
     versions: Mapping[str, str]
+    unit: str = "seed"
 
     @property
     def lines(self) -> list[Line]:

@@ -8,16 +8,17 @@ import pandas as pd
 
 from hfd_jax.core.logs import duration
 from hfd_jax.experiments.statistics import Line
+from hfd_jax.experiments.sweep import Sweep, curve
 
 LEVEL = 0.05  # of significance, for `verdict`
 
 
-def score_table(lines: Sequence[Line]) -> pd.DataFrame:
-    """The main table as text, one row per line; missing values are empty."""
+def score_table(lines: Sequence[Line], unit: str = "seed") -> pd.DataFrame:
+    """The main table as text, one row per line; missing values are empty. `unit`: what a row has several of."""
     return pd.DataFrame(
         {
             "row": [line.row for line in lines],
-            "seeds": [str(line.seeds) for line in lines],
+            f"{unit}s": [str(line.seeds) for line in lines],
             "mIoU (95 % interval)": [_interval(f"{line.mean_iou:.3f}", line.half_width) for line in lines],
             "difference (95 % interval)": [
                 "" if line.gain is None else _interval(f"{line.gain:+.3f}", line.gain_half_width) for line in lines
@@ -30,6 +31,24 @@ def score_table(lines: Sequence[Line]) -> pd.DataFrame:
             "Mpixel/s": ["" if line.megapixels is None else f"{line.megapixels:.2f}" for line in lines],
         }
     )
+
+
+def curve_table(lines: Sequence[Line], sweep: Sweep) -> pd.DataFrame:
+    """mIoU of a sweep over an axis as text: one row per point, one column per curve, then the differences."""
+    columns: dict[str, dict[str, str]] = {}
+    for line in lines:
+        name = curve(line.row)
+        point = line.row[len(name) :].removeprefix(" @ ")
+        columns.setdefault(name, {})[point] = _interval(f"{line.mean_iou:.3f}", line.half_width)
+    for line in lines:
+        name = curve(line.row)
+        if line.gain is not None and name != sweep.teacher:
+            point = line.row[len(name) :].removeprefix(" @ ")
+            difference = _interval(f"{line.gain:+.3f}", line.gain_half_width)
+            columns.setdefault(f"{name} - {sweep.reference}", {})[point] = difference
+    points = list(dict.fromkeys(point for column in columns.values() for point in column))
+    cells = {name: [column.get(point, "") for point in points] for name, column in columns.items()}
+    return pd.DataFrame({sweep.axis.split(".")[-1].replace("_", " "): points, **cells})
 
 
 def class_table(lines: Sequence[Line]) -> pd.DataFrame:

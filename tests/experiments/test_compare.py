@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import glob
-import importlib
 import io
 import os
 import re
@@ -17,24 +16,15 @@ import pytest
 from scipy import stats
 
 from configs import default
-from hfd_jax.core.errors import ConfigError, StoppedError, UserError, WorkdirError
+from hfd_jax.core.errors import ConfigError, StoppedError, UserError
 from hfd_jax.experiments import figure, runner, statistics, stored, sweep, tables
-from hfd_jax.experiments.statistics import Result
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import arguments
+from tests.sweeps import result, some_sweep
 from tools import compare as tool
 
 SHIPPED = sorted(glob.glob(str(ROOT / "configs" / "sweeps" / "*.py")))
-
-
-def some_sweep(rows, reference="SAR-only"):
-    rows = {"SAR-only": {"distill.method": ()}, **rows}
-    return sweep.Sweep("some", "configs/scenes.py", reference, rows, floor=reference)
-
-
-def result(mean_iou, rates=(10.0,)):
-    return Result(mean_iou, mean_iou + 0.1, 0.9, {"land": mean_iou, "water": None}, 2_500_000, 600, rates)
 
 
 def test_rows_share_a_teacher_unless_they_differ_in_a_field_it_depends_on():
@@ -369,27 +359,6 @@ def test_a_sweep_that_is_stopped_leaves_its_table(monkeypatch, tmp_path, stop):
     [(found, root)] = written
     assert found.speed == {} and root == str(tmp_path), "without measuring speeds"
     assert stored.read(str(tmp_path / "some.json")).results["SAR-only"][0].mean_iou == 0.5
-
-
-def test_results_read_back_and_make_a_page(tmp_path):
-    results = {
-        row: {seed: result(value + 0.01 * seed) for seed in (0, 1)} for row, value in (("SAR-only", 0.5), ("HFD", 0.6))
-    }
-    sweep_of = some_sweep({row: {} for row in results})
-    found = stored.Stored(sweep_of, "python -m tools.compare --x", "test", results, {"HFD": 2.0}, {}, {"jax": "1"})
-    path = str(tmp_path / "some.json")
-    stored.write(path, found)
-    again = stored.read(path)
-    assert again.lines[1].mean_iou == found.lines[1].mean_iou and again.command == found.command
-    tool = importlib.import_module("tools.report")
-    tool.main(tool.make_parser().parse_args([f"--sweep={path}"]))
-    page = (tmp_path / "some.html").read_text()
-    assert "0.605" in page and "tools.compare --x" in page and "data:image/png" in page
-    with pytest.raises(ConfigError, match="either --workdir .* or --sweep"):
-        tool.main(tool.make_parser().parse_args([]))
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(WorkdirError, match="other.json: not a results file of tools.compare"):
-        stored.read(str(tmp_path / "other.json"))
 
 
 def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_path):

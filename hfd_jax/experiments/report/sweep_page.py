@@ -31,7 +31,7 @@ def render(stored: Stored) -> str:
             best=max(
                 (line for line in lines if line.row != sweep.teacher), key=lambda line: line.mean_iou, default=None
             ),
-            scores=_cells(tables.score_table(lines)),
+            scores=_cells(tables.score_table(lines, stored.unit)),
             verdict=tables.verdict(lines, sweep.reference),
             pictures=[(title, _data_url(drawn)) for title, drawn in pictures.items() if drawn],
             classes=list(classes),

@@ -1,0 +1,102 @@
+"""Tests of stored results: reading back, pages, pooling over folds, and the tables of the documents."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hfd_jax.core.errors import ConfigError, WorkdirError
+from hfd_jax.experiments import stored, tables
+from hfd_jax.experiments.pooling import pooled
+from tests.sweeps import result, some_sweep
+from tools import results as documents
+
+FOLDS = ({"SAR-only": (0.40, 0.50), "HFD": (0.50, 0.50)}, {"SAR-only": (0.60, 0.60), "HFD": (0.60, 0.62)})
+
+
+def stored_results(scores, **changes):
+    """Results of a sweep: row -> mIoU of seeds 0, 1, ..."""
+    runs = {row: {seed: result(value) for seed, value in enumerate(values)} for row, values in scores.items()}
+    found = stored.Stored(some_sweep({row: {} for row in scores}), "python x", "test", runs, {}, {}, {"jax": "1"})
+    return dataclasses.replace(found, **changes)
+
+
+def test_results_read_back_and_make_a_page(tmp_path):
+    results = {
+        row: {seed: result(value + 0.01 * seed) for seed in (0, 1)} for row, value in (("SAR-only", 0.5), ("HFD", 0.6))
+    }
+    sweep_of = some_sweep({row: {} for row in results})
+    found = stored.Stored(sweep_of, "python -m tools.compare --x", "test", results, {"HFD": 2.0}, {}, {"jax": "1"})
+    path = str(tmp_path / "some.json")
+    stored.write(path, found)
+    again = stored.read(path)
+    assert again.lines[1].mean_iou == found.lines[1].mean_iou and again.command == found.command
+    tool = importlib.import_module("tools.report")
+    tool.main(tool.make_parser().parse_args([f"--sweep={path}"]))
+    page = (tmp_path / "some.html").read_text()
+    assert "0.605" in page and "tools.compare --x" in page and "data:image/png" in page
+    with pytest.raises(ConfigError, match="either --workdir .* or --sweep"):
+        tool.main(tool.make_parser().parse_args([]))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="other.json: not a results file of tools.compare"):
+        stored.read(str(tmp_path / "other.json"))
+
+
+def test_a_fold_counts_once_however_many_seeds_it_has():
+    """The interval is that of the two folds' differences, 0.05 and 0.01, not of four runs."""
+    found = pooled([stored_results(scores) for scores in FOLDS])
+    line = found.lines[1]
+    assert line.row == "HFD" and line.seeds == 2 and found.unit == "fold"
+    assert line.mean_iou == pytest.approx((0.5 + 0.61) / 2)
+    assert line.gain == pytest.approx(0.03)
+    assert line.gain_half_width == pytest.approx(stats.t.ppf(0.975, 1) * np.std([0.05, 0.01], ddof=1) / np.sqrt(2))
+    assert "folds" in tables.score_table(found.lines, found.unit)
+
+
+def test_pooling_uses_the_seeds_that_all_rows_of_a_fold_have():
+    few = {"SAR-only": (0.4, 0.5), "HFD": (0.5,)}
+    found = pooled([stored_results(few), stored_results(FOLDS[1])])
+    assert found.results["SAR-only"][0].mean_iou == 0.4, "seed 1 has no HFD"
+
+
+def test_only_results_of_one_sweep_are_pooled(tmp_path):
+    one = stored_results(FOLDS[0])
+    with pytest.raises(ConfigError, match="results of different splits cannot be pooled: test; validation"):
+        pooled([one, stored_results(FOLDS[1], split="validation")])
+    with pytest.raises(ConfigError, match="results of different rows cannot be pooled"):
+        pooled([one, stored_results({"SAR-only": (0.5,)})])
+    apart = dataclasses.replace(one, results={"SAR-only": {0: result(0.5)}, "HFD": {1: result(0.5)}})
+    with pytest.raises(ConfigError, match="no seed has a result in every row"):
+        pooled([apart, apart])
+    assert pooled([one]) is one
+
+
+def test_a_page_about_folds(tmp_path):
+    paths = [str(tmp_path / f"{fold}.json") for fold in range(len(FOLDS))]
+    for path, scores in zip(paths, FOLDS, strict=True):
+        stored.write(path, stored_results(scores))
+    tool = importlib.import_module("tools.report")
+    tool.main(tool.make_parser().parse_args(["--sweep", *paths, f"--output={tmp_path / 'page.html'}"]))
+    page = (tmp_path / "page.html").read_text()
+    assert "2\n    folds" in page and "mIoU per fold" in page
+
+
+def test_documents_quote_only_stored_figures(tmp_path, monkeypatch):
+    stored.write(str(tmp_path / "some.json"), stored_results(FOLDS[0]))
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    text = "<!-- results some -->\nold\n<!-- results end -->\nHFD has 0.500 where SAR-only has 0.450: 5.0 points.\n"
+    filled = documents.filled(text)
+    assert "| HFD" in filled and "old" not in filled and documents.filled(filled) == filled
+    assert documents.unsupported(filled) == []
+    assert documents.unsupported(filled + "Nobody measured 0.987, or 7.5 points; `0.003` is code.") == ["0.987", "7.5"]
+
+
+def test_points_of_a_curve_become_columns():
+    rows = {"SAR-only @ 1 %": (0.3,), "HFD @ 1 %": (0.4,), "SAR-only @ 10 %": (0.5,), "HFD @ 10 %": (0.55,)}
+    found = stored_results(rows)
+    found = dataclasses.replace(found, sweep=dataclasses.replace(found.sweep, axis="data.label_share"))
+    table = tables.curve_table(found.lines, found.sweep)
+    assert list(table) == ["label share", "SAR-only", "HFD", "HFD - SAR-only"]
+    assert table.iloc[1].tolist() == ["10 %", "0.500", "0.550", "+0.050"]
