@@ -4,7 +4,7 @@ Seeds of one fold share its tiles, so they say little about a new place. A fold 
 its seeds, and all intervals and tests are over folds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,14 +43,15 @@ def pooled(parts: Sequence[Stored]) -> Stored:
 
 def mean_result(results: Sequence[Result]) -> Result:
     """The mean scores of several runs of one row, with the training rates of all."""
-    names = results[0].iou
-    found = {name: [r.iou[name] for r in results if r.iou.get(name) is not None] for name in names}
-    mean = {score: float(np.mean([getattr(r, score) for r in results])) for score in _SCORES}
-    iou: Mapping[str, float | None] = {
-        name: float(np.mean(scores)) if scores else None for name, scores in found.items()
-    }
+    mean = {score: float(np.mean([getattr(result, score) for result in results])) for score in _SCORES}
+    iou = {name: _mean_of_known([result.iou[name] for result in results]) for name in results[0].iou}
     rates = [rate for result in results for rate in result.rates]
     return Result(**mean, iou=iou, parameters=results[0].parameters, steps=results[0].steps, rates=rates)
+
+
+def _mean_of_known(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None
 
 
 _SCORES = ("mean_iou", "macro_f1", "accuracy")
