@@ -154,8 +154,13 @@ def has_mask(raster, numbers: Sequence[int]) -> bool:
 
 
 def scale_tags(raster, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scales, offsets) of the bands `numbers`; None if no band has any."""
+    """(scales, offsets) of the bands `numbers`; None if no band has any. RasterError if they leave no values."""
     scales, offsets = (np.array([tags[k - 1] for k in numbers], float) for tags in (raster.scales, raster.offsets))
+    if not (np.isfinite(scales) & np.isfinite(offsets) & (scales != 0)).all():
+        raise RasterError(
+            f"{raster.name}: its tags are scale {scales.tolist()}, offset {offsets.tolist()}; expected finite numbers, "
+            "and no scale of 0: remove them (gdal_edit.py -unsetscale -unsetoffset)"
+        )
     return None if (scales == 1).all() and (offsets == 0).all() else (scales, offsets)
 
 
@@ -168,7 +173,7 @@ def grid_of(raster) -> Grid:
 
     Raises:
       RasterError: the raster is placed by ground control points that no affine transform fits to half a pixel, or by
-        rational polynomials.
+        rational polynomials, or its transform gives a pixel no area.
     """
     crs, transform = raster.crs, raster.transform
     if crs is None and raster.gcps[0]:
@@ -178,12 +183,16 @@ def grid_of(raster) -> Grid:
             f"{raster.name}: is placed by rational polynomials (RPC) alone; expected a CRS and a transform: "
             "orthorectify it first (gdalwarp -rpc)"
         )
+    if not np.isfinite(transform).all() or transform.determinant == 0:
+        raise RasterError(f"{raster.name}: its transform {tuple(transform)[:6]} gives a pixel no area")
     return {"size": raster.shape, "crs": crs, "transform": transform, "nodata": raster.nodata}
 
 
 def _from_gcps(raster):
     points = raster.gcps[0]
     transform = rasterio.transform.from_gcps(points)
+    if transform.determinant == 0:  # the points lie on a line
+        return transform
     to_pixel = ~transform
     off = [np.hypot(*np.subtract(to_pixel @ (point.x, point.y), (point.col, point.row))) for point in points]
     if len(points) < 3 or max(off) > 0.5:

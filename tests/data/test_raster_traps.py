@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
@@ -12,7 +13,7 @@ from hfd_jax.data.builder import prepare
 from hfd_jax.data.catalogue import read_dataset
 from hfd_jax.data.folder import Folder
 from hfd_jax.data.inspection import inspect
-from hfd_jax.data.rasters import read_bands, read_image
+from hfd_jax.data.rasters import pixel_metres, read_bands, read_image
 from tests.rasters import Pairs, write
 
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -185,6 +186,33 @@ def test_rasters_with_control_points_are_placed_or_refused(pairs):
     assert len(inspect(source).leaks) == 4
     pairs.write("sar", crs="EPSG:4326", gcps=points(5, 50, 1e-6))
     refused(pairs, r"sar/a.tif: is placed by 9 ground control points, which no affine transform fits")
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "metres"),
+    [
+        (32631, Affine(10, 0, 0, 0, -10, 0), 10),
+        (2263, Affine(10, 0, 0, 0, -10, 0), 3.048),  # US survey feet
+        (4326, Affine(1e-4, 0, 10, 0, -1e-4, 60), 11.132 * 0.5**0.5),  # at 60 degrees north, half as wide as high
+        (None, Affine.identity(), 0),
+    ],
+)
+def test_pixel_sizes_are_metres_in_any_unit(crs, transform, metres):
+    grid = {"size": (100, 100), "crs": crs and rasterio.CRS.from_epsg(crs), "transform": transform}
+    assert pixel_metres(grid) == pytest.approx(metres, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "tags", [{"scales": (np.inf, 1)}, {"scales": (0, 1)}, {"scales": (1, 1), "offsets": (0, np.nan)}]
+)
+def test_scale_tags_that_leave_no_values_are_refused(pairs, tags):
+    pairs.write("sar", **tags)
+    refused(pairs, r"sar/a.tif: its tags are scale .*, offset .*; expected finite numbers, and no scale of 0")
+
+
+def test_a_transform_without_area_is_refused(pairs):
+    pairs.write("sar", pixel=1e-300)
+    refused(pairs, r"sar/a.tif: its transform .* gives a pixel no area")
 
 
 def test_pixel_sizes_are_metres_and_mixed_ones_are_said(pairs, tmp_path):

@@ -353,9 +353,9 @@ def test_a_scene_stored_from_east_to_west_is_turned_for_the_network(predictors, 
 def test_a_scene_of_other_pixels_gets_a_remark(predictors, scene, tmp_path):
     large = UTM | {"transform": Affine(10, 0, 592000, 0, -10, 5750000)}
     *_, notes = mapped(predictors(**SMALL), write(tmp_path / "a.tif", scene.sar[:64, :64], **large), tmp_path)
-    assert any("its pixels are 10 m wide, those of the training data 1 m" in note for note in notes)
+    assert sum("its pixels measure 10 m, those of the training data 1 m" in note for note in notes) == 1
     *_, notes = mapped(predictors(**SMALL), write(tmp_path / "b.tif", scene.sar[:64, :64]), tmp_path)
-    assert not any("wide" in note for note in notes)
+    assert not any("pixels measure" in note for note in notes)
 
 
 def test_polygons_of_a_scene_without_crs_are_refused_before_it_is_mapped(workdir, scene, tmp_path):

@@ -185,8 +185,6 @@ class Predictor:
         """
         begin = time.perf_counter()
         empty = not check_values(scene)
-        remark = placing.size_remark(placing.pixel_size(scene.georeference, scene.shape), self.facts.pixel_size)
-        scene.notes += [remark] if remark else []
         with maps(target, scene.shape, scene.georeference, self.facts, self._tags(scene)) as files:
             self.predict(scene, files.write, empty, label)
         if empty:
