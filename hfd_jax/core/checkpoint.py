@@ -145,8 +145,9 @@ class CheckpointReader:
         """Reads with Orbax; without `args`, reads all arrays as NumPy arrays, whatever devices they were saved from."""
         path, reader = self._path(step, "state"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         with self._damage(step, "cannot be read"):
+            # Also read if `args` name the arrays: what `restore` accepts, `verify` accepts.
+            tree = reader.metadata(path).item_metadata.tree
             if args is None:
-                tree = reader.metadata(path).item_metadata.tree
                 plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 args = ocp.args.PyTreeRestore(restore_args=plain)
             return reader.restore(path, args)

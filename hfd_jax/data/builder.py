@@ -24,6 +24,7 @@ from hfd_jax.core.locks import locked
 from hfd_jax.data import ground
 from hfd_jax.data.cautions import cautions
 from hfd_jax.data.facts import SAMPLING, SPLITS, StatisticsAccumulator, check_colours, check_statistics
+from hfd_jax.data.integrity import ADVICE, check_digests, write_digests
 from hfd_jax.data.shards import FORMAT, Shard, features_of, read_report, report_path, write_shards
 from hfd_jax.data.tiles import TileSource
 
@@ -188,6 +189,7 @@ def prepare(
         config = SourceConfig(name=source.name, source=source, skip_bad=skip_bad, workers=workers, staging=staging)
         with writing(root), _restored_on_failure(final):
             _run_tfds(builder_class, config, data_dir, beam)
+            write_digests(final)
         for entry in os.listdir(root):
             if entry.startswith(".preparing-"):
                 shutil.rmtree(os.path.join(root, entry))
@@ -238,9 +240,10 @@ def _fingerprint(source: TileSource, skip_bad: bool) -> str:
 
 
 def _is_same(directory: str, source: TileSource, skip_bad: bool) -> bool:
-    """Whether the data set has been prepared from this source; DataError if it has been from another."""
+    """Whether the data set has been prepared from this source; DataError if it was from another, or is damaged."""
     if not os.path.exists(os.path.join(directory, "metadata.json")):
         return False
+    check_digests(directory)
     differing = _differing_settings(directory, source, skip_bad)
     if differing:
         raise DataError(
@@ -255,8 +258,12 @@ def _announce(root: str) -> None:
 
 
 def _differing_settings(directory: str, source: TileSource, skip_bad: bool) -> list[str]:
-    with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
-        stored = json.load(file)
+    path = os.path.join(directory, "metadata.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            stored = json.load(file)
+    except ValueError as error:  # a data set without digests
+        raise DataError(f"{path}: damaged, not valid JSON ({error}); {ADVICE}") from error
     current = json.loads(json.dumps({"facts": source.facts.to_dict(), "settings": source.settings}))
     differing = [
         f"{part}.{key}"

@@ -15,6 +15,7 @@ from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
 from hfd_jax.data.facts import Facts, Statistics, check_colours
+from hfd_jax.data.integrity import ADVICE, TileSequence, check_digests
 from hfd_jax.data.simulated.region import STANDARD, Region, draw_region
 from hfd_jax.data.tiles import Tile
 
@@ -125,10 +126,14 @@ class Dataset:
     shared_ground: dict[str, int]
     notes: list[str]
 
-    def source(self, split: str):
-        """Random access to the tiles of a split as dicts of arrays; DataError for an unknown split."""
+    def source(self, split: str) -> TileSequence:
+        """Random access to the tiles of a split; DataError for an unknown split or a damaged shard."""
         self._check(split)
-        return tfds.builder_from_directory(self.directory).as_data_source(split=split)
+        where = f"{self.directory}, split {split}"
+        try:
+            return TileSequence(tfds.builder_from_directory(self.directory).as_data_source(split=split), where)
+        except Exception as error:  # a missing or damaged shard, which is opened here
+            raise DataError(f"{where}: cannot be opened ({type(error).__name__}: {error}); {ADVICE}") from error
 
     def tile_ids(self, tiles: Sequence[tuple[str, int]]) -> list[str]:
         """Ids of the tiles given as (split, index); reads each tile."""
@@ -153,7 +158,8 @@ class Dataset:
 
 
 def read_dataset(directory: str) -> Dataset:
-    """Opens the prepared data set in `directory`; DataError if it is not a prepared data set."""
+    """Opens the prepared data set in `directory`; DataError if it is not a prepared data set or is damaged."""
+    check_digests(directory)
     path = os.path.join(directory, "metadata.json")
     if not os.path.exists(path):
         raise DataError(f"{path}: missing; is {directory} a data set that tools.prepare_data wrote?")
@@ -165,7 +171,10 @@ def read_dataset(directory: str) -> Dataset:
     missing = {"facts", "statistics", "shapes", "skipped", "left_out", "shared_ground"} - set(metadata)
     if missing:
         raise DataError(f"{path}: incomplete, without {', '.join(sorted(missing))}; prepare the data set again")
-    splits = tfds.builder_from_directory(directory).info.splits
+    try:
+        splits = tfds.builder_from_directory(directory).info.splits
+    except Exception as error:  # whatever TFDS makes of a damaged file, in a data set without digests
+        raise DataError(f"{directory}: cannot be opened ({type(error).__name__}: {error}); {ADVICE}") from error
     return Dataset(
         directory=directory,
         facts=_facts(metadata["facts"], path),

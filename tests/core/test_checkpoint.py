@@ -17,6 +17,7 @@ from hfd_jax.core.checkpoint import CheckpointReader, Checkpoints, DamagedError
 from hfd_jax.core.errors import CheckpointError
 from hfd_jax.train.state import TrainState
 from tests.conftest import ROOT, python_environment, run_python
+from tests.damage import empty, flip_bit, hurt, truncate
 
 # Reads still in progress when a restore fails report a closed event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -103,20 +104,6 @@ def test_other_network_is_named_by_path_and_shape(tmp_path):
         reader.restore(10, wanted)
 
 
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path):
-    os.truncate(path, 0)
-
-
-def flip_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
 def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplog):
     folder = tmp_path / "student"
@@ -132,20 +119,6 @@ def test_damaged_arrays_fall_back_to_the_good_checkpoint(tmp_path, damage, caplo
     checkpoints.save(20, make_state(20), {})  # saving continues, even at the step that was damaged
     checkpoints.close()
     assert CheckpointReader(str(folder)).steps() == [10, 20]
-
-
-def hurt(path, rng):
-    """Damages a file in one of four ways at a random position; returns the name of the damage."""
-    kind = [truncate, empty, flip_bit, Path.unlink][rng.integers(4)]
-    if kind is flip_bit:
-        content = bytearray(path.read_bytes())
-        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-        path.write_bytes(content)
-    elif kind is truncate:
-        os.truncate(path, rng.integers(path.stat().st_size))
-    else:
-        kind(path)
-    return kind.__name__
 
 
 @pytest.mark.parametrize("times", [60, pytest.param(1000, marks=pytest.mark.slow)])
