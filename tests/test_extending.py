@@ -13,7 +13,7 @@ from hfd_jax.train import stages
 from hfd_jax.train.config_flags import field_names
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT
-from tests.runs import log_of
+from tests.runs import COARSE, log_of
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def small(tmp_path, scenes_dir, **fields):
 
 def test_a_method(follow, tmp_path, scenes_dir):
     follow("A distillation method")
-    config = small(tmp_path, scenes_dir, **{"distill.method": ("cosine",), "model.align": "none"})
+    config = small(tmp_path, scenes_dir, **{"distill.method": ("cosine",), **COARSE})
     assert {"distill.cosine.weight", "distill.cosine.taps", "distill.cosine.margin"} <= set(field_names(config))
     stages.train(config, str(tmp_path / "run"))
     assert 0 < log_of(tmp_path / "run", "student")[2]["cosine_A"] < 2

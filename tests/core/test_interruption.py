@@ -15,7 +15,7 @@ import pytest
 
 from hfd_jax.core.errors import STOPPED_EXIT_CODE
 from tests.conftest import ROOT, python_environment, run_python
-from tests.runs import arguments, digests, rows_of
+from tests.runs import COARSE_FLAGS, arguments, digests, rows_of
 
 STEPS = 40
 # The intervals of log lines and checkpoints do not divide each other.
@@ -28,7 +28,7 @@ FLAGS = (
     "--config.data.crop=32",
     "--config.distill.hfd.taps=('C3','A')",
     "--config.data.batch_size=4",
-    "--config.model.align=none",  # compiles sooner
+    *COARSE_FLAGS,
 )
 
 

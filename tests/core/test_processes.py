@@ -13,7 +13,7 @@ import pytest
 from hfd_jax.core.errors import STOPPED_EXIT_CODE
 from hfd_jax.core.workdir import Workdir, sole_run
 from tests.conftest import FAST_COMPILE, ROOT, python_environment, run_python
-from tests.runs import arguments, digests, evaluation, rows_of
+from tests.runs import COARSE_FLAGS, arguments, digests, evaluation, rows_of
 
 STEPS = 30
 FLAGS = (
@@ -25,7 +25,7 @@ FLAGS = (
     "--config.data.crop=32",
     "--config.distill.hfd.taps=('C3','A')",
     "--config.data.batch_size=4",
-    "--config.model.align=none",  # compiles sooner
+    *COARSE_FLAGS,
     "--config.eval.panels=0",
 )
 

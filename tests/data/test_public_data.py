@@ -7,6 +7,7 @@ import pytest
 
 from hfd_jax.data.sen12ms import split_of
 from tests.conftest import run_python
+from tests.runs import COARSE
 from tests.trees import Sen12msTree, Spacenet6Tree, WhuTree, write_raster
 
 SEN12MS_SCENES = [
@@ -25,7 +26,7 @@ SMALL = {
     "dtype": "float32",
     "model.depth": 18,
     "model.width": 4,
-    "model.align": "none",  # compiles sooner
+    **COARSE,
     "data.crop": 32,
     "data.batch_size": 4,
     "data.workers": 0,

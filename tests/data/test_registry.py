@@ -14,6 +14,7 @@ from hfd_jax.data import catalogue, registry, sen12ms
 from hfd_jax.data.reader import Reader
 from hfd_jax.train import stages
 from tests.conftest import ROOT
+from tests.runs import COARSE
 from tests.trees import Sen12msTree, Spacenet6Tree, WhuTree
 from tools import check_data, datasets, prepare_data
 
@@ -26,7 +27,7 @@ SMALL = {
     "data.label_share": 1.0,
     "model.depth": 18,
     "model.width": 4,
-    "model.align": "none",  # compiles sooner
+    **COARSE,
     "teacher.steps": 2,
     "student.steps": 2,
     "train.eval_every": 0,

@@ -20,7 +20,7 @@ from hfd_jax.core.errors import ConfigError, StoppedError, UserError
 from hfd_jax.experiments import figure, runner, statistics, stored, sweep, tables
 from hfd_jax.train.validate import check_fields
 from tests.conftest import ROOT, python_environment, run_python
-from tests.runs import arguments
+from tests.runs import COARSE_FLAGS, arguments
 from tests.sweeps import result, some_sweep
 from tools import compare as tool
 
@@ -302,7 +302,7 @@ def test_the_tool_trains_missing_runs_and_reuses_finished_ones(scenes, scenes_di
         'ROWS = {"EO": {"stage": "teacher"}, "SAR-only": {"distill.method": ()}, "HFD": {}}\n'
     )
     flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
-    flags += ["--config.train.eval_every=0", "--config.model.align=none"]  # the latter compiles sooner
+    flags += ["--config.train.eval_every=0", *COARSE_FLAGS]
     command = ("-m", "tools.compare", f"--sweep={path}", *flags, "--at_once=2")
     text = run_python(*command, "--seeds=1").stdout
     assert "3 runs, 0 of them finished" in text and "3/3: " in text
@@ -367,7 +367,7 @@ def test_workers_save_and_stop_when_the_tool_is_killed(scenes, scenes_dir, tmp_p
         'CONFIG = "configs/scenes.py"\nREFERENCE = "SAR-only"\nROWS = {"SAR-only": {"distill.method": ()}}\n'
     )
     flags = [flag for flag in arguments(tmp_path / "c", scenes_dir)[2:] if "baselines" not in flag]
-    flags += ["--config.student.steps=100000", "--config.model.align=none", "--config.train.log_every=1"]
+    flags += ["--config.student.steps=100000", *COARSE_FLAGS, "--config.train.log_every=1"]
     command = ("-m", "tools.compare", f"--sweep={path}", *flags, "--at_once=2", "--seeds=1")
     output = tmp_path / "c" / "students" / "distill.method_none" / "seed_0" / "output.txt"
     tool = subprocess.Popen(

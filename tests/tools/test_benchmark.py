@@ -10,6 +10,7 @@ import pytest
 from configs import default
 from hfd_jax.core.errors import UserError
 from tests.conftest import run_python
+from tests.runs import COARSE_FLAGS
 from tools import benchmark
 from tools.bench import run
 from tools.bench.run import Row, table
@@ -21,7 +22,7 @@ from tools.bench.timing import Timing, interleaved
 SMALL = (
     "--config=configs/scenes.py",
     "--config.model.width=4",
-    "--config.model.align=none",
+    *COARSE_FLAGS,
     "--batch=2",
     "--size=64",
     "--seconds=0.01",

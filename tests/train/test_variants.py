@@ -7,7 +7,7 @@ import pytest
 
 from hfd_jax.core.checkpoint import CheckpointReader
 from tests.conftest import ROOT, run_python
-from tests.runs import digests, evaluation, log_of, main
+from tests.runs import COARSE, digests, evaluation, log_of, main
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -91,7 +91,7 @@ def test_real_tiles_train_and_evaluate(tmp_path):
         "data.name": "folder/terramind",
         "data.dir": tmp_path,
         "model.width": 4,
-        "model.align": "none",  # compiles sooner
+        **COARSE,
         "baselines": "()",
         "teacher.steps": 2,
         "student.steps": 2,
