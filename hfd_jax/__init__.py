@@ -19,7 +19,7 @@ _LAZY = {
 
 # As in pyproject.toml, which a test compares. importlib.metadata would take a tenth of a second, in which signals would
 # not be handled yet.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def open_dataset(name: str, data_dir: str = "data") -> Any:

@@ -54,6 +54,8 @@ def main(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}: expected at least 1")
     chosen = sweep.read_sweep(arguments.sweep)
+    if arguments.rows:
+        chosen = sweep.reduced(chosen, arguments.rows)
     base = config_flags.config(default.get_config())
     select_on_validation(base)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
@@ -158,6 +160,7 @@ def config_of_sweep(arguments: argparse.Namespace) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("compare", __doc__)
     parser.add_argument("--sweep", default="configs/sweeps/students.py", help="sweep file")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows or curves, and the reference")
     parser.add_argument("--workdir", required=True, help="folder for the runs and the tables")
     parser.add_argument("--results", help="folder for SWEEP.json, the results of every run; default: the workdir")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")

@@ -25,7 +25,7 @@ from tools import cli
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 RESULTS = ROOT / "docs" / "results"
-TABLE = re.compile(r"(<!-- (results|curves) ([\w ]+) -->\n)(.*?)(<!-- results end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (results|curves) ([\w/ ]+) -->\n)(.*?)(<!-- results end -->)", re.DOTALL)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"(?<![\w.])[01]\.\d{3}(?![\w.])|\d+\.\d(?= points?\b)")
 

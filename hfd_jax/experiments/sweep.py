@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfd_jax.core.errors import ConfigError
+from hfd_jax.core.errors import ConfigError, nearest
 from hfd_jax.core.options import options_of
 from hfd_jax.core.workdir import STUDENT_ONLY, Workdir
 from hfd_jax.models.registry import ARCHITECTURES, default_options
@@ -132,6 +132,21 @@ def read_sweep(path: str) -> Sweep:
             )
     name = os.path.splitext(os.path.basename(path))[0]
     return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis)
+
+
+def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """The sweep with only some of its rows or curves, by name; those of the reference and the floor are kept.
+
+    Raises:
+      ConfigError: there is no row or curve of a name.
+    """
+    known = list(dict.fromkeys([*sweep.rows, *map(curve, sweep.rows)]))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--rows={name!r}: sweep {sweep.name} has no such row or curve; {nearest(name, known)}")
+    wanted = {*names, sweep.reference, sweep.floor}
+    rows = {row: fields for row, fields in sweep.rows.items() if wanted & {row, curve(row)}}
+    return dataclasses.replace(sweep, rows=rows)
 
 
 def plan(sweep: Sweep, base: ConfigDict, seeds: Sequence[int], root: str) -> list[Job]:

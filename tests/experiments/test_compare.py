@@ -66,6 +66,18 @@ def test_shipped_sweeps_name_fields_and_values_that_exist(path):
     assert {job.row for job in jobs} - {""} == set(found.rows)
 
 
+def test_some_rows_of_a_sweep():
+    found = sweep.read_sweep(str(ROOT / "configs" / "sweeps" / "ombria.py"))
+    some = sweep.reduced(found, ["HFD", "teacher @ 10 %"])
+    assert list(some.rows) == ["SAR-only @ 10 %", "HFD @ 10 %", "teacher @ 10 %", "SAR-only @ 100 %", "HFD @ 100 %"]
+    roots = {job.root for job in sweep.plan(some, default.get_config(), [0], "w")}
+    assert roots < {job.root for job in sweep.plan(found, default.get_config(), [0], "w")}, (
+        "the runs of the whole sweep"
+    )
+    with pytest.raises(ConfigError, match="--rows='HDF': sweep ombria has no such row or curve; did you mean 'HFD'"):
+        sweep.reduced(found, ["HDF"])
+
+
 def test_a_misspelt_field_and_two_rows_of_one_run_are_named():
     with pytest.raises(
         ConfigError, match=r"row 'x' of sweep some: config.distill.hfd.wait does not exist: did you mean"
