@@ -4,17 +4,33 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import recipes
 from hfd_jax.data.builder import prepare
 from hfd_jax.data.catalogue import read_dataset
 from hfd_jax.data.described.description import read_description
 from hfd_jax.data.folder import Folder, FolderSource
 from hfd_jax.data.tiles import check_tile
-from tests.conftest import ROOT
+from hfd_jax.train.validate import check_fields
+from tests.conftest import ROOT, run_python
 from tests.rasters import write
+from tests.runs import COARSE, evaluation
 
 RECIPES = sorted((ROOT / "configs" / "datasets").glob("*.json"))
 RNG = np.random.default_rng(0)
 SIZE = 24
+SMALL = {
+    "stage": "teacher",
+    "teacher.steps": 2,
+    "train.checkpoint_every": 2,
+    "baselines": "()",
+    "data.batch_size": 2,
+    "data.crop": 32,
+    "data.workers": 0,
+    "model.depth": 18,
+    "model.width": 4,
+    "eval.batch_size": 2,
+    "eval.panels": 0,
+}
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -130,6 +146,34 @@ def test_every_recipe_is_valid_and_tested():
     assert {path.stem.removesuffix("_folds") for path in RECIPES} == {tree.__name__ for tree in TREES}
     for path in RECIPES:
         assert read_description(str(path)).name == path.stem.removesuffix("_folds")
+    for name in recipes.SIZES:
+        check_fields(recipes.get_config(name))
+
+
+# One of them by default: the networks are the same, and each compiles for half a minute.
+@pytest.mark.parametrize(
+    "tree", [TREES[0], *(pytest.param(tree, marks=pytest.mark.slow) for tree in TREES[1:] if tree is not terramind)]
+)
+def test_from_the_published_files_to_a_trained_step(tmp_path, tree):
+    name = tree.__name__
+    tree(tmp_path / "raw")
+    description = f"--description={ROOT / 'configs' / 'datasets' / f'{name}.json'}"
+    data = f"--data_dir={tmp_path / 'data'}"
+    prepared = run_python(
+        "-m", "tools.prepare_data", "--dataset=folder", f"--raw_dir={tmp_path / 'raw'}", description, data
+    )
+    assert f"--config.data.name=folder/{name} " in prepared.stdout
+    config = f"--config=configs/{'ombria.py' if tree is ombria else f'recipes.py:{name}'}"
+    small = {**COARSE, **SMALL, "data.dir": tmp_path / "data"}
+    flags = [f"--config.{field}={value}" for field, value in small.items()]
+    done = run_python("main.py", config, f"--workdir={tmp_path / 'run'}", *flags)
+    assert "teacher (EO)" in done.stdout and set(evaluation(tmp_path / "run")) == {"teacher"}
+
+
+def test_a_recipe_that_does_not_exist_is_named(tmp_path):
+    done = run_python("main.py", "--config=configs/recipes.py:brigt", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 1 and "configs/recipes.py:brigt: did you mean 'bright'?" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_bands_of_several_grids_and_codes_of_one_class(tmp_path):
