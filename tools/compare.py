@@ -108,16 +108,21 @@ def results_file(arguments: argparse.Namespace, chosen: Sweep) -> str:
 
 def write_tables(chosen: Sweep, jobs: list[Job], root: str, path: str, split: str, timed: bool = True) -> None:
     """Writes the results, tables and figures of the finished runs, if any; without inference speeds if not `timed`."""
-    results = statistics.collect(jobs)
+    results = statistics.with_choices(statistics.collect(jobs), chosen)
     if results:
-        shown = [job for job in jobs if job.row in results and chosen.axis]
-        places = {job.row: sweep.value_at(job.config, chosen.axis) for job in shown}
+        places = places_of(chosen, jobs, results) if chosen.axis else {}
         speed = speeds(jobs, results) if timed else {}
         command = shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]])
         found = Stored(chosen, command, split, results, speed, places, package_versions())
         write(found, root)
         stored.write(path, found)
         print(f"written: {path}")
+
+
+def places_of(chosen: Sweep, jobs: list[Job], results: Results) -> dict[str, float]:
+    """row -> value on the sweep's axis; a choice is at the place of the rows that it chooses from."""
+    points = {sweep.point(job.row): sweep.value_at(job.config, chosen.axis) for job in jobs if job.row in results}
+    return {row: points[sweep.point(row)] for row in results}
 
 
 def write(found: Stored, root: str) -> None:

@@ -10,6 +10,7 @@ CONFIG = "configs/scenes.py"
 SHARES = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "25 %": 0.25, "100 %": 1.0}
 AXIS = "data.label_share"
 REFERENCE = "SAR-only"
+CHOICES = {"better on validation": ("SAR-only", "HFD, all pairs")}
 _CURVES = {
     "teacher (EO)": {"stage": "teacher"},
     "SAR-only": {"distill.method": ()},

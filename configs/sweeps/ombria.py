@@ -10,6 +10,7 @@ The second command tests on fold 0 of 4 (configs/ombria.py says how to prepare i
 CONFIG = "configs/ombria.py"
 REFERENCE = "SAR-only"
 AXIS = "data.label_share"
+CHOICES = {"better on validation": ("SAR-only", "HFD")}
 _METHODS = {
     REFERENCE: {"distill.method": ()},
     "HFD": {},

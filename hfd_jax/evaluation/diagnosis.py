@@ -26,6 +26,19 @@ def prospect(teacher: float, sar_only: float | None, split: str) -> str:
     return f"{against}: distillation can gain up to {100 * gap:.1f} points"
 
 
+def choice(sar_only: float | None, student: float | None) -> str:
+    """Says which student to use, by their mIoU on the validation split; "" if one is unknown.
+
+    Distillation can do harm, for example where the teacher knows little about new places, and the validation split is
+    what tells without the test split.
+    """
+    if sar_only is None or student is None:
+        return ""
+    found = f"on the validation split the HFD student has mIoU {student:.4f}, the SAR-only student {sar_only:.4f}"
+    better = "the HFD student" if student > sar_only else "the SAR-only student (--network=sar_only)"
+    return f"{found}: use {better}"
+
+
 def verdict(
     mean_iou: Mapping[str, float], gradient_share: float | None, limit: float, unexplained: Mapping[str, float]
 ) -> list[str]:

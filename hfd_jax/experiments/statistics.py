@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,6 +25,7 @@ class Result:
       parameters: number of parameters used for inference, that is without the distillation adapters.
       steps: number of training steps.
       rates: training steps per second, one value per line of the timing log.
+      validation: mIoU on the validation split of the checkpoint that counts; None if unknown.
     """
 
     mean_iou: float
@@ -33,6 +35,7 @@ class Result:
     parameters: int
     steps: int
     rates: Sequence[float]
+    validation: float | None = None
 
 
 Results = Mapping[str, Mapping[int, Result]]  # row -> seed -> result
@@ -84,12 +87,37 @@ def collect(jobs: Sequence[Job]) -> dict[str, dict[int, Result]]:
     return results
 
 
+def with_choices(results: Results, sweep: Sweep) -> dict[str, dict[int, Result]]:
+    """The results with the sweep's choices: rows that take, per seed, the row that is better on the validation split.
+
+    A choice costs the training of all of its rows, so it has no training time of its own.
+    """
+    found = {row: dict(runs) for row, runs in results.items()}
+    for name, candidates in sweep.choices.items():
+        for row in [row for row in results if row == at_same_point(candidates[0], row)]:
+            options = [results.get(at_same_point(other, row), {}) for other in candidates]
+            for seed in set.intersection(*map(set, options)):
+                runs = [runs[seed] for runs in options]
+                if all(run.validation is not None for run in runs):
+                    best = max(runs, key=lambda run: run.validation)
+                    found.setdefault(at_same_point(name, row), {})[seed] = dataclasses.replace(best, rates=())
+    return found
+
+
 def _result(job: Job) -> Result:
     workdir = Workdir(job.root)
     row = read_json(workdir.evaluation)[job.config.eval.split][job.network]
     iou = {name: scores["iou"] for name, scores in row["per_class"].items()}
+    record = _record(job, row["step"])
     return Result(
-        row["mean_iou"], row["macro_f1"], row["accuracy"], iou, _parameters(job, row["step"]), job.steps, _rates(job)
+        row["mean_iou"],
+        row["macro_f1"],
+        row["accuracy"],
+        iou,
+        _parameters(record),
+        job.steps,
+        _rates(job),
+        record.get("score"),
     )
 
 
@@ -99,11 +127,14 @@ def _rates(job: Job) -> list[float]:
     return [entry["steps_per_second"] for entry in entries if entry["network"] == job.network]
 
 
-def _parameters(job: Job, step: int) -> int:
+def _record(job: Job, step: int) -> dict[str, Any]:
     try:
-        record = CheckpointReader(Workdir(job.root).checkpoints(job.network)).record(step)
+        return CheckpointReader(Workdir(job.root).checkpoints(job.network)).record(step)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; the table needs this checkpoint for the number of parameters") from error
+
+
+def _parameters(record: Mapping[str, Any]) -> int:
     arrays = record["arrays"].items()
     return sum(int(np.prod(entry["shape"])) for path, entry in arrays if path.startswith("params/model/"))
 

@@ -48,7 +48,7 @@ def write(path: str, stored: Stored) -> None:
     statistics = {line.row: dataclasses.asdict(line) for line in stored.lines}
     rows = {
         row: {
-            "stage": stored.sweep.rows[row].get("stage", "student"),
+            "stage": stored.sweep.rows.get(row, {}).get("stage", "student"),
             "place": stored.places.get(row),
             "seeds": {str(seed): dataclasses.asdict(result) for seed, result in runs.items()},
             "statistics": statistics[row],

@@ -8,6 +8,8 @@ A sweep file (configs/sweeps/) defines
     FLOOR = "without distillation"        optional: lower end of the gap to the teacher; default: REFERENCE
     AXIS = "data.label_share"             optional: rows with the same name before " @" form a curve over this field;
                                           REFERENCE and FLOOR then name curves
+    CHOICES = {"either": ("SAR-only", "HFD")}   optional: further rows (or curves) that take, per seed, the row that is
+                                          better on the validation split
 
 Every row is one student or, with {"stage": "teacher"}, the teacher. Rows that agree in every field that the teacher's
 training depends on share one teacher per seed. A run's folder is named after the fields that differ from the base
@@ -50,6 +52,7 @@ class Sweep:
       rows: name -> {field: value}.
       floor: row or curve at the lower end of the gap to the teacher.
       axis: field that a curve is drawn over, or "".
+      choices: name -> rows or curves to choose from on the validation split.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Sweep:
     rows: Mapping[str, Mapping[str, Any]]
     floor: str
     axis: str = ""
+    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def teacher(self) -> str:
@@ -68,6 +72,11 @@ class Sweep:
 def curve(row: str) -> str:
     """Returns the name of a row's curve: "HFD" for "HFD @ 10 %"."""
     return row.split(_POINT)[0]
+
+
+def point(row: str) -> str:
+    """Returns the part of a row's name that names its point: "10 %" for "HFD @ 10 %", "" without one."""
+    return row[len(curve(row)) :].removeprefix(_POINT).strip()
 
 
 def at_same_point(name: str, row: str) -> str:
@@ -130,8 +139,13 @@ def read_sweep(path: str) -> Sweep:
             raise ConfigError(
                 f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {', '.join(known)}"
             )
+    choices = found.get("CHOICES", {})
+    for name, candidates in choices.items():
+        unknown = [row for row in candidates if row not in known]
+        if unknown or name in known:
+            raise ConfigError(f"{path}: CHOICES[{name!r}] is {candidates!r}; the rows or curves are {', '.join(known)}")
     name = os.path.splitext(os.path.basename(path))[0]
-    return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis)
+    return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis, choices)
 
 
 def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hfd_jax.core.logs import duration
 from hfd_jax.experiments.statistics import Line
-from hfd_jax.experiments.sweep import Sweep, curve
+from hfd_jax.experiments.sweep import Sweep, curve, point
 
 LEVEL = 0.05  # of significance, for `verdict`
 
@@ -37,17 +37,14 @@ def curve_table(lines: Sequence[Line], sweep: Sweep) -> pd.DataFrame:
     """mIoU of a sweep over an axis as text: one row per point, one column per curve, then the differences."""
     columns: dict[str, dict[str, str]] = {}
     for line in lines:
-        name = curve(line.row)
-        point = line.row[len(name) :].removeprefix(" @ ")
-        columns.setdefault(name, {})[point] = _interval(f"{line.mean_iou:.3f}", line.half_width)
+        columns.setdefault(curve(line.row), {})[point(line.row)] = _interval(f"{line.mean_iou:.3f}", line.half_width)
     for line in lines:
         name = curve(line.row)
         if line.gain is not None and name != sweep.teacher:
-            point = line.row[len(name) :].removeprefix(" @ ")
             difference = _interval(f"{line.gain:+.3f}", line.gain_half_width)
-            columns.setdefault(f"{name} - {sweep.reference}", {})[point] = difference
-    points = list(dict.fromkeys(point for column in columns.values() for point in column))
-    cells = {name: [column.get(point, "") for point in points] for name, column in columns.items()}
+            columns.setdefault(f"{name} - {sweep.reference}", {})[point(line.row)] = difference
+    points = list(dict.fromkeys(at for column in columns.values() for at in column))
+    cells = {name: [column.get(at, "") for at in points] for name, column in columns.items()}
     return pd.DataFrame({sweep.axis.split(".")[-1].replace("_", " "): points, **cells})
 
 

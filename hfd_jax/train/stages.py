@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.interruption import Interruption, watch
 from hfd_jax.core.logs import say
-from hfd_jax.evaluation.diagnosis import prospect
+from hfd_jax.evaluation.diagnosis import choice, prospect
 from hfd_jax.evaluation.evaluator import evaluate_workdir, table
 from hfd_jax.evaluation.metrics import Scores
 from hfd_jax.inference.restore import check_fits, load_network
@@ -60,6 +60,10 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
         summaries=summaries if trained or not os.path.exists(summaries) else "",
     )
     say(table(results))
+    advice = (
+        choice(score_of(run, "sar_only"), score_of(run, "student")) if {"sar_only", "student"} <= set(names) else ""
+    )
+    say(advice) if advice else None
     say(f"written to {run.workdir.root}: {', '.join(written)}")
     return results
 

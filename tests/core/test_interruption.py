@@ -1,5 +1,6 @@
 """A run survives signals, and kills at any moment."""
 
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import STOPPED_EXIT_CODE
 from tests.conftest import ROOT, python_environment, run_python
 from tests.runs import COARSE_FLAGS, arguments, digests, rows_of
@@ -138,6 +140,53 @@ def test_two_kills(undisturbed, scenes_dir, tmp_path):
     kill_and_resume(undisturbed, scenes_dir, tmp_path / "run", 2, seed=1)
 
 
+def kill_at_random(data_dir, workdir, rng):
+    """Starts a run again and again and kills it at any moment, until it ends by itself; returns the number of kills."""
+    for kills in range(1000):
+        kept = {network: max(steps_of(workdir, network), default=0) for network in ("teacher", "student")}
+        output = workdir.with_suffix(".txt")
+        with output.open("w+") as file:
+            piped = rng.random() < 0.5
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command(workdir, data_dir))],
+                cwd=ROOT,
+                env=python_environment(),
+                stdout=subprocess.PIPE if piped else file,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            # In its first second, somewhere, or as soon as a stage is trained.
+            moment = rng.choice(("first", "any", "any", "last"))
+            try:
+                if moment == "last" and piped and kept["student"] < STEPS:
+                    wait_for(process, position("teacher" if kept["teacher"] < STEPS else "student", STEPS))
+                    time.sleep(rng.random())
+                else:
+                    process.communicate(timeout=rng.uniform(0, 1 if moment == "first" else 25))
+            except subprocess.TimeoutExpired:
+                pass
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        for network, step in kept.items():
+            assert max(steps_of(workdir, network), default=0) >= step, "a finished checkpoint is lost"
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, output.read_text()
+            return kills
+    raise AssertionError("it never ended")
+
+
+def steps_of(workdir, network):
+    folder = workdir / "checkpoints" / network
+    return CheckpointReader(str(folder)).steps() if folder.is_dir() else []
+
+
 @pytest.mark.slow
-def test_twenty_kills(undisturbed, scenes_dir, tmp_path):
-    kill_and_resume(undisturbed, scenes_dir, tmp_path / "run", 20, seed=int(os.environ.get("SEED", "2")))
+def test_hundred_kills(undisturbed, scenes_dir, tmp_path):
+    rng, kills = random.Random(int(os.environ.get("SEED", "2"))), 0
+    for number in itertools.count():
+        workdir = tmp_path / f"run_{number}"
+        kills += kill_at_random(scenes_dir, workdir, rng)
+        same(workdir, undisturbed)
+        print(f"{number + 1} runs, {kills} kills", flush=True)
+        if kills >= 100:
+            return

@@ -151,6 +151,24 @@ def test_two_processes_to_the_end(scenes_dir, tmp_path, kind, victim):
     same(workdir, alone)
 
 
+@pytest.mark.slow
+def test_a_process_that_stands_still_for_ten_minutes(undisturbed, scenes_dir, tmp_path):
+    """Whether the others wait for it or give up, the same command continues and ends with the same numbers."""
+    workdir = tmp_path / "run"
+    command = arguments(workdir, scenes_dir, *FLAGS, baselines=())
+    pair = Pair(*command)
+    pair.wait_for("teacher", 10)
+    pair.processes[1].send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    while time.monotonic() - start < 600 and pair.processes[0].poll() is None:
+        time.sleep(1)
+    print(f"the other process: {pair.processes[0].poll()} after {time.monotonic() - start:.0f} s")
+    pair.processes[1].send_signal(signal.SIGCONT)
+    print(pair.end(), pair.output[0][-2000:], pair.output[1][-2000:])
+    on_one_process(command)
+    same(workdir, undisturbed)
+
+
 def test_refused_by_one_process_ends_both(scenes_dir, tmp_path):
     """If the workdir is in use, the first process reports it and exits; the second does not wait forever."""
     workdir = tmp_path / "run"

@@ -27,3 +27,9 @@ def test_the_verdict_names_a_missing_gap_the_limit_and_taps_that_radar_does_not_
     assert "C3 3 %, A 40 %" in text and "next to nothing of C3;" in text
     assert verdict({"student": 0.6}, 0.2, 0.5, {})[0].startswith("Whether distillation pays is unknown")
     assert verdict({}, None, 0.5, {}) == []
+
+
+def test_the_validation_split_says_which_student_to_use():
+    assert diagnosis.choice(0.5, 0.4).endswith("use the SAR-only student (--network=sar_only)")
+    assert diagnosis.choice(0.4, 0.5).endswith("use the HFD student")
+    assert diagnosis.choice(None, 0.5) == diagnosis.choice(0.5, None) == ""

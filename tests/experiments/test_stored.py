@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from hfd_jax.core.errors import ConfigError, WorkdirError
-from hfd_jax.experiments import stored, tables
+from hfd_jax.experiments import statistics, stored, tables
 from hfd_jax.experiments.pooling import pooled
 from tests.sweeps import result, some_sweep
 from tools import results as documents
@@ -91,6 +91,21 @@ def test_documents_quote_only_stored_figures(tmp_path, monkeypatch):
     assert "| HFD" in filled and "old" not in filled and documents.filled(filled) == filled
     assert documents.unsupported(filled) == []
     assert documents.unsupported(filled + "Nobody measured 0.987, or 7.5 points; `0.003` is code.") == ["0.987", "7.5"]
+
+
+def test_a_choice_takes_the_row_that_is_better_on_the_validation_split():
+    results = {
+        "SAR-only @ 1 %": {0: result(0.5, validation=0.6), 1: result(0.5, validation=0.4), 2: result(0.5)},
+        "HFD @ 1 %": {0: result(0.7, validation=0.5), 1: result(0.3, validation=0.5), 2: result(0.6, validation=0.9)},
+        "teacher @ 1 %": {0: result(0.9)},
+    }
+    choices = {"either": ("SAR-only", "HFD"), "absent": ("SAR-only", "nothing")}
+    sweep = dataclasses.replace(some_sweep({}), axis="data.label_share", choices=choices)
+    found = statistics.with_choices(results, sweep)
+    chosen = found.pop("either @ 1 %")
+    assert found == results and {seed: run.mean_iou for seed, run in chosen.items()} == {0: 0.5, 1: 0.3}, (
+        "whatever they score on the test split; without a validation score there is no choice"
+    )
 
 
 def test_points_of_a_curve_become_columns():
