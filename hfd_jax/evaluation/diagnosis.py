@@ -27,15 +27,15 @@ def prospect(teacher: float, sar_only: float | None, split: str) -> str:
 
 
 def choice(sar_only: float | None, student: float | None) -> str:
-    """Says which student to use, by their mIoU on the validation split; "" if one is unknown.
+    """Says which student to use, by their mIoU on the validation split; None if unknown.
 
     Distillation can do harm, for example where the teacher knows little about new places, and the validation split is
     what tells without the test split.
     """
     if sar_only is None or student is None:
-        return ""
-    found = f"on the validation split the HFD student has mIoU {student:.4f}, the SAR-only student {sar_only:.4f}"
-    better = "the HFD student" if student > sar_only else "the SAR-only student (--network=sar_only)"
+        return "without a score on a validation split, nothing says which student to use"
+    found = f"validation mIoU: {student:.4f} for the distilled student, {sar_only:.4f} for the SAR-only student"
+    better = "the distilled one" if student > sar_only else "the SAR-only one (--network=sar_only)"
     return f"{found}: use {better}"
 
 

@@ -60,10 +60,8 @@ def train_stages(run: Run, interruption: Interruption) -> dict[str, Scores]:
         summaries=summaries if trained or not os.path.exists(summaries) else "",
     )
     say(table(results))
-    advice = (
-        choice(score_of(run, "sar_only"), score_of(run, "student")) if {"sar_only", "student"} <= set(names) else ""
-    )
-    say(advice) if advice else None
+    if "sar_only" in names and any(spec.distils for spec in specs):
+        say(choice(score_of(run, "sar_only"), score_of(run, "student")))
     say(f"written to {run.workdir.root}: {', '.join(written)}")
     return results
 

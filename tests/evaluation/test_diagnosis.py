@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfd_jax.evaluation.diagnosis import prospect, verdict
+from hfd_jax.evaluation.diagnosis import choice, prospect, verdict
 
 
 def test_the_prospect_is_the_gap_between_teacher_and_sar_only():
@@ -30,6 +30,6 @@ def test_the_verdict_names_a_missing_gap_the_limit_and_taps_that_radar_does_not_
 
 
 def test_the_validation_split_says_which_student_to_use():
-    assert diagnosis.choice(0.5, 0.4).endswith("use the SAR-only student (--network=sar_only)")
-    assert diagnosis.choice(0.4, 0.5).endswith("use the HFD student")
-    assert diagnosis.choice(None, 0.5) == diagnosis.choice(0.5, None) == ""
+    assert choice(0.5, 0.4).endswith("use the SAR-only one (--network=sar_only)")
+    assert choice(0.4, 0.5).endswith("use the distilled one")
+    assert choice(None, 0.5) == choice(0.5, None) and "nothing says which" in choice(None, 0.5)
