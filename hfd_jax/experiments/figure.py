@@ -21,9 +21,13 @@ def draw(path: str, lines: Sequence[Line], results: Results, sweep: Sweep, place
     _write(path, scores(lines, results, sweep, places))
 
 
-def scores(lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any]) -> Figure:
+def scores(
+    lines: Sequence[Line], results: Results, sweep: Sweep, places: Mapping[str, Any], unit: str = "seed"
+) -> Figure:
     """mIoU per row; `places` maps rows to their values on the sweep's axis and is empty for a sweep without an axis."""
-    return _curves(lines, results, places, sweep.axis) if places else _dots(lines, results, sweep)
+    if places:
+        return _curves(lines, results, places, sweep.axis, unit)
+    return _dots(lines, results, sweep, unit)
 
 
 def png(figure: Figure) -> bytes:
@@ -38,7 +42,7 @@ def _write(path: str, figure: Figure) -> None:
         file.write(png(figure))
 
 
-def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
+def _dots(lines: Sequence[Line], results: Results, sweep: Sweep, unit: str) -> Figure:
     figure = Figure(figsize=(8.5, 1.1 + 0.36 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for place, line in enumerate(reversed(lines)):
@@ -54,7 +58,7 @@ def _dots(lines: Sequence[Line], results: Results, sweep: Sweep) -> Figure:
             axes.text(found[0].mean_iou, len(lines) - 0.4, row, fontsize=8, ha="center", va="bottom", color=INK)
     axes.set_yticks(range(len(lines)), [line.row for line in reversed(lines)], fontsize=9)
     axes.set(ylim=(-0.6, len(lines) - 0.4))
-    _finish(axes, "x", "mIoU: mean with 95 % interval; small dots: seeds")
+    _finish(axes, "x", f"mIoU: mean with 95 % interval; small dots: {unit}s")
     return figure
 
 
@@ -73,15 +77,16 @@ def _costs(axes: Any, lines: Sequence[Line]) -> None:
             axes.text(x, place, text, va="center", **style)
 
 
-def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], field: str) -> Figure:
+def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], field: str, unit: str) -> Figure:
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     curves: dict[str, list[Line]] = {}
     for line in lines:
         curves.setdefault(curve(line.row), []).append(line)
-    for (name, points), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
+    for number, ((name, points), colour) in enumerate(zip(curves.items(), COLOURS * len(curves), strict=False)):
         points = sorted(points, key=lambda line: places[line.row])
-        at = [places[line.row] for line in points]
+        beside = 1.02 ** (number - (len(curves) - 1) / 2)  # so that the intervals of a place stand side by side
+        at = [places[line.row] * beside for line in points]
         widths = [0.0 if np.isnan(line.half_width) else line.half_width for line in points]
         axes.errorbar(at, [p.mean_iou for p in points], yerr=widths, fmt="o-", color=colour, capsize=3, label=name)
         for x, line in zip(at, points, strict=True):
@@ -92,7 +97,7 @@ def _curves(lines: Sequence[Line], results: Results, places: Mapping[str, Any], 
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.minorticks_off()
-    _finish(axes, "y", "mIoU: mean with 95 % interval; small dots: seeds")
+    _finish(axes, "y", f"mIoU: mean with 95 % interval; small dots: {unit}s")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -111,7 +116,7 @@ def speeds(lines: Sequence[Line], sweep: Sweep) -> Figure | None:
     Rows without a speed and the teacher, which reads another sensor, are left out. None if the remaining rows do not
     differ in speed.
     """
-    shown = [line for line in lines if line.megapixels and line.row != sweep.teacher]
+    shown = [line for line in lines if line.megapixels and curve(line.row) != sweep.teacher]
     if len({line.megapixels for line in shown}) < 2:
         return None
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")

@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from hfd_jax.core.errors import ConfigError, WorkdirError
-from hfd_jax.experiments import statistics, stored, tables
+from hfd_jax.experiments import figure, statistics, stored, tables
 from hfd_jax.experiments.pooling import pooled
+from hfd_jax.experiments.report import sweep_page
 from tests.sweeps import result, some_sweep
 from tools import results as documents
 
@@ -81,6 +82,17 @@ def test_a_page_about_folds(tmp_path):
     tool.main(tool.make_parser().parse_args(["--sweep", *paths, f"--output={tmp_path / 'page.html'}"]))
     page = (tmp_path / "page.html").read_text()
     assert "2\n    folds" in page and "mIoU per fold" in page
+
+
+def test_the_teacher_of_a_curve_is_no_student(tmp_path):
+    """It reads optical images, so it is neither the best student nor compared in speed."""
+    rows = {"teacher @ 1 %": {"stage": "teacher"}, "SAR-only @ 1 %": {}, "HFD @ 1 %": {}}
+    runs = {row: {0: result(value)} for row, value in zip(rows, (0.9, 0.5, 0.6), strict=True)}
+    sweep = dataclasses.replace(some_sweep({}), rows=rows, axis="data.label_share")
+    places, speed = dict.fromkeys(rows, 0.01), {"teacher @ 1 %": 1.0, "SAR-only @ 1 %": 2.0, "HFD @ 1 %": 2.0}
+    found = stored.Stored(sweep, "python x", "test", runs, speed, places, {})
+    assert "mIoU of HFD @ 1 %, the highest without optical input" in sweep_page.render(found)
+    assert figure.speeds(found.lines, sweep) is None, "the students are equally fast"
 
 
 def test_documents_quote_only_stored_figures(tmp_path, monkeypatch):

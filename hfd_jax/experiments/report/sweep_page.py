@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 from hfd_jax.experiments import figure, tables
 from hfd_jax.experiments.report.page import make_environment, score
 from hfd_jax.experiments.stored import Stored
+from hfd_jax.experiments.sweep import curve
 
 
 def render(stored: Stored) -> str:
     """Renders the page."""
     lines, sweep = stored.lines, stored.sweep
+    students = [line for line in lines if curve(line.row) != sweep.teacher]
     pictures = {
-        "mIoU of every row": figure.scores(lines, stored.results, sweep, stored.places),
+        "mIoU of every row": figure.scores(lines, stored.results, sweep, stored.places, stored.unit),
         "mIoU over inference speed": figure.speeds(lines, sweep),
     }
     classes = {
@@ -28,9 +30,7 @@ def render(stored: Stored) -> str:
         .render(
             stored=stored,
             seeds=seeds,
-            best=max(
-                (line for line in lines if line.row != sweep.teacher), key=lambda line: line.mean_iou, default=None
-            ),
+            best=max(students, key=lambda line: line.mean_iou, default=None),
             scores=_cells(tables.score_table(lines, stored.unit)),
             verdict=tables.verdict(lines, sweep.reference),
             pictures=[(title, _data_url(drawn)) for title, drawn in pictures.items() if drawn],
