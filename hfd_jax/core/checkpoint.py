@@ -386,11 +386,12 @@ def _glob_literally() -> None:
 
 
 def _is_no_damage(error: Exception) -> bool:
-    """Whether memory, permissions or an unreachable file server caused the error, so that a retry may succeed."""
+    """Whether memory, permissions, an unreachable file server or a lost process caused the error: it may work again."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
         return True
     return any(
-        status in str(error) for status in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "PERMISSION_DENIED", "sync_global")
+        status in str(error)
+        for status in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "PERMISSION_DENIED", "sync_global", "gloo")
     )
 
 

@@ -166,7 +166,13 @@ def test_a_best_checkpoint_whose_score_is_damaged_is_neither_passed_over_nor_rem
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), PermissionError(13, "no"), ValueError("RESOURCE_EXHAUSTED: too many open files")]
+    "error",
+    [
+        MemoryError(),
+        PermissionError(13, "no"),
+        ValueError("RESOURCE_EXHAUSTED: too many open files"),
+        ValueError("[external/gloo] Connection closed by peer"),
+    ],
 )
 def test_trouble_of_the_machine_is_no_damage(tmp_path, monkeypatch, error):
     """An intact checkpoint is not moved when memory runs out or a file server is unreachable."""

@@ -153,18 +153,17 @@ def test_two_processes_to_the_end(scenes_dir, tmp_path, kind, victim):
 
 @pytest.mark.slow
 def test_a_process_that_stands_still_for_ten_minutes(undisturbed, scenes_dir, tmp_path):
-    """Whether the others wait for it or give up, the same command continues and ends with the same numbers."""
+    """The other process gives up after about a minute; the same command continues and ends with the same numbers."""
     workdir = tmp_path / "run"
     command = arguments(workdir, scenes_dir, *FLAGS, baselines=())
     pair = Pair(*command)
     pair.wait_for("teacher", 10)
     pair.processes[1].send_signal(signal.SIGSTOP)
     start = time.monotonic()
-    while time.monotonic() - start < 600 and pair.processes[0].poll() is None:
-        time.sleep(1)
-    print(f"the other process: {pair.processes[0].poll()} after {time.monotonic() - start:.0f} s")
+    assert pair.processes[0].wait(timeout=120) not in (0, STOPPED_EXIT_CODE)
+    time.sleep(max(0, 600 - (time.monotonic() - start)))
     pair.processes[1].send_signal(signal.SIGCONT)
-    print(pair.end(), pair.output[0][-2000:], pair.output[1][-2000:])
+    assert pair.end()[1] not in (0, STOPPED_EXIT_CODE)
     on_one_process(command)
     same(workdir, undisturbed)
 
