@@ -149,7 +149,7 @@ def read_sweep(path: str) -> Sweep:
 
 
 def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
-    """The sweep with only some of its rows or curves, by name; those of the reference and the floor are kept.
+    """The sweep with only some of its rows or curves, by name, and the reference and the floor at the same points.
 
     Raises:
       ConfigError: there is no row or curve of a name.
@@ -158,8 +158,9 @@ def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
     for name in names:
         if name not in known:
             raise ConfigError(f"--rows={name!r}: sweep {sweep.name} has no such row or curve; {nearest(name, known)}")
-    wanted = {*names, sweep.reference, sweep.floor}
-    rows = {row: fields for row, fields in sweep.rows.items() if wanted & {row, curve(row)}}
+    wanted = {row for row in sweep.rows if {row, curve(row)} & set(names)}
+    wanted |= {at_same_point(name, row) for row in wanted for name in (sweep.reference, sweep.floor)}
+    rows = {row: fields for row, fields in sweep.rows.items() if row in wanted}
     return dataclasses.replace(sweep, rows=rows)
 
 

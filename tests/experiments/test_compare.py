@@ -74,6 +74,7 @@ def test_some_rows_of_a_sweep():
     assert roots < {job.root for job in sweep.plan(found, default.get_config(), [0], "w")}, (
         "the runs of the whole sweep"
     )
+    assert list(sweep.reduced(found, ["HFD @ 100 %"]).rows) == ["SAR-only @ 100 %", "HFD @ 100 %"]
     with pytest.raises(ConfigError, match="--rows='HDF': sweep ombria has no such row or curve; did you mean 'HFD'"):
         sweep.reduced(found, ["HDF"])
 
