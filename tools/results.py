@@ -12,6 +12,7 @@ decimals (mIoU, IoU, F1, p) or a number of points with one decimal.
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,14 @@ FIGURE = re.compile(r"(?<![\w.])[01]\.\d{3}(?![\w.])|\d+\.\d(?= points?\b)")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    wrong = []
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        if arguments.update:
-            document.write_text(text := filled(text), encoding="utf-8")
+    texts = {document: document.read_text(encoding="utf-8") for document in DOCUMENTS}
+    if arguments.update:
+        texts = {document: filled(text) for document, text in texts.items()}
+        for document, text in texts.items():
+            document.write_text(text, encoding="utf-8")
             print(f"written: {document}")
-        wrong += [f"{document.name}: {figure}" for figure in unsupported(text)]
+    known = supported(texts.values())
+    wrong = [f"{document.name}: {figure}" for document, text in texts.items() for figure in unsupported(text, known)]
     if wrong:
         sys.exit("no result in docs/results supports " + "; ".join(wrong))
 
@@ -57,12 +59,17 @@ def table(kind: str, names: list[str]) -> str:
     return tables.markdown(tables.score_table(found.lines, found.unit))
 
 
-def unsupported(text: str) -> list[str]:
-    """The figures of the text, outside tables and code, that no result behind the document's tables supports."""
+def supported(texts: Iterable[str]) -> set[str]:
+    """Every figure of the results behind the tables of the documents, of each file and pooled."""
     known: set[str] = set()
-    for found in TABLE.finditer(text):
+    for found in (found for text in texts for found in TABLE.finditer(text)):
         parts = [stored.read(str(RESULTS / f"{name}.json")) for name in found[3].split()]
         known |= set().union(*map(figures, [*parts, pooled(parts)]))
+    return known
+
+
+def unsupported(text: str, known: set[str]) -> list[str]:
+    """The figures of the text, outside tables and code, that are not known."""
     words = CODE.sub("", TABLE.sub("", text))
     return [figure for figure in FIGURE.findall(words) if figure not in known]
 

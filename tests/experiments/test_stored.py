@@ -101,8 +101,23 @@ def test_documents_quote_only_stored_figures(tmp_path, monkeypatch):
     text = "<!-- results some -->\nold\n<!-- results end -->\nHFD has 0.500 where SAR-only has 0.450: 5.0 points.\n"
     filled = documents.filled(text)
     assert "| HFD" in filled and "old" not in filled and documents.filled(filled) == filled
-    assert documents.unsupported(filled) == []
-    assert documents.unsupported(filled + "Nobody measured 0.987, or 7.5 points; `0.003` is code.") == ["0.987", "7.5"]
+    known = documents.supported([filled])
+    assert documents.unsupported(filled, known) == []
+    more = "Nobody measured 0.987, or 7.5 points; `0.003` is code."
+    assert documents.unsupported(filled + more, known) == ["0.987", "7.5"]
+
+
+def test_the_documents_hold_what_was_measured():
+    """`python -m tools.results --update` writes their tables; every figure of their text stands in docs/results/."""
+    texts = [document.read_text() for document in documents.DOCUMENTS]
+    assert [documents.filled(text) for text in texts] == texts
+    known = documents.supported(texts)
+    assert [figure for text in texts for figure in documents.unsupported(text, known)] == []
+    quoted = {name for text in texts for found in documents.TABLE.finditer(text) for name in found[3].split()}
+    stored_files = {
+        str(path.relative_to(documents.RESULTS).with_suffix("")) for path in documents.RESULTS.rglob("*.json")
+    }
+    assert quoted == stored_files, "no result is kept back"
 
 
 def test_a_choice_takes_the_row_that_is_better_on_the_validation_split():
