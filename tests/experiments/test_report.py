@@ -22,7 +22,6 @@ from hfd_jax.experiments.report.similarity import linear_cka, moments
 from hfd_jax.train import build
 from hfd_jax.train.networks import networks_to_train
 from hfd_jax.train.state import init_fn, initial_key
-from tests.runs import COARSE
 from tools import report
 
 STEP = 6
@@ -37,7 +36,6 @@ def small_config(data_dir):
     config.data.dir = data_dir
     config.data.scenes.train, config.data.scenes.validation, config.data.scenes.test = 24, 6, 10
     config.model.width = 4
-    config.update_from_flattened_dict(COARSE)
     config.teacher.steps = config.student.steps = STEP
     config.eval.batch_size = 5  # on one of the eight devices, whose number does not divide it
     return config

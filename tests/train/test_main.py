@@ -10,6 +10,7 @@ from scipy import ndimage
 from hfd_jax.core.checkpoint import CheckpointReader
 from hfd_jax.core.errors import CheckpointError
 from hfd_jax.core.workdir import Workdir, sole_run
+from hfd_jax.data.integrity import write_digests
 from tests import runs
 from tests.conftest import FAST_COMPILE, run_python
 from tests.runs import NETWORKS, STEPS, damage, digests, evaluation, log_of, rows_of
@@ -173,6 +174,7 @@ def test_changed_data_or_teacher_is_not_continued(finished, scenes_dir, tmp_path
     text = json.loads(metadata.read_text())
     text["statistics"]["sar"]["mean"][0] = -99.0
     metadata.write_text(json.dumps(text))
+    write_digests(str(metadata.parent))  # other data, not damage
     done = main(workdir, data, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "its data or its teacher have changed. inputs.sar.mean" in done.stderr and "-99.0" in done.stderr
