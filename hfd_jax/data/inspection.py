@@ -196,9 +196,8 @@ def _inspect_chunk(source: TileSource, split: str, keys: list[Any]) -> dict[str,
 def _unit_finding(findings: Findings) -> str:
     if findings.statistics is None:
         return "not checked, no good tile has a valid pixel"
-    if findings.facts.sar_unit == "raw":
-        return "any values are possible"
-    return findings.unit_problem or "agrees with the values"
+    fits = "any values are possible" if findings.facts.sar_unit == "raw" else "agrees with the values"
+    return findings.unit_problem or fits
 
 
 def _check_unit(facts: Facts, accumulator: StatisticsAccumulator) -> tuple[Statistics | None, str]:

@@ -27,7 +27,7 @@ def prospect(teacher: float, sar_only: float | None, split: str) -> str:
 
 
 def choice(sar_only: float | None, student: float | None) -> str:
-    """Says which student to use, by their mIoU on the validation split; None if unknown.
+    """Says which student to use, by their mIoU on the validation split (None: unknown).
 
     Distillation can do harm, for example where the teacher knows little about new places, and the validation split is
     what tells without the test split.
