@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     config.distributed = False
 
     config.data = data = ConfigDict()
-    # A prepared data set, by the name that tools.prepare_data prints ("folder/my_data"), or "scenes" for the simulated
-    # data set, which is generated on first use.
+    # A prepared data set, by the name that tools.prepare_data prints ("folder/my_data"), several of the same bands and
+    # classes ("folder/my_data,folder/more_pairs"), or "scenes" for the simulated data set, generated on first use.
     data.name = "scenes"
     # Root folder of the prepared data sets.
     data.dir = "data"

@@ -30,14 +30,15 @@ def open_dataset(name: str, data_dir: str = "data") -> Any:
     `dataset.facts` holds bands, unit and classes, `dataset.statistics` means and standard deviations.
 
     Args:
-      name: as tools.prepare_data printed it, for example "folder/my_data".
+      name: as tools.prepare_data printed it, for example "folder/my_data"; several, separated by commas, are read as
+        one.
       data_dir: root of the prepared data sets.
 
     Returns:
       A `hfd_jax.data.catalogue.Dataset`.
 
     Raises:
-      UserError: there is no such data set; the message lists those that exist.
+      UserError: there is no such data set (the message lists those that exist), or several do not fit together.
     """
     catalogue = importlib.import_module("hfd_jax.data.catalogue")
     return catalogue.find_dataset(name, data_dir)

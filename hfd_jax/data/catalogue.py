@@ -1,8 +1,9 @@
-"""Opens prepared data sets by name, and prepares the simulated one on first use."""
+"""Opens prepared data sets by name, several as one, and prepares the simulated one on first use."""
 
 import dataclasses
 import glob
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.options import option
 from hfd_jax.data import simulator
 from hfd_jax.data.builder import PairedTiles, prepare
-from hfd_jax.data.facts import Facts, Statistics, check_colours
+from hfd_jax.data.facts import SPLITS, Facts, Statistics, check_colours
 from hfd_jax.data.integrity import ADVICE, TileSequence, check_digests
 from hfd_jax.data.simulated.region import STANDARD, Region, draw_region
 from hfd_jax.data.tiles import Tile
@@ -101,6 +102,24 @@ class SceneSource:
         return draw_region(self.options.seed, place * self.options.regions + key % self.options.regions)
 
 
+class Chain(Sequence):
+    """The elements of several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int) -> Any:
+        index += len(self) if index < 0 else 0
+        for part in self._parts:
+            if 0 <= index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A prepared data set.
@@ -114,6 +133,7 @@ class Dataset:
       left_out: reason -> number of raw tiles that belong to no split.
       notes: remarks of the reader and cautions about the data.
       shared_ground: "train with test" -> number of the first split's tiles that overlap one of the second's.
+      parts: the data sets that `join` made this one of; () if it lies in `directory`.
     """
 
     directory: str
@@ -125,10 +145,13 @@ class Dataset:
     left_out: dict[str, int]
     shared_ground: dict[str, int]
     notes: list[str]
+    parts: tuple["Dataset", ...] = ()
 
-    def source(self, split: str) -> TileSequence:
+    def source(self, split: str) -> Sequence[dict[str, Any]]:
         """Random access to the tiles of a split; DataError for an unknown split or a damaged shard."""
         self._check(split)
+        if self.parts:
+            return Chain([part.source(split) for part in self.parts if split in part.sizes])
         where = f"{self.directory}, split {split}"
         try:
             return TileSequence(tfds.builder_from_directory(self.directory).as_data_source(split=split), where)
@@ -201,15 +224,23 @@ def _facts(stored: dict[str, Any], path: str) -> Facts:
 
 
 def find_dataset(name: str, data_dir: str) -> Dataset:
-    """Opens the newest version of `data_dir`/`name`.
+    """Opens the newest version of `data_dir`/`name`, or of several data sets as one, see `join`.
 
     Args:
-      name: as tools.prepare_data printed it, for example "folder/my_data".
+      name: as tools.prepare_data printed it, for example "folder/my_data"; several names are separated by commas.
       data_dir: root of the prepared data sets.
 
     Raises:
-      DataError: the data set does not exist; the message lists the existing ones and how to prepare it.
+      DataError: a data set does not exist (the message lists the existing ones and how to prepare it), or several do
+        not fit together.
     """
+    names = [part.strip() for part in name.split(",")]
+    if len(set(names)) < len(names):
+        raise DataError(f"data.name={name!r} names a data set twice")
+    return join([_find(part, data_dir) for part in names])
+
+
+def _find(name: str, data_dir: str) -> Dataset:
     root = os.path.join(data_dir, name)
     found = glob.glob(os.path.join(glob.escape(root), "[0-9]*", "dataset_info.json"))
     versions = sorted((os.path.basename(os.path.dirname(path)) for path in found), key=tfds.core.Version)
@@ -221,6 +252,74 @@ def find_dataset(name: str, data_dir: str) -> Dataset:
             f"--data_dir={data_dir}"
         )
     return read_dataset(os.path.join(root, versions[-1]))
+
+
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one: in every split, the tiles of the first, then those of the second, ...
+
+    All must have the same bands, unit, type, classes, look axis and, where it is known, pixel size. The first sets
+    names, colours and the statistics that normalise the input; the labelled pixels are those of all. Tiles of different
+    data sets on the same ground are not looked for.
+
+    Raises:
+      DataError: the data sets do not fit together; the message names every difference.
+    """
+    first, *others = datasets
+    if not others:
+        return first
+    differences = [difference for other in others for difference in _differences(first.facts, other.facts)]
+    if differences:
+        raise DataError(f"{first.facts.name} cannot be joined with other data sets: " + "; ".join(differences))
+    splits = [split for split in SPLITS if any(split in part.sizes for part in datasets)]
+    pixels = np.sum([part.statistics.class_pixels for part in datasets], 0)
+    return Dataset(
+        directory=", ".join(part.directory for part in datasets),
+        facts=dataclasses.replace(first.facts, name=", ".join(part.facts.name for part in datasets)),
+        statistics=dataclasses.replace(first.statistics, class_pixels=tuple(int(count) for count in pixels)),
+        sizes={split: sum(part.sizes.get(split, 0) for part in datasets) for split in splits},
+        shapes={
+            split: [part.shape(split, i) for part in datasets for i in range(part.sizes.get(split, 0))]
+            for split in splits
+        },
+        skipped={
+            split: tuple(line for part in datasets for line in part.skipped.get(split, ()))
+            for split in dict.fromkeys(split for part in datasets for split in part.skipped)
+        },
+        left_out=_summed([part.left_out for part in datasets]),
+        shared_ground=_summed([part.shared_ground for part in datasets]),
+        notes=[f"{part.facts.name}: {note}" for part in datasets for note in part.notes]
+        + [note for other in others for note in _shifts(first, other)],
+        parts=tuple(datasets),
+    )
+
+
+def _summed(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(part.get(key, 0) for part in counts) for key in dict.fromkeys(k for part in counts for k in part)}
+
+
+def _differences(one: Facts, other: Facts) -> list[str]:
+    names = ("sar_bands", "eo_bands", "sar_unit", "eo_dtype", "class_names", "look_axis")
+    found = [name for name in names if getattr(one, name) != getattr(other, name)]
+    if one.pixel_size and other.pixel_size and not math.isclose(one.pixel_size, other.pixel_size, rel_tol=0.01):
+        found.append("pixel_size")
+    return [f"{name} is {getattr(one, name)} in it and {getattr(other, name)} in {other.name}" for name in found]
+
+
+def _shifts(first: Dataset, other: Dataset) -> list[str]:
+    """Notes on the bands whose mean over `other` lies more than a standard deviation from that over `first`."""
+    return [
+        f"{sensor} band {band} has mean {mean:.4g} in {other.facts.name}, more than a standard deviation from "
+        f"{centre:.4g} in {first.facts.name}, which normalises the input of both"
+        for sensor in ("sar", "eo")
+        for band, centre, std, mean in zip(
+            getattr(first.facts, f"{sensor}_bands"),
+            getattr(first.statistics, sensor).mean,
+            getattr(first.statistics, sensor).std,
+            getattr(other.statistics, sensor).mean,
+            strict=True,
+        )
+        if abs(mean - centre) > std
+    ]
 
 
 def list_datasets(data_dir: str) -> list[str]:

@@ -118,6 +118,8 @@ def prepared(config: ConfigDict, root: str) -> Iterator[Run]:
         run = open_run(config, workdir)
         sizes = ", ".join(f"{count} {split}" for split, count in run.dataset.sizes.items())
         say(f"data: {run.dataset.directory}, {sizes}")
+        for note in run.dataset.notes if run.dataset.parts else ():  # prepare_data has shown those of a single one
+            say(f"note: {note}")
         say(f"devices: {jax.device_count()} {jax.default_backend()}, {config.parallel}, {config.dtype}")
         yield run
 
