@@ -94,6 +94,12 @@ def test_every_import_is_a_core_dependency():
     assert set(undeclared) == LAZY, undeclared
 
 
+def test_what_the_packages_import_without_declaring_it_is_a_core_dependency():
+    """With TensorFlow installed, as in CI, nothing would be missing."""
+    assert "flatbuffers" in normalised(PROJECT["dependencies"]), "jax.export serialises with it"
+    assert "importlib-resources" in normalised(PROJECT["dependencies"]), "tensorflow-datasets imports it"
+
+
 def test_optional_imports_are_lazy_and_in_the_tensorboard_extra():
     found = imports()
     assert set(found) >= LAZY
