@@ -16,7 +16,7 @@ normalisation and parameters are inside; adapters and the teacher are not. The b
 are fixed, with one artifact per --size.
 
 OUTPUT/model.json lists bands, unit, statistics, classes, colours, origin and digests, OUTPUT/README.txt shows how to
-call it. A StableHLO artifact needs only JAX:
+call it. A StableHLO artifact needs only JAX and flatbuffers (pip install jax flatbuffers):
 
   import jax, json, pathlib, numpy as np
   model = json.loads(pathlib.Path('model.json').read_text())

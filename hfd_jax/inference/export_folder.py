@@ -38,7 +38,7 @@ class _Calling:
 
 _CALLING = {
     "stablehlo": _Calling(
-        "JAX",
+        "JAX and flatbuffers (pip install jax flatbuffers)",
         "import jax, json, pathlib, numpy as np",
         "network = jax.jit(jax.export.deserialize(pathlib.Path(artifact['file']).read_bytes()).call)",
         "logits = network(sar, np.isfinite(sar).all(-1))",
