@@ -47,6 +47,7 @@ FLAGS = {
     "model.detail_channels": "()",
     # The distillation of that version.
     "distill.hfd.form": "standardised",
+    "distill.hfd.over": "image",
     "distill.hfd.weight": 17.5,
     "distill.max_share": 1.0,
 }

@@ -14,7 +14,13 @@ CHOICES = {"better on validation": ("SAR-only", "HFD")}
 _METHODS = {
     REFERENCE: {"distill.method": ()},
     "HFD": {},
-    "HFD of version 0.1": {"distill.hfd.form": "standardised", "distill.hfd.weight": 17.5, "distill.max_share": 1.0},
+    "HFD, standardised per image": {"distill.hfd.over": "image"},
+    "HFD of version 0.1": {
+        "distill.hfd.form": "standardised",
+        "distill.hfd.over": "image",
+        "distill.hfd.weight": 17.5,
+        "distill.max_share": 1.0,
+    },
     "logit KD": {"distill.method": ("kd",)},
     "CWD": {"distill.method": ("cwd",)},
     "HFD + logit KD": {"distill.method": ("hfd", "kd")},

@@ -1,12 +1,13 @@
 """Heterogeneous feature distillation (HFD): the frozen EO teacher's features supervise the SAR student's.
 
 At each tap t an adapter a_t predicts the teacher's feature T_t from the student's feature S_t. With s() standardising
-each channel of each sample over its valid positions, the error of channel c is
+each channel over the valid positions of the batch, the error of channel c is
 
     e_tc = mean over valid (b, h, w) of ( a_t(S_t) - s(T_t) )^2,
 
-the share of the channel's variance within an image that the student does not explain: 1 if it explains nothing. The
-loss of the tap is
+the share of the channel's variance that the student does not explain: 1 if it explains nothing. Standardised over each
+image (`over`), a channel would lose its level, which tells a flooded image from a dry one, and the noise of an image
+without contrast would be amplified to the same variance. The loss of the tap is
 
     loss_t = mean over c of ( exp(-v_tc) * e_tc + v_tc ) / 2
 
@@ -36,24 +37,29 @@ from hfd_jax.models.layers import BatchNorm
 
 STD_EPS = 1e-6
 FORMS = ("likelihood", "squared", "standardised")
+EXTENTS = ("batch", "image")
 
 
-def standardise(x, mask):
-    """Standardises each channel of each sample to zero mean and unit variance over the valid positions.
+def standardise(x, mask, over: str = "image"):
+    """Standardises each channel to zero mean and unit variance over the valid positions of each image or of the batch.
 
     Args:
       x: features [B, H, W, C].
       mask: [B, H, W] bool.
+      over: "image" or "batch" (of all devices).
 
     Returns:
       [B, H, W, C] float32; 0 at invalid positions and in constant channels.
     """
+
+    def total(values):
+        inside = jnp.sum(values, (1, 2), keepdims=True)
+        return inside if over == "image" else global_sum(jnp.sum(inside, 0, keepdims=True))
+
     x, weights = x.astype(jnp.float32), mask[..., None].astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(weights, (1, 2), keepdims=True), 1.0)
-    mean = jnp.sum(x * weights, (1, 2), keepdims=True) / count
-    centred = (x - mean) * weights
-    variance = jnp.sum(centred**2, (1, 2), keepdims=True) / count
-    return centred * jax.lax.rsqrt(variance + STD_EPS)
+    count = jnp.maximum(total(weights), 1.0)
+    centred = (x - total(x * weights) / count) * weights
+    return centred * jax.lax.rsqrt(total(centred**2) / count + STD_EPS)
 
 
 def channel_errors(prediction, target, mask):
@@ -101,6 +107,12 @@ class HFD(TapDistiller):
         choices=FORMS,
         before="standardised",
     )
+    over: str = option(
+        "batch",
+        "whether the teacher's features are standardised over the batch or over each image, as in version 0.1",
+        choices=EXTENTS,
+        before="image",
+    )
 
     @nn.compact
     def __call__(self, student: Outputs, teacher: Outputs, label, valid, train: bool = True) -> Terms:
@@ -116,8 +128,8 @@ class HFD(TapDistiller):
         channels = maps.target.shape[-1]
         prediction = Adapter(channels, maps.dtype, name=f"adapter_{tap}")(maps.student, train)
         if self.form == "standardised":
-            prediction = standardise(prediction, maps.mask)
-        errors = channel_errors(prediction, standardise(maps.target, maps.mask), maps.mask)
+            prediction = standardise(prediction, maps.mask, self.over)
+        errors = channel_errors(prediction, standardise(maps.target, maps.mask, self.over), maps.mask)
         if self.form != "likelihood":
             return jnp.mean(errors), jnp.mean(errors)
         log_variance = self.param(f"log_variance_{tap}", nn.initializers.zeros, (channels,))

@@ -116,16 +116,27 @@ def test_logit_loss_equals_its_formula_and_is_zero_for_equal_logits(rng):
     assert float(logit_loss(a, a, valid)) == pytest.approx(0, abs=1e-6)
 
 
-def test_errors_of_standardised_features_equal_their_formula(rng):
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_errors_of_standardised_features_equal_their_formula(over, rng):
     s, t = rng.normal(size=(2, 2, 6, 6, 5)).astype(np.float32)
     mask = rng.random((2, 6, 6)) < 0.6
     expected = []
-    for b in range(2):
-        inside_s, inside_t = s[b][mask[b]], t[b][mask[b]]
+    for part in ([0], [1]) if over == "image" else ([0, 1],):
+        inside_s, inside_t = s[part][mask[part]], t[part][mask[part]]
         inside_s, inside_t = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6) for x in (inside_s, inside_t))
         expected.append((inside_s - inside_t) ** 2)
-    found = channel_errors(standardise(s, mask), standardise(t, mask), mask)
+    found = channel_errors(standardise(s, mask, over), standardise(t, mask, over), mask)
     np.testing.assert_allclose(found, np.concatenate(expected).mean(0), rtol=1e-4)
+
+
+def test_a_level_remains_and_noise_is_not_amplified_over_the_batch(rng):
+    """In an image without contrast, standardising over the image would leave nothing but noise."""
+    noise = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    x, mask = np.stack([5 + 0.01 * noise[0], noise[1]]), np.ones((2, 8, 8), bool)
+    alone, together = (standardise(x, mask, over)[0] for over in ("image", "batch"))
+    assert abs(float(alone.mean())) < 1e-2 and float(alone.std()) == pytest.approx(1, abs=0.01)
+    assert float(together.mean()) == pytest.approx((x[0].mean() - x.mean()) / x.std(), rel=1e-3)
+    assert float(together.std()) < 0.01
 
 
 def test_standardised_features_ignore_scale_and_offset(rng):
@@ -201,7 +212,7 @@ def channel_errors_of(module, variables, arguments):
     adapter = Adapter(teacher.shape[-1])
     own = {name: variables[name]["adapter_A"] for name in ("params", "batch_stats")}
     prediction, _ = adapter.apply(own, student, True, mutable=["batch_stats"])
-    return channel_errors(prediction, standardise(teacher, mask), mask)
+    return channel_errors(prediction, standardise(teacher, mask, module.over), mask)
 
 
 @pytest.mark.parametrize(

@@ -235,10 +235,11 @@ class Distiller(nn.Module):
 
 
 def standardise(x, mask):
-    count = mask.sum((2, 3), keepdim=True).clamp(min=1)
-    mean = (x * mask).sum((2, 3), keepdim=True) / count
+    over = (0, 2, 3)
+    count = mask.sum(over, keepdim=True).clamp(min=1)
+    mean = (x * mask).sum(over, keepdim=True) / count
     centred = (x - mean) * mask
-    return centred * torch.rsqrt((centred**2).sum((2, 3), keepdim=True) / count + STD_EPS)
+    return centred * torch.rsqrt((centred**2).sum(over, keepdim=True) / count + STD_EPS)
 
 
 def segmentation_loss(logits, label):
