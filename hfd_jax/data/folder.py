@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.windows
+from tqdm import tqdm
 
 from hfd_jax.core.errors import DataError, nearest
 from hfd_jax.core.options import option
@@ -143,7 +144,7 @@ class FolderSource(Reader):
         keys: dict[str, list[_Key]] = {}
         windows: list[Window] = []
         grids: dict[str, Grid] = {}
-        for name in self._pairs.names:
+        for name in tqdm(self._pairs.names, "listing", unit="tile", mininterval=1.0, delay=5, leave=False):
             grid = self._grid(name)
             if grid is None:  # `read` reports what is wrong with it
                 keys.setdefault(self._split_of_unreadable(name), []).append(

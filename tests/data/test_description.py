@@ -126,8 +126,15 @@ def test_patterns_find_fields_in_folders_and_names(tmp_path):
     assert listing.seen == {"a/S1/x_1_VV.TIF", "a/S1/x_1_VH.tif", "b/S1/y_2_VV.tiff"}
     assert list_files(str(tmp_path), "**/{id}_VH.tif").paths == {("x_1",): "a/S1/x_1_VH.tif"}
     assert list_files(str(tmp_path), "b/*/{id}_2_*.tif").paths == {("y",): "b/S1/y_2_VV.tiff"}
-    files(tmp_path, "s/P1/P1_B02.tif", "s/P1/P2_B02.tif")
-    assert list(list_files(str(tmp_path), "s/{id}/{id}_B02.tif").paths) == [("P1",)]
+
+
+def test_a_part_without_open_fields_is_compared_literally(tmp_path):
+    files(
+        tmp_path, "s/P1/P1_B02.tif", "s/P1/P2_B02.tif", "s/P3/P3_B02.TIFF", "s/A+(1)/A+(1)_B02.tif", "s/P4/p4_B02.tif"
+    )
+    assert set(list_files(str(tmp_path), "s/{id}/{id}_B02.tif").paths) == {("P1",), ("P3",), ("A+(1)",)}
+    files(tmp_path, "whole/mask.PNG", "whole/mask.png.bak")
+    assert list_files(str(tmp_path), "whole/mask.png").paths == {(): "whole/mask.PNG"}
 
 
 def test_two_files_of_one_tile_and_names_in_latin_1_are_refused(tmp_path):

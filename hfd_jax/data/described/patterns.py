@@ -6,11 +6,12 @@ field that stands twice has the same value. The ending is compared without regar
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hfd_jax.core.errors import DataError
@@ -93,19 +94,19 @@ def _walk(
             if is_folder:
                 yield from _walk(root, _join(folder, name), parts, values, seen, cache)
         return
-    expression = _expression(part, values, last=not rest)
+    match = _matcher(part, tuple((field, values[field]) for field in fields_of(part) if field in values), not rest)
     for name, is_folder in _entries(root, folder, cache):
         path = _join(folder, name)
-        match = expression.fullmatch(name)
+        found = match(name)
         if rest:
-            if match and is_folder:
-                yield from _walk(root, path, rest, values | match.groupdict(), seen, cache)
+            if found is not None and is_folder:
+                yield from _walk(root, path, rest, values | found, seen, cache)
         elif not is_folder:
             if name.lower().endswith(RASTER_ENDINGS):
                 seen.add(path)
-            if match:
+            if found is not None:
                 _check_text(root, path)
-                yield path, values | match.groupdict()
+                yield path, values | found
 
 
 def _entries(root: str, folder: str, cache: dict[str, list[Any]]) -> list[tuple[str, bool]]:
@@ -121,25 +122,43 @@ def _entries(root: str, folder: str, cache: dict[str, list[Any]]) -> list[tuple[
     return cache[folder]
 
 
-def _expression(part: str, values: dict[str, str], last: bool) -> re.Pattern[str]:
+@functools.lru_cache(maxsize=256)
+def _matcher(part: str, known: tuple[tuple[str, str], ...], last: bool) -> Callable[[str], dict[str, str] | None]:
+    """Returns a function from a name to the fields it adds, or None if it does not match one part of a pattern.
+
+    Args:
+      part: between two "/".
+      known: values of its fields that folders above have set.
+      last: whether it names files.
+    """
     stem, ending = os.path.splitext(part) if last else (part, "")
     if "{" in ending or "*" in ending:
         stem, ending = part, ""
-    text, known = "", dict(values)
+    endings = (".tif", ".tiff") if ending.lower() in (".tif", ".tiff") else (ending.lower(),)
+    values = dict(known)
+    if "*" not in stem and len(values) == len(fields_of(part)):
+        # Nothing is open. A regular expression for every folder would take most of the time of a large data set.
+        text = filled(stem, values)
+        return lambda name: {} if name.startswith(text) and name[len(text) :].lower() in endings else None
+    text = ""
     for piece in re.split(r"(\{\w+\}|\*)", stem):
         field = _FIELD.fullmatch(piece)
         if piece == "*":
             text += "[^/]*"
-        elif field and field[1] in values:
+        elif field and field[1] in dict(known):
             text += re.escape(values[field[1]])
         elif field:
-            text += f"(?P={field[1]})" if field[1] in known else f"(?P<{field[1]}>[^/]+?)"
-            known[field[1]] = ""
+            text += f"(?P={field[1]})" if field[1] in values else f"(?P<{field[1]}>[^/]+?)"
+            values[field[1]] = ""
         else:
             text += re.escape(piece)
-    if ending:
-        text += r"(?i:\.tiff?)" if ending.lower() in (".tif", ".tiff") else f"(?i:{re.escape(ending)})"
-    return re.compile(text)
+    expression = re.compile(text + f"(?i:{'|'.join(map(re.escape, endings))})")
+
+    def match(name: str) -> dict[str, str] | None:
+        found = expression.fullmatch(name)
+        return found.groupdict() if found else None
+
+    return match
 
 
 def _check_text(root: str, path: str) -> None:
