@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     # Names of the bands, in the order of the network's input; (): all bands.
     data.sar_bands = ()
     data.eo_bands = ()
-    # Edge of a training crop, pixels; a multiple of 32.
+    # Side length of a training crop, pixels; a multiple of 32.
     data.crop = 64
     # Labelled pairs per step over all devices; a multiple of the number of devices.
     data.batch_size = 16
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
     # The simulated data set (data.name = "scenes").
     data.scenes = scenes = ConfigDict()
-    scenes.size = 64  # edge of a tile, pixels
+    scenes.size = 64  # side length of a tile, pixels
     scenes.pixel_size = 1.0  # metres
     scenes.looks = 1.0  # number of looks of the speckle
     scenes.incidence = 38.0  # incidence angle of the radar, degrees from the vertical
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     scenes.unlabelled_share = 0.0  # share of the training tiles without labels
     # What real data have and the scenes above lack; 0 for none.
     scenes.regions = 0  # regions per split, which differ in land cover, relief, season and radar; 0: a single world
-    scenes.nuisance = 0.0  # strength of what only one sensor sees, such as crops and haze; 1 is marked
+    scenes.nuisance = 0.0  # strength of what only one sensor sees, such as crops and haze, 0 to 2; 1 is strong
     scenes.clouds = 0.0  # share of the optical pixels under (masked) clouds
     scenes.label_shift = 0.0  # displacement of class borders in training and validation labels, pixels
     scenes.label_change = 0.0  # share of the land whose training and validation labels are outdated
@@ -77,7 +77,9 @@ def get_config() -> ConfigDict:
 
     # Augmentation in training.
     config.augment = augment = ConfigDict()
-    augment.flips = True  # never along the data set's look axis, which would reverse layover and shadow
+    # Flips that preserve the look direction, since others would reverse layover and shadow; with the look axis "any",
+    # flips along both axes and rotations by 90 degrees.
+    augment.flips = True
     augment.sar_gain_db = 0.0  # one offset per sample, uniform within plus or minus this, dB
     augment.eo_gain = 0.0  # one factor per sample, uniform within 1 plus or minus this
     augment.speckle_looks = 0.0  # number of looks of additional speckle on dB data; 0: none
@@ -137,8 +139,8 @@ def get_config() -> ConfigDict:
     distill.warmup = 0.1  # share of the steps over which the weights of all methods increase from 0
     # Upper limit of the share of distillation in the gradient with respect to the compared features, 0 to 1; 1: none.
     distill.max_share = 0.5
-    # Least probability of a pixel that teaches: of its label where it is known, elsewhere of the teacher's most likely
-    # class; 0: every pixel teaches.
+    # Minimum confidence of the teacher for a pixel to be distilled: its probability of the label where that is known,
+    # of its most likely class elsewhere; 0: every pixel is distilled.
     distill.min_confidence = 0.0
 
     # One block per method, with its weight, taps and further options: distill.hfd.weight, distill.hfd.taps, ...
@@ -160,7 +162,7 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"  # split to evaluate after training
     evaluation.batch_size = 16  # a multiple of the number of devices
-    evaluation.window = 0  # edge of the windows into which a tile is cut, pixels; 0: whole tiles up to 1024
+    evaluation.window = 0  # side length of the windows into which a tile is cut, pixels; 0: whole tiles up to 1024
     # Checkpoint to evaluate: "latest", or "best" (mIoU on the validation split, which uses its labels).
     evaluation.checkpoint = "latest"
     evaluation.panels = 6  # tiles in the figure

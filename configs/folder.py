@@ -1,4 +1,4 @@
-"""Your own GeoTIFF pairs, described by a dataset.json (hfd_jax/data/folder.py shows every key of it).
+"""Your own GeoTIFF pairs, described by a dataset.json (docs/data.md explains every key).
 
     tools/env python -m tools.prepare_data --dataset=folder --raw_dir=my_data
     tools/env python main.py --config=configs/folder.py --workdir=runs/my_data --config.data.name=folder/my_data

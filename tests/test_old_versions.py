@@ -84,7 +84,7 @@ def test_an_interrupted_student_of_another_method_is_not_continued(old):
     shutil.rmtree(old / "run" / "checkpoints" / "student" / "4")
     done = launch(old, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "version 0.1 began it" in done.stderr and "--config.teacher.checkpoint=" in done.stderr
+    assert "version 0.1 started it" in done.stderr and "--config.teacher.checkpoint=" in done.stderr
     assert CheckpointReader(str(old / "run" / "checkpoints" / "student")).steps()[-1] == 2
 
 

@@ -120,7 +120,10 @@ def make_parser(with_data: bool = True) -> argparse.ArgumentParser:
     steps = parser.add_argument_group("steps")
     steps.add_argument("--batch", type=whole_numbers, default=[8], help="pairs per step; several values make a sweep")
     steps.add_argument(
-        "--size", type=whole_numbers, default=[128], help="edge of the images, pixels; several values make a sweep"
+        "--size",
+        type=whole_numbers,
+        default=[128],
+        help="side length of the images, pixels; several values make a sweep",
     )
     steps.add_argument("--sar_bands", type=int, default=4, help="number of SAR bands")
     steps.add_argument("--eo_bands", type=int, default=3, help="number of EO bands")
@@ -144,7 +147,10 @@ def make_parser(with_data: bool = True) -> argparse.ArgumentParser:
     scene = parser.add_argument_group("scene")
     scene.add_argument("--workdir", help="workdir of a run on simulated scenes; default: random weights")
     scene.add_argument(
-        "--window", type=whole_numbers, default=[1024], help="edge of the windows, pixels; several values make a sweep"
+        "--window",
+        type=whole_numbers,
+        default=[1024],
+        help="side length of the windows, pixels; several values make a sweep",
     )
     scene.add_argument("--overlap", type=int, default=256, help="overlap of neighbouring windows, pixels")
     scene.add_argument("--flips", action="store_true", help="also time averaging over flips, as tools.predict --flips")

@@ -7,7 +7,7 @@
 Reads every tile and reports
 
 - bad tiles, which tools.prepare_data refuses, or leaves out with --skip_bad: missing partners, grids that do not match
-  (size, CRS, offset above half a pixel), NaN, values that contradict the unit, unknown label codes;
+  (size, CRS, offset above half a pixel), values that contradict the unit, unknown label codes;
 - doubtful tiles, which tools.prepare_data accepts: empty, constant, or without any labelled pixel;
 - band statistics and class balance;
 - tiles of different splits that show the same ground.

@@ -82,7 +82,7 @@ def _read_tuple(text: str, member: type) -> tuple[Any, ...]:
     try:
         return tuple(member(part.strip()) for part in text.split(",")) if text else ()
     except ValueError:
-        kind = {int: "whole numbers", float: "numbers"}.get(member, "values")
+        kind = {int: "integers", float: "numbers"}.get(member, "values")
         raise argparse.ArgumentTypeError(f"{text!r}: expected {kind} separated by commas") from None
 
 

@@ -169,10 +169,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("latest", "best"),
         help="checkpoint; default: the one that the run evaluated",
     )
-    parser.add_argument("--data", help="prepared data set with the same classes; default: that of the run")
+    parser.add_argument(
+        "--data", help="prepared data set with the same bands, unit and classes; default: that of the run"
+    )
     parser.add_argument("--data_dir", help='root of the prepared data sets; default: that of the run, or "data"')
     parser.add_argument("--batch_size", type=int, help="windows per step; default: that of the run, or 16")
-    parser.add_argument("--window", type=int, help="edge of the windows, pixels; default: config.eval.window")
+    parser.add_argument("--window", type=int, help="side length of the windows, pixels; default: config.eval.window")
     parser.add_argument("--panels", type=int, help="tiles in the figure, 0: no figure; default: that of the run, or 6")
     parser.add_argument(
         "--polygons",

@@ -122,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     scenes.add_argument("--bands", help="numbers (from 1) or names of the bands, such as VV,VH; default: by name")
     work = parser.add_argument_group("computation")
     default_window = f"{WINDOW}, or the training crop if that is larger"
-    work.add_argument("--window", type=int, help=f"edge of the windows, pixels; default: {default_window}")
+    work.add_argument("--window", type=int, help=f"side length of the windows, pixels; default: {default_window}")
     work.add_argument("--overlap", type=int, default=OVERLAP, help="overlap of neighbouring windows, pixels")
     work.add_argument("--batch_size", type=int, default=BATCH, help="windows per step over all devices")
     work.add_argument("--flips", action="store_true", help="average over the flips that preserve the look direction")

@@ -7,7 +7,7 @@
   python -m tools.prepare_data --dataset=whu_opt_sar --raw_dir=whu-opt-sar --data_dir=data
   python -m tools.prepare_data --dataset=scenes --size=128 --looks=4 --data_dir=data
 
-folder: your own GeoTIFF pairs, described by my_data/dataset.json (hfd_jax/data/folder.py documents every key).
+folder: your own GeoTIFF pairs, described by my_data/dataset.json (docs/data.md explains every key).
 spacenet6, sen12ms, dfc2020, whu_opt_sar: as downloaded; hfd_jax/data/NAME.py (dfc2020: sen12ms.py) documents the
 layout, the splits and the classes.
 scenes: simulated pairs; main.py also prepares them on demand.

@@ -1,8 +1,9 @@
 """Distillation methods, each alone with its default weight and as its authors use it, and combinations with HFD.
 
-Default weights are the published ones in this project's normalisation; those of HFD, NFD and FAKD are this project's
-own. Most authors add their loss to pixel-wise distillation (kd), MGD to cwd; AICSD comes with a weighting that moves
-from distillation to the labels, for which warm-up and the limit of distillation's share are off.
+Default weights are published ones in this project's normalisation (those of FitNet, IFVD, logit KD and SKD by Yang et
+al. 2022, arXiv 2204.06986); those of HFD, NFD and FAKD are this project's own. Most authors add their loss to pixel-
+wise distillation (kd), MGD to cwd; AICSD comes with a weighting that moves from distillation to the labels, for which
+warm-up and the limit of distillation's share are off.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/distillation_methods.py --workdir=runs/compare --seeds=3
 """

@@ -4,10 +4,11 @@ tools/env python -m tools.compare --sweep=configs/sweeps/tuning_leaders.py --wor
     --config.eval.split=validation
 """
 
-from configs.sweeps.leaders import NETWORKS, REFERENCE
+from configs.sweeps.leaders import NETWORKS, REFERENCE, TEACHER
 
 CONFIG = "configs/scenes.py"
 _RATES = {
+    "teacher (EO)": (0.01, 0.03, 0.1),
     REFERENCE: (0.01, 0.03, 0.1),
     "HFD student": (0.01, 0.03, 0.1),
     "U-Net on SAR": (0.003, 0.01, 0.03, 0.1),
@@ -17,7 +18,7 @@ _RATES = {
 }
 REFERENCE = f"{REFERENCE}, 0.03"
 ROWS = {
-    f"{title}, {rate:g}": {"optim.learning_rate": rate, **NETWORKS[title]}
+    f"{title}, {rate:g}": {"optim.learning_rate": rate, **(TEACHER | NETWORKS)[title]}
     for title, rates in _RATES.items()
     for rate in rates
 }

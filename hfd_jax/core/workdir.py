@@ -106,7 +106,7 @@ def check_claim(workdir: Workdir, config: ConfigDict, declared: Mapping[str, Any
     if not differing:
         return
     message = (
-        f"{workdir.root} was made with another config; choose another --workdir or the same config. Differing: "
+        f"{workdir.root} was created with a different config; choose another --workdir or the same config. Differing: "
         + "; ".join(differing.values())
     )
     teacher = stored["teacher"]["checkpoint"] or workdir.checkpoints("teacher")

@@ -247,7 +247,7 @@ def _is_same(directory: str, source: TileSource, skip_bad: bool) -> bool:
     differing = _differing_settings(directory, source, skip_bad)
     if differing:
         raise DataError(
-            f"{directory} exists, prepared from other data or settings (different: {', '.join(differing)}); "
+            f"{directory} exists, prepared from different data or settings ({', '.join(differing)}); "
             "replace it with --overwrite, or keep both with another name or --data_dir"
         )
     return True

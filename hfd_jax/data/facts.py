@@ -20,7 +20,7 @@ DB_RANGE = (-80.0, 60.0)
 BRIGHTEST_DB = 30.0  # limit of the 99th percentile; single corner reflectors may be brighter
 # Numbers of pixels from which the percentiles are computed.
 SAMPLE_PER_PART, SAMPLE_IN_ALL = 2**14, 2**19
-SAMPLING = 2  # version of the sample; unfinished preparations with another one start anew
+SAMPLING = 2  # version of the sample; unfinished preparations with another one start again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 This is the simplest case: patterns of file names describe any other layout. docs/data.md explains every key;
 `described/description.py` checks them. Rasters larger than `block` pixels (1024) are stored in blocks of at most that
-size; rasters stored from south to north or from east to west are turned, so that the radar looks the same way in all
+size; rasters stored from south to north or from east to west are mirrored, so that the radar looks the same way in all
 tiles.
 """
 

@@ -154,7 +154,7 @@ def training_batches(
 
     Args:
       dataset: to read from.
-      pools: a batch holds the crops of the first pool, then those of the second, ... Each pool is shuffled anew every
+      pools: a batch holds the crops of the first pool, then those of the second, ... Each pool is reshuffled every
         epoch.
       reading: bands, threads, workers.
       crop: edge of a crop, pixels.

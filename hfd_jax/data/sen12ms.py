@@ -184,7 +184,7 @@ class Sen12msSource(Reader):
     def _class_index(self, codes: np.ndarray, path: str) -> np.ndarray:
         known = IGBP_TO_SIMPLIFIED if self.labels == "lc" else range(len(SIMPLIFIED) + 1)
         if codes.dtype.kind not in "iu":
-            raise DataError(f"{path}: type {codes.dtype}; expected whole numbers")
+            raise DataError(f"{path}: type {codes.dtype}; expected integers")
         unknown = np.setdiff1d(codes, range(len(known)))
         if unknown.size:
             raise DataError(f"{path}: label code {unknown[0]} is invalid; expected 0 (unknown) to {len(known) - 1}")

@@ -53,7 +53,7 @@ class SceneOptions:
     unlabelled_share: float = option(0.0, "share of the training tiles without label")
     seed: int = option(0, "random seed of all tiles")
     regions: int = option(0, "regions per split, of their own land cover, relief, season and radar; 0: one world")
-    nuisance: float = option(0.0, "strength of what only one of the sensors sees, 0 to 2")
+    nuisance: float = option(0.0, "strength of what only one sensor sees, 0 to 2; 1 is strong")
     clouds: float = option(0.0, "share of the optical pixels under clouds, 0 to 0.3")
     label_shift: float = option(0.0, "displacement of class borders in labels, pixels; not in the test split")
     label_change: float = option(0.0, "share of the land whose label is outdated, 0 to 1; not in the test split")

@@ -6,7 +6,7 @@
     RAW_DIR/SummaryData/SAR_orientations.txt
 
 The flag of a strip tells whether the radar looked from the north (0) or from the south (1). All arrays of a tile with
-flag 1 are turned by 180 degrees, so that the radar always looks the same way, and the tile is marked as `rotated`.
+flag 1 are rotated by 180 degrees, so that the radar always looks the same way, and the tile is marked as `rotated`.
 
 About twenty passes cover the same ground, so tiles are divided by the easting of their upper left corner:
 

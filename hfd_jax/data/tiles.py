@@ -23,8 +23,8 @@ class Tile:
       sar_valid, eo_valid: [H, W] bool, False where the sensor has no data.
       crs: text understood by rasterio, or "".
       transform: six affine coefficients (a, b, c, d, e, f) from pixel to CRS.
-      rotated: whether the arrays are turned by 180 degrees, so that the radar looks the same way in all tiles;
-        `transform` belongs to the turned arrays. Turn a prediction back to show it north up.
+      rotated: whether the arrays are rotated by 180 degrees, so that the radar looks the same way in all tiles;
+        `transform` belongs to the rotated arrays. Rotate a prediction back to show it north up.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Tile:
 
 
 def rotate(tile: Tile) -> Tile:
-    """The tile turned by 180 degrees, all arrays and the georeference together."""
+    """The tile rotated by 180 degrees, all arrays and the georeference together."""
     height, width = tile.sar.shape[:2]
     arrays = {name: getattr(tile, name) for name in ("sar", "eo", "label", "sar_valid", "eo_valid")}
     turned = {name: None if array is None else array[::-1, ::-1] for name, array in arrays.items()}

@@ -23,7 +23,7 @@ class FitNet(TapDistiller):
     method: ClassVar[str] = "fitnet"
     title: ClassVar[str] = "FitNet"
 
-    weight: float = option(10.0, "weight of the loss; as published", above=0)
+    weight: float = option(10.0, "weight of the loss; as in Yang et al. 2022", above=0)
 
     def compare(self, tap: str, maps: Maps, train: bool):
         hint = nn.Conv(maps.target.shape[-1], (1, 1), name=f"regressor_{tap}")(maps.student)

@@ -5,15 +5,15 @@ each channel over the valid positions of the batch, the error of channel c is
 
     e_tc = mean over valid (b, h, w) of ( a_t(S_t) - s(T_t) )^2,
 
-the share of the channel's variance that the student does not explain: 1 if it explains nothing. Standardised over each
-image (`over`), a channel would lose its level, which tells a flooded image from a dry one, and the noise of an image
-without contrast would be amplified to the same variance. The loss of the tap is
+the share of the channel's variance that the student does not explain: 1 if it explains nothing. Standardising over each
+image (`over`) would remove the channel's level, which tells a flooded image from a dry one, and would amplify the noise
+of an image without contrast to the same variance. The loss of the tap is
 
     loss_t = mean over c of ( exp(-v_tc) * e_tc + v_tc ) / 2
 
 with one learnt log-variance v_tc per channel, the negative log-likelihood of a Gaussian (Kendall et al. 2018, arXiv
 1705.07115, weigh tasks this way). At its optimum v_tc = log e_tc, so a channel counts in proportion to 1 / e_tc: what
-radar shows too is learnt precisely, and what only optics can show fades out instead of pulling on the student for ever.
+radar shows too is learnt precisely, and what only optics can show fades out instead of distracting the student.
 For the same reason the adapter's output is not standardised: where radar says nothing, it can fall back to the mean.
 
 HFD is the weighted mean of loss_t over the taps. By default tap A, the input of the classifier, has weight 4 and every
@@ -40,7 +40,7 @@ FORMS = ("likelihood", "squared", "standardised")
 EXTENTS = ("batch", "image")
 
 
-def standardise(x, mask, over: str = "image"):
+def standardise(x, mask, over: str):
     """Standardises each channel to zero mean and unit variance over the valid positions of each image or of the batch.
 
     Args:

@@ -27,5 +27,5 @@ class NFD(TapDistiller):
 
     def compare(self, tap: str, maps: Maps, train: bool):
         x = projected(maps.student, maps.target.shape[-1], f"projection_{tap}")
-        student, teacher = (standardise(features, maps.mask) for features in (x, maps.target))
+        student, teacher = (standardise(features, maps.mask, "image") for features in (x, maps.target))
         return jnp.mean(channel_errors(student, teacher, maps.mask))

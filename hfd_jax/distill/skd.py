@@ -30,7 +30,9 @@ class SKD(TapDistiller):
     method: ClassVar[str] = "skd"
     title: ClassVar[str] = "SKD"
 
-    weight: float = option(10.0, "weight of the loss; as published for nodes of few positions", above=0)
+    weight: float = option(
+        10.0, "weight of the loss; as in Yang et al. 2022, for nodes of few positions; the authors' own: 1", above=0
+    )
     nodes: int = option(
         16, "maximum number of nodes along each axis; a node is the mean over a cell of positions", above=0
     )

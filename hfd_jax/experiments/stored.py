@@ -61,7 +61,7 @@ def write(path: str, stored: Stored) -> None:
 
 
 def read(path: str) -> Stored:
-    """Reads a results file; the statistics are computed anew.
+    """Reads a results file; the statistics are computed again.
 
     Raises:
       WorkdirError: the file is missing or is not a results file.

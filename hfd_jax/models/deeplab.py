@@ -64,7 +64,7 @@ class DeepLabV3Plus(ResNetBased):
     rates: tuple[int, ...] = option(
         (6, 12, 18),
         "dilations of the pyramid; a rate of crop / 16 or more sees only one position",
-        rule="whole numbers above 0, none twice",
+        rule="integers above 0, none twice",
     )
 
     @classmethod
@@ -72,7 +72,7 @@ class DeepLabV3Plus(ResNetBased):
         yield from super().problems(values)
         rates = values["rates"]
         if not rates or not all(isinstance(rate, int) and rate > 0 for rate in rates):
-            yield "rates", "expected whole numbers above 0"
+            yield "rates", "expected integers above 0"
         elif len(set(rates)) < len(rates):
             yield "rates", "a rate is named twice"
 

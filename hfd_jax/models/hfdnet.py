@@ -30,7 +30,7 @@ class HFDNet(ResNetBased):
         (8, 16, 64),
         "channels of the detail path at the strides 1, 2 and 4; (): no detail path, which needs stride 4",
         above=0,
-        rule="three whole numbers, or ()",
+        rule="three integers, or ()",
         before=(),
     )
     align: str = option("none", "feature alignment; none: a plain feature pyramid", choices=ALIGNMENTS)
@@ -45,7 +45,7 @@ class HFDNet(ResNetBased):
         yield from super().problems(values)
         detail = values["detail_channels"]
         if len(detail) not in (0, 3) or not all(isinstance(count, int) for count in detail):
-            yield "detail_channels", f"{tuple(detail)} given; expected three whole numbers, or ()"
+            yield "detail_channels", f"{tuple(detail)} given; expected three integers, or ()"
         elif not detail and values["stride"] != 4:
             yield "detail_channels", f"() needs model.stride=4; it is {values['stride']}"
 

@@ -134,7 +134,7 @@ def _as_tuple(text: str) -> str:
 
 def _expected_type(flag: str) -> str:
     kind = re.sub("Parser$", "", type(flags.FLAGS[flag[2:]].parser).__name__) if flag[2:] in flags.FLAGS else ""
-    kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "True or False", "_Literal": "a tuple"}
+    kinds = {"Float": "a number", "Integer": "an integer", "Boolean": "True or False", "_Literal": "a tuple"}
     return {**kinds, "Tuple": "a tuple such as ('a','b')"}.get(kind, "a value of the field's type")
 
 

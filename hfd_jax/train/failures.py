@@ -36,7 +36,7 @@ def _explanation(config: ConfigDict, error: Exception) -> str | None:
         )
     if "terminated unexpectedly" in text:
         return (
-            f"a process that reads data died, perhaps killed for want of memory: {config.data.workers} were reading "
+            f"a process that reads data died, possibly killed for lack of memory: {config.data.workers} were reading "
             "(config.data.workers). The same command continues; fewer workers need less memory"
         )
     return None

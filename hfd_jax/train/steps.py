@@ -36,7 +36,7 @@ class Objective:
       fading: methods whose weights fall linearly to 0 at the last step.
       steps: number of steps; used only by `fading`.
       max_share: upper limit of the share of distillation in the gradient, see `limited_scale`; 1: none.
-      min_confidence: pixels where the teacher is less confident do not teach, see `trusted`; 0: all do.
+      min_confidence: minimum confidence of the teacher for a pixel to be distilled, see `trusted`; 0: all are.
     """
 
     ce: float = 1.0

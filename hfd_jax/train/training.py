@@ -141,8 +141,9 @@ def check_same_method(run: Run, training: Training) -> None:
         return  # a damaged checkpoint is set aside when it is restored
     if "unlabelled_ratio" not in stored["data"]:
         raise CheckpointError(
-            f"{training.checkpoints.directory}/{found[-1]} cannot be continued: version 0.1 began it, with other "
-            "batches and another distillation loss. Train the student anew in another --workdir, with this teacher: "
+            f"{training.checkpoints.directory}/{found[-1]} cannot be resumed: version 0.1 started it, with "
+            "different batches and a different distillation loss. Train the student again in a new --workdir, with "
+            "this teacher: "
             f"--config.teacher.checkpoint={run.workdir.checkpoints('teacher')}"
         )
 

@@ -134,7 +134,7 @@ def _check_combinations(config: ConfigDict, devices: int, trains: bool) -> None:
             config,
             "data.unlabelled_ratio",
             f"data.batch_size = {config.data.batch_size} times this is {beside:g}; expected "
-            + ("a whole number" if devices == 1 else f"a multiple of the {devices} devices"),
+            + ("an integer" if devices == 1 else f"a multiple of the {devices} devices"),
         )
     if config.loss.ce + config.loss.dice <= 0:
         _fail(config, "loss.ce", "loss.ce and loss.dice are both 0; labels would teach nothing")

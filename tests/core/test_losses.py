@@ -47,7 +47,7 @@ def test_soft_dice_equals_its_formula_and_skips_absent_classes(batch):
 
 
 def tap_loss(student, teacher, valid):
-    one, other = (standardise(x, valid) for x in (student, teacher))
+    one, other = (standardise(x, valid, "image") for x in (student, teacher))
     return jnp.mean(channel_errors(one, other, valid))
 
 
@@ -142,7 +142,7 @@ def test_a_level_remains_and_noise_is_not_amplified_over_the_batch(rng):
 def test_standardised_features_ignore_scale_and_offset(rng):
     x = rng.normal(size=(2, 6, 6, 4)).astype(np.float32)
     mask = np.ones((2, 6, 6), bool)
-    np.testing.assert_allclose(standardise(x, mask), standardise(7 * x - 3, mask), atol=1e-3)
+    np.testing.assert_allclose(standardise(x, mask, "image"), standardise(7 * x - 3, mask, "image"), atol=1e-3)
 
 
 def test_mask_at_counts_a_position_when_half_its_pixels_are_valid():

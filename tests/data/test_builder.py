@@ -151,7 +151,7 @@ def test_finished_data_open_on_a_read_only_file_system(serial, monkeypatch, tmp_
     monkeypatch.setattr(builder, "locked", refuse)
     root = str(Path(serial).parents[2])
     assert prepare(catalogue.Scenes, ManySource(), root) == serial
-    with pytest.raises(DataError, match=r"prepared from other data or settings \(different: settings.count\)"):
+    with pytest.raises(DataError, match=r"prepared from different data or settings \(settings.count\)"):
         prepare(catalogue.Scenes, ManySource(count=40), root)
     with pytest.raises(WorkdirError, match=r"cannot be written \(Read-only file system\)"):
         prepare(catalogue.Scenes, ManySource(), str(tmp_path))

@@ -49,7 +49,7 @@ def faults(tmp_path, text):
         ("eo.files", "../eo/{id}.tif", "eo.files is '../eo/{id}.tif'; expected a path below the raw folder"),
         ("eo.files", "eo/{id.tif", "eo.files is 'eo/{id.tif'; expected fields such as {id}"),
         ("eo.resample", "linear", "eo.resample is 'linear'; did you mean 'bilinear'? (expected one of: nearest, bilinear, cubic, average)"),
-        ("block", 8, "block is 8; expected a whole number of pixels, 32 to 4096"),
+        ("block", 8, "block is 8; expected an integer, 32 to 4096 pixels"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_what_was_expected(pairs, tmp_path, place, value, message):
@@ -63,12 +63,12 @@ def test_a_wrong_value_is_named_with_what_was_expected(pairs, tmp_path, place, v
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"colour": "#ff0000"}, "label.classes[1].colour is '#ff0000'; expected [r, g, b], whole numbers of 0 to 255"),
+        ({"colour": "#ff0000"}, "label.classes[1].colour is '#ff0000'; expected [r, g, b], integers of 0 to 255"),
         ({"colour": [300, 0, 0]}, "label.classes[1].colour is [300, 0, 0]; expected [r, g, b]"),
         ({"name": "land"}, "label.classes has two classes of the name 'land'; expected different names"),
         ({"name": 7}, "label.classes[1].name is 7; expected text"),
         ({"code": 0}, "label.classes has the code 0 twice"),
-        ({"code": 1.5}, "label.classes[1].code is 1.5; expected a whole number, or a list of them"),
+        ({"code": 1.5}, "label.classes[1].code is 1.5; expected an integer, or a list of them"),
         ({"color": [0, 0, 0]}, "label.classes[1].color is unknown; did you mean 'colour'?"),
     ],
 )
@@ -91,7 +91,7 @@ def test_all_faults_are_reported_at_once(pairs, tmp_path):
     ("text", "message"),
     [
         ("[1]", "FILE: the file is [1]; expected an object with name, sar"),
-        ('{"name": "a", "name": "b"}', "FILE: 'name' stands twice in one object"),
+        ('{"name": "a", "name": "b"}', "FILE: 'name' is a duplicate key"),
         ('{"name": NaN}', "FILE: holds NaN, which is not JSON"),
         ("{", "FILE: not valid JSON"),
     ],
@@ -242,7 +242,7 @@ def test_png_files_of_two_dates_with_a_table(tmp_path):
         "test": 3,
     }
     pairs.text["split"]["train"] = 7
-    with pytest.raises(DataError, match="split.train has '7', but no tile's fold; expected one of: , 0, 1"):
+    with pytest.raises(DataError, match="split.train has '7', but no tile has this fold; expected one of: , 0, 1"):
         pairs.source()
     pairs.text["table"]["id"] = "nummer"
     with pytest.raises(DataError, match="index.csv: has no column 'nummer'; did you mean 'number'"):
@@ -254,7 +254,7 @@ def test_png_files_of_two_dates_with_a_table(tmp_path):
     assert sizes == {"train": 3, "validation": 1, "test": 2} and source.name.endswith("_fold1")
     with pytest.raises(DataError, match="choose the test tiles with --test_fold, one of: 0, 1"):
         pairs.source()
-    with pytest.raises(DataError, match="--test_fold=2: no tile's fold; expected one of: 0, 1"):
+    with pytest.raises(DataError, match="--test_fold=2: no tile has this fold; expected one of: 0, 1"):
         pairs.source(test_fold="2")
     pairs.text["split"] = {"by": "field", "field": "fold", "train": "0", "test": "1"}
     with pytest.raises(DataError, match="split.by is 'field'; --test_fold needs 'fold'"):

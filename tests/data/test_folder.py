@@ -268,7 +268,7 @@ def truncate(path):
         (change("label", "classes", to=[{"code": 1, "name": "a"}]), "label.classes needs at least two classes"),
         (change("label", "classes", to=[{"code": 1}, {"code": 2}]), r"label.classes\[0\] is {'code': 1}; expected a code and a name"),
         (change("label", "ignore", to=[10]), r"label code 10 is both a class and ignored"),
-        (change("label", "ignore", to=[3.5]), r"label.ignore has 3.5; expected a whole number"),
+        (change("label", "ignore", to=[3.5]), r"label.ignore has 3.5; expected an integer"),
         (change("eo", "offset", to={"aa": 5}), r"eo.offset has the unknown tile 'aa'; .*expected one of: a, b, c"),
         (change("split", to={"by": "list", "train": [0, 1], "test": [1, 2]}), r"split.train is \[0, 1\]; expected the name of a file, or a list of them, since split.by is 'list'"),
         (change("split", to={"by": "longitude", "train": "a.txt", "test": "b.txt"}), r"split.train is 'a.txt'; expected a pair of numbers \[start, stop\], since split.by is 'longitude'"),
@@ -332,7 +332,7 @@ def test_a_changed_folder_differs_from_the_prepared_one(toy, tmp_path):
     toy.text["look_axis"] = "y"
     with pytest.raises(
         DataError,
-        match=r"exists, prepared from other data or settings \(different: facts.look_axis, settings.description\)",
+        match=r"exists, prepared from different data or settings \(facts.look_axis, settings.description\)",
     ):
         prepare(Folder, toy.source(), data)
     directory = prepare(Folder, toy.source(), data, overwrite=True)

@@ -38,7 +38,7 @@ def rgb(label):
     [
         (rgb, {}, r"label/a.tif: 3 bands of uint8; expected one band of class codes: .*label.by 'colour'"),
         (lambda x: np.stack([x == 0, x], -1).astype(np.uint8), {}, r"label/a.tif: 2 bands of uint8; expected one band"),
-        (lambda x: x * np.float32(0.9), {}, r"label/a.tif: the value 0.9 is no code \(0 \(.*%\), 0.9 \(.*%\)\); expected whole"),
+        (lambda x: x * np.float32(0.9), {}, r"label/a.tif: the value 0.9 is no code \(0 \(.*%\), 0.9 \(.*%\)\); expected integers"),
         (lambda x: np.where(x == 1, np.inf, 0).astype(np.float32), {}, r"label/a.tif: holds infinite values"),
         (lambda x: x.astype(np.complex64), {}, r"label/a.tif: is complex"),
         (lambda x: x, {"scales": (0.5,)}, r"label/a.tif: is complex or has a scale or offset tag"),

@@ -177,7 +177,7 @@ def test_options_of_every_type_have_a_flag(tmp_path, monkeypatch):
     ("flag", "message"),
     [
         ("--despeckle=perhaps", "argument --despeckle: 'perhaps': expected true or false"),
-        ("--orbits=1,b", "argument --orbits: '1,b': expected whole numbers separated by commas"),
+        ("--orbits=1,b", "argument --orbits: '1,b': expected integers separated by commas"),
     ],
 )
 def test_a_flag_of_the_wrong_type_is_refused(monkeypatch, capsys, flag, message):

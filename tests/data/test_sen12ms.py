@@ -119,7 +119,7 @@ def test_unexpected_files_are_named_or_ignored(tree):
     with pytest.raises(DataError, match=r"lc_.*: 2 bands; expected 4 \(IGBP"):
         source.read(key)
     write_raster(lc, tree.images(0)["lc"].astype(np.float32), origin, 10.0)
-    with pytest.raises(DataError, match=r"lc_.*: type float32; expected whole numbers"):
+    with pytest.raises(DataError, match=r"lc_.*: type float32; expected integers"):
         source.read(key)
 
 

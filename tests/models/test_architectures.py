@@ -259,7 +259,7 @@ def test_the_defaults_of_config_model_are_those_of_hfdnet():
         ),
         ({"model.architecture": "hrsarnet"}, "config.distill.hfd.taps is .*hrsarnet has no tap 'C4'"),
         ({"model.rates": (1, 2)}, r"config.model.rates is \(1, 2\): hfdnet does not use it"),
-        ({"model.architecture": "deeplabv3plus", "model.rates": (1, 0)}, "config.model.rates .*whole numbers above 0"),
+        ({"model.architecture": "deeplabv3plus", "model.rates": (1, 0)}, "config.model.rates .*integers above 0"),
         ({"model.architecture": "deeplabv3plus", "model.rates": (2, 2)}, "config.model.rates .*a rate is named twice"),
         (
             {"student.architecture": "hrnet", "student.init": "teacher"},

@@ -166,7 +166,7 @@ def test_without_detail_channels_the_pyramid_is_classified(rng):
     [
         ({"stride": 3}, "expected one of: 1, 2, 4"),
         ({"detail_channels": ()}, r"\(\) needs model.stride=4; it is 1"),
-        ({"detail_channels": (8, 16)}, r"\(8, 16\) given; expected three whole numbers, or \(\)"),
+        ({"detail_channels": (8, 16)}, r"\(8, 16\) given; expected three integers, or \(\)"),
         ({"detail_channels": (8, 16, 0)}, "expected more than 0"),
     ],
 )

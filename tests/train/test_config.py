@@ -238,7 +238,7 @@ def test_decibel_augmentation_needs_decibels(config, facts):
         (["--config.qqq=1"], "config.qqq does not exist: expected a field of augment, "),
         (
             ["--config.model.align=none", "--config.model.align_channels=abc"],
-            "config.model.align_channels is 'abc': expected a whole number",
+            "config.model.align_channels is 'abc': expected an integer",
         ),
         (["--config.train.remat=maybe"], "config.train.remat is 'maybe': expected True or False"),
         (["--config.data.crop=50"], "config.data.crop is 50: expected a multiple"),

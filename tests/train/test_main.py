@@ -117,7 +117,7 @@ def test_a_second_start_is_refused_while_a_run_is_at_work(finished, scenes_dir):
 def test_another_config_is_refused(finished, scenes_dir):
     done = main(finished[0], scenes_dir, "--config.distill.hfd.weight=2.5", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "made with another config" in done.stderr and "distill.hfd.weight: 2.0 stored, 2.5 now" in done.stderr
+    assert "created with a different config" in done.stderr and "distill.hfd.weight: 2.0 stored, 2.5 now" in done.stderr
     way_out = f"--workdir=NEW_FOLDER --config.teacher.checkpoint={finished[0]}/checkpoints/teacher"
     assert way_out in done.stderr, "the teacher does not depend on this field"
     done = main(finished[0], scenes_dir, "--config.student.steps=7", "--config.optim.learning_rate=0.1", check=False)

@@ -140,7 +140,7 @@ _TOP = {
     "look_axis": choice(*LOOK_AXES, required=True),
     "split": Field("an object", lambda v: True, required=True),
     "table": Field("an object", lambda v: True),
-    "block": Field("a whole number of pixels, 32 to 4096", lambda v: is_whole(v) and 32 <= v <= 4096),
+    "block": Field("an integer, 32 to 4096 pixels", lambda v: is_whole(v) and 32 <= v <= 4096),
 }
 _SAR = _SENSOR | {"unit": choice(*SAR_UNITS, required=True)}
 _EO = _SENSOR | {
@@ -173,7 +173,7 @@ _VALUE = Field(
     lambda v: isinstance(v, str) or is_whole(v) or is_list(lambda m: isinstance(m, str) or is_whole(m), 1)(v),
 )
 _SHARE = Field("a share, more than 0 and less than 1", lambda v: is_number(v) and 0 < v < 1)
-_SEED = Field("a whole number, 0 or more", lambda v: is_whole(v) and v >= 0)
+_SEED = Field("an integer, 0 or more", lambda v: is_whole(v) and v >= 0)
 _FIELD = Field("the name of a field of sar.files or of a column of the table", is_text)
 
 
@@ -247,7 +247,7 @@ def _sensor(faults: Faults, kind: str, given: dict[str, Any]) -> Sensor:
 def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
     by_colour, entries = given.get("by") == "colour", given.get("classes", [])
     vector = "column" in given
-    what = "a colour [r, g, b]" if by_colour else "text or a whole number" if vector else "a whole number"
+    what = "a colour [r, g, b]" if by_colour else "text or an integer" if vector else "an integer"
     is_code = is_colour if by_colour else (lambda v: is_text(v) or is_whole(v)) if vector else is_whole
     names, colours, codes = [], [], []
     for number, entry in enumerate(entries):
@@ -260,7 +260,7 @@ def _classes(faults: Faults, given: dict[str, Any]) -> Classes:
                 f"{what}, or a list of them", lambda v: is_code(v) or (isinstance(v, list) and is_list(is_code, 1)(v))
             ),
             "name": Field("text", is_text),
-            "colour": Field("[r, g, b], whole numbers of 0 to 255", is_colour),
+            "colour": Field("[r, g, b], integers of 0 to 255", is_colour),
         }
         found = check_object(faults, where, entry, fields)
         own = found.get("code", found.get("colour") if by_colour else None)

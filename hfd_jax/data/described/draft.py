@@ -36,7 +36,7 @@ class Series:
       dtype: pixel type.
       size: rows and columns of the first file.
       low, high: 1st and 99th percentile of a sample.
-      codes: distinct values of the first band, if they are few whole numbers.
+      codes: distinct values of the first band, if they are few integers.
     """
 
     pattern: str
@@ -70,8 +70,9 @@ def draft(raw_dir: str) -> dict[str, Any]:
         "sar": _sar(kinds["sar"]),
         "eo": _eo(kinds["eo"]),
         "label": _label(kinds.get("label"), _vectors(raw_dir)),
-        "//look_axis": "x: the radar looks along the rows, as Sentinel-1 nearly does; y: along columns; any: unknown",
-        "look_axis": "any",
+        "//look_axis": "x: the radar looks along the rows, as Sentinel-1 nearly does; y: along columns; any: it does "
+        "not matter, and training may flip and rotate the images",
+        "look_axis": "x",
     }
     return text | _split(raw_dir, kinds["sar"][0].pattern)
 

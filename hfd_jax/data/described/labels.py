@@ -40,7 +40,7 @@ class LabelTable:
         """[H, W] uint8 class indices, IGNORE_LABEL where not `valid`.
 
         Args:
-          codes: [H, W] whole numbers of any type, or floats without fractions.
+          codes: [H, W] integers of any type, or floats without fractions.
           valid: [H, W] bool.
           path: for messages.
 
@@ -52,7 +52,7 @@ class LabelTable:
             if fractions.any():
                 raise DataError(
                     f"{path}: the value {codes[fractions][0]:g} is no code ({self._found(codes, valid)}); expected "
-                    "whole numbers: probabilities need a threshold, and resampling of labels must be nearest"
+                    "integers: probabilities need a threshold, and resampling of labels must be nearest"
                 )
             codes = np.where(valid, codes, 0).astype(np.int64)
         if self._table is not None:
@@ -124,7 +124,7 @@ def _read_codes(raster, window, number: int) -> tuple[np.ndarray, np.ndarray]:
     valid = np.isfinite(codes) if codes.dtype.kind == "f" else np.ones(codes.shape, bool)
     infinite = np.isinf(codes) if codes.dtype.kind == "f" else ~valid
     if infinite.any():
-        raise DataError(f"{raster.name}: holds infinite values; expected whole numbers, or NaN for no label")
+        raise DataError(f"{raster.name}: holds infinite values; expected integers, or NaN for no label")
     return codes, valid & _mask(raster, window, [number])
 
 

@@ -80,8 +80,8 @@ class Pairs:
                     name = "_".join(values[field] for field in first.fields) or _stem(first.paths.get((), path))
                     if found.setdefault(name, values) != values:
                         raise DataError(
-                            f"{os.path.join(self._root, path)}: makes a second tile {name!r}; expected "
-                            f"fields whose values, joined by '_', differ ({first.pattern})"
+                            f"{os.path.join(self._root, path)}: the tile name {name!r} is not "
+                            f"unique; joined by '_', the fields of {first.pattern} must identify a tile"
                         )
         return found
 
@@ -100,7 +100,7 @@ class Pairs:
         empty = [name for name, values in found.items() if not any(_key(s, values) in s.paths for _, s in self._each())]
         if len(empty) == len(found):
             raise DataError(
-                f"{path}: the files of no row are there; expected, for the first row, "
+                f"{path}: no row has any of its files; expected, for the first row, "
                 f"{self._expected(next(iter(found.values()), {'id': '?'}))}"
             )
         if empty:

@@ -1,7 +1,7 @@
 """Patterns of file names: S1Hand/{region}_{id}_S1Hand.tif matches files and gives the values of the fields.
 
 A field in braces matches any part of a name but not "/". `*` matches any part of a name as well, `**` any folders. A
-field that stands twice has the same value. The ending is compared without regard to case, and .tif matches .tiff, too.
+field that appears twice has the same value. The ending is compared without regard to case, and .tif matches .tiff, too.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ def _matcher(part: str, known: tuple[tuple[str, str], ...], last: bool) -> Calla
     endings = (".tif", ".tiff") if ending.lower() in (".tif", ".tiff") else (ending.lower(),)
     values = dict(known)
     if "*" not in stem and len(values) == len(fields_of(part)):
-        # Nothing is open. A regular expression for every folder would take most of the time of a large data set.
+        # All fields are known. Compiling an expression per folder would take most of the time of a large data set.
         text = filled(stem, values)
         return lambda name: {} if name.startswith(text) and name[len(text) :].lower() in endings else None
     text = ""

@@ -91,7 +91,7 @@ def check_object(faults: Faults, where: str, value: Any, fields: Mapping[str, Fi
 
 
 def read_json(path: str) -> Any:
-    """Reads a JSON file; a key that stands twice in one object, NaN and Infinity are faults, too.
+    """Reads a JSON file; a duplicate key, NaN and Infinity are faults, too.
 
     Raises:
       DataError: the file cannot be read or is not valid JSON.
@@ -101,7 +101,7 @@ def read_json(path: str) -> Any:
         keys = [key for key, _ in pairs if not key.startswith(COMMENT)]
         for key in keys:
             if keys.count(key) > 1:
-                raise DataError(f"{path}: {key!r} stands twice in one object; expected it once")
+                raise DataError(f"{path}: {key!r} is a duplicate key; expected each key once")
         return dict(pairs)
 
     def no_number(name):

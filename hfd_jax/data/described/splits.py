@@ -58,7 +58,7 @@ def in_fold(description: Description, pairs: Pairs, fold: str | None) -> Descrip
             f"{path}: split.by is 'fold'; choose the test tiles with --test_fold, one of: {', '.join(sorted(found))}"
         )
     if fold not in found:
-        raise DataError(f"--test_fold={fold}: no tile's {split['field']}; {nearest(fold, sorted(found))}")
+        raise DataError(f"--test_fold={fold}: no tile has this {split['field']}; {nearest(fold, sorted(found))}")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", fold):
         raise DataError(
             f"--test_fold={fold}: becomes part of a folder's name; expected letters, digits, '_', '-' and '.'"
@@ -261,7 +261,9 @@ def _by_value(text: Description, pairs: Pairs) -> dict[str, set[str]]:
     for value, split in owner.items():
         if value not in found.values():
             present = sorted(set(found.values()))[:20]
-            raise DataError(f"{text.path}: split.{split} has {value!r}, but no tile's {key}; {nearest(value, present)}")
+            raise DataError(
+                f"{text.path}: split.{split} has {value!r}, but no tile has this {key}; {nearest(value, present)}"
+            )
     return {
         split: {name for name in found if owner.get(found[name]) == split} for split in dict.fromkeys(owner.values())
     }

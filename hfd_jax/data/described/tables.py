@@ -27,7 +27,7 @@ def read_table(path: str, id_column: str) -> dict[str, dict[str, str]]:
     """Rows of a table, by the value in `id_column`; all values are text.
 
     Raises:
-      DataError: the file cannot be read, has no such column, or an id stands in two rows.
+      DataError: the file cannot be read, has no such column, or an id appears in two rows.
     """
     try:
         if path.lower().endswith(".parquet"):
@@ -42,7 +42,7 @@ def read_table(path: str, id_column: str) -> dict[str, dict[str, str]]:
     ids = [_plain(value) for value in frame[id_column]]
     doubled = frame[id_column][frame[id_column].duplicated()]
     if len(doubled):
-        raise DataError(f"{path}: {id_column} {doubled.iloc[0]!r} stands in two rows; expected one row for each tile")
+        raise DataError(f"{path}: {id_column} {doubled.iloc[0]!r} appears in two rows; expected one row per tile")
     rows = (
         {key: _plain(value) for key, value in row.items()} for row in frame.fillna("").astype(str).to_dict("records")
     )

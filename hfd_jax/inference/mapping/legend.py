@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 from hfd_jax.data.facts import Facts
 
 ENDING = ".aux.xml"
-# Columns: name, type (0 whole number, 2 text), usage (5 value, 2 name, 6 to 8 red, green, blue), as GDAL numbers them.
+# Columns: name, type (0 integer, 2 text), usage (5 value, 2 name, 6 to 8 red, green, blue), as GDAL numbers them.
 _COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
 
 
