@@ -9,7 +9,7 @@ A sweep file (configs/sweeps/) defines
     AXIS = "data.label_share"             optional: rows with the same name before " @" form a curve over this field;
                                           REFERENCE and FLOOR then name curves
     CHOICES = {"either": ("SAR-only", "HFD")}   optional: further rows (or curves) that take, per seed, the row that is
-                                          better on the validation split
+                                          better on the validation split; REFERENCE and FLOOR may name one, too
 
 Every row is one student or, with {"stage": "teacher"}, the teacher. Rows that agree in every field that the teacher's
 training depends on share one teacher per seed. A run's folder is named after the fields that differ from the base
@@ -134,12 +134,11 @@ def read_sweep(path: str) -> Sweep:
     if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
         raise ConfigError(f'{path}: ROWS is {rows!r}; expected {{"name of a row": {{"part.field": value, ...}}, ...}}')
     known = list(dict.fromkeys(curve(row) if axis else row for row in rows))
-    for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
-        if value not in known:
-            raise ConfigError(
-                f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {', '.join(known)}"
-            )
     choices = found.get("CHOICES", {})
+    for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
+        if value not in (*known, *choices):
+            listed = ", ".join([*known, *choices])
+            raise ConfigError(f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {listed}")
     for name, candidates in choices.items():
         unknown = [row for row in candidates if row not in known]
         if unknown or name in known:
@@ -151,15 +150,23 @@ def read_sweep(path: str) -> Sweep:
 def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
     """The sweep with only some of its rows or curves, by name, and the reference and the floor at the same points.
 
+    A choice stands for the rows that it chooses from.
+
     Raises:
       ConfigError: there is no row or curve of a name.
     """
-    known = list(dict.fromkeys([*sweep.rows, *map(curve, sweep.rows)]))
+    known = list(dict.fromkeys([*sweep.rows, *map(curve, sweep.rows), *sweep.choices]))
     for name in names:
         if name not in known:
             raise ConfigError(f"--rows={name!r}: sweep {sweep.name} has no such row or curve; {nearest(name, known)}")
-    wanted = {row for row in sweep.rows if {row, curve(row)} & set(names)}
-    wanted |= {at_same_point(name, row) for row in wanted for name in (sweep.reference, sweep.floor)}
+
+    def chosen_from(name: str) -> Sequence[str]:
+        return sweep.choices.get(name, (name,))
+
+    listed = {candidate for name in names for candidate in chosen_from(name)}
+    wanted = {row for row in sweep.rows if {row, curve(row)} & listed}
+    compared = [*chosen_from(sweep.reference), *chosen_from(sweep.floor)]
+    wanted |= {at_same_point(name, row) for row in wanted for name in compared}
     rows = {row: fields for row, fields in sweep.rows.items() if row in wanted}
     return dataclasses.replace(sweep, rows=rows)
 

@@ -9,8 +9,10 @@ from scipy import stats
 
 from hfd_jax.core.errors import ConfigError, WorkdirError
 from hfd_jax.experiments import figure, statistics, stored, tables
+from hfd_jax.experiments import sweep as sweeps
 from hfd_jax.experiments.pooling import pooled
 from hfd_jax.experiments.report import sweep_page
+from tests.conftest import ROOT
 from tests.sweeps import result, some_sweep
 from tools import results as documents
 
@@ -133,6 +135,17 @@ def test_a_choice_takes_the_row_that_is_better_on_the_validation_split():
     assert found == results and {seed: run.mean_iou for seed, run in chosen.items()} == {0: 0.5, 1: 0.3}, (
         "whatever they score on the test split; without a validation score there is no choice"
     )
+
+
+def test_a_choice_may_be_the_reference():
+    found = sweeps.read_sweep(str(ROOT / "configs" / "sweeps" / "steps.py"))
+    assert found.reference in found.choices and found.floor == found.reference
+    short = {"HFD student, 300 steps": {0: result(0.6, validation=0.6)}}
+    alone = {f"SAR-only student, {steps} steps": {0: result(0.4, validation=steps / 1e4)} for steps in (300, 600, 1200)}
+    lines = statistics.lines_of(statistics.with_choices(short | alone, found), found, {})
+    assert {line.row: line.gain for line in lines}["HFD student, 300 steps"] == pytest.approx(0.2)
+    some = sweeps.reduced(found, ["HFD student, steps by validation"])
+    assert set(some.rows) == set(found.rows) - {"teacher (EO)"}, "a choice needs all of its rows"
 
 
 def test_points_of_a_curve_become_columns():
