@@ -10,7 +10,7 @@ import shapely
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.data.described.description import read_description
-from hfd_jax.data.described.patterns import check_pattern, list_files
+from hfd_jax.data.described.patterns import Folders, check_pattern, list_files
 from tests.rasters import Pairs, write
 
 
@@ -121,36 +121,39 @@ def files(tmp_path, *names):
 
 def test_patterns_find_fields_in_folders_and_names(tmp_path):
     files(tmp_path, "a/S1/x_1_VV.TIF", "b/S1/y_2_VV.tiff", "a/S1/._x_1_VV.tif", "a/S1/x_1_VH.tif", ".c/S1/z_3_VV.tif")
-    listing = list_files(str(tmp_path), "{area}/S1/{region}_{id}_VV.tif")
+    listing = list_files(Folders(str(tmp_path)), "{area}/S1/{region}_{id}_VV.tif")
     assert listing.paths == {("a", "x", "1"): "a/S1/x_1_VV.TIF", ("b", "y", "2"): "b/S1/y_2_VV.tiff"}
-    assert listing.seen == {"a/S1/x_1_VV.TIF", "a/S1/x_1_VH.tif", "b/S1/y_2_VV.tiff"}
-    assert list_files(str(tmp_path), "**/{id}_VH.tif").paths == {("x_1",): "a/S1/x_1_VH.tif"}
-    assert list_files(str(tmp_path), "b/*/{id}_2_*.tif").paths == {("y",): "b/S1/y_2_VV.tiff"}
+    assert listing.searched == {"a/S1", "b/S1"}
+    present = ["a/S1/x_1_VH.tif", "a/S1/x_1_VV.TIF", "b/S1/y_2_VV.tiff"]
+    assert sorted(Folders(str(tmp_path)).rasters(listing.searched)) == present
+    assert list_files(Folders(str(tmp_path)), "**/{id}_VH.tif").paths == {("x_1",): "a/S1/x_1_VH.tif"}
+    assert list_files(Folders(str(tmp_path)), "b/*/{id}_2_*.tif").paths == {("y",): "b/S1/y_2_VV.tiff"}
 
 
 def test_a_part_without_open_fields_is_compared_literally(tmp_path):
     files(
         tmp_path, "s/P1/P1_B02.tif", "s/P1/P2_B02.tif", "s/P3/P3_B02.TIFF", "s/A+(1)/A+(1)_B02.tif", "s/P4/p4_B02.tif"
     )
-    assert set(list_files(str(tmp_path), "s/{id}/{id}_B02.tif").paths) == {("P1",), ("P3",), ("A+(1)",)}
+    assert set(list_files(Folders(str(tmp_path)), "s/{id}/{id}_B02.tif").paths) == {("P1",), ("P3",), ("A+(1)",)}
     files(tmp_path, "whole/mask.PNG", "whole/mask.png.bak")
-    assert list_files(str(tmp_path), "whole/mask.png").paths == {(): "whole/mask.PNG"}
+    assert list_files(Folders(str(tmp_path)), "whole/mask.png").paths == {(): "whole/mask.PNG"}
 
 
 def test_two_files_of_one_tile_and_names_in_latin_1_are_refused(tmp_path):
     files(tmp_path, "sar/a.tif", "sar/a.TIF")
     with pytest.raises(DataError, match="sar/a.tif: matches 'sar/{id}.tif' with the same fields as sar/a.TIF"):
-        list_files(str(tmp_path), "sar/{id}.tif")
+        list_files(Folders(str(tmp_path)), "sar/{id}.tif")
     (tmp_path / "eo").mkdir()
     open(bytes(tmp_path) + b"/eo/M\xfcnchen.tif", "w").close()
     with pytest.raises(DataError, match=r"eo/M\\xfcnchen.tif: the name is not UTF-8; rename the file"):
-        list_files(str(tmp_path), "eo/{id}.tif")
+        list_files(Folders(str(tmp_path)), "eo/{id}.tif")
 
 
 def test_a_name_is_the_same_composed_and_decomposed(tmp_path):
     files(tmp_path, "sar/Mu\u0308nchen.tif", "eo/M\u00fcnchen.tif")
     assert (
-        list_files(str(tmp_path), "sar/{id}.tif").paths.keys() == list_files(str(tmp_path), "eo/{id}.tif").paths.keys()
+        list_files(Folders(str(tmp_path)), "sar/{id}.tif").paths.keys()
+        == list_files(Folders(str(tmp_path)), "eo/{id}.tif").paths.keys()
     )
 
 

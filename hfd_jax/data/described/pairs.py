@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hfd_jax.core.errors import DataError
 from hfd_jax.data.described.description import KINDS, Description
-from hfd_jax.data.described.patterns import Listing, filled, list_files
+from hfd_jax.data.described.patterns import Folders, Listing, filled, list_files
 from hfd_jax.data.described.tables import locate, read_table
 
 
@@ -29,16 +29,15 @@ class Pairs:
 
     def __init__(self, description: Description, raw_dir: str):
         self._description, self._root = description, raw_dir
-        folders: dict[str, list] = {}
+        folders = Folders(raw_dir)
         self._listings = {
-            kind: [list_files(raw_dir, pattern, folders) for pattern in getattr(description, kind).files]
-            for kind in KINDS
+            kind: [list_files(folders, pattern) for pattern in getattr(description, kind).files] for kind in KINDS
         }
-        self._check_found()
+        self._check_found(folders)
         self.notes: list[str] = []
         self._values = self._joined()
         self.names = sorted(self._values)
-        self._check_unmatched()
+        self._check_unmatched(folders)
 
     def values(self, name: str) -> dict[str, str]:
         """Fields and table columns of a tile."""
@@ -55,14 +54,17 @@ class Pairs:
         listings = self._listings[kind]
         return bool(listings) and all(_key(listing, values) in listing.paths for listing in listings)
 
-    def _check_found(self) -> None:
+    def _check_found(self, folders: Folders) -> None:
         text = self._description
         for kind in KINDS:
             optional = kind == "label" and text.label.missing == "unlabelled"
             for listing in self._listings[kind]:
-                if listing.paths or (optional and not listing.seen):
+                if listing.paths:
                     continue
-                example = f"; there is, for example, {min(listing.seen)}" if listing.seen else ""
+                present = min(folders.rasters(listing.searched), default="")
+                if optional and not present:
+                    continue
+                example = f"; there is, for example, {present}" if present else ""
                 where = os.path.join(self._root, listing.pattern)
                 raise DataError(f"{where}: no such file; {kind}.files of {text.path} matches nothing{example}")
 
@@ -113,7 +115,7 @@ class Pairs:
     def _each(self) -> Iterator[tuple[str, Listing]]:
         return ((kind, listing) for kind in KINDS for listing in self._listings[kind])
 
-    def _check_unmatched(self) -> None:
+    def _check_unmatched(self, folders: Folders) -> None:
         """Names files that no tile uses."""
         matched: set[str] = set()
         for kind, listing in self._each():
@@ -129,7 +131,8 @@ class Pairs:
                     f"{len(lacking)} tile(s) lack a label, for example {lacking[0]}; expected the tiles' names"
                 )
             self.notes.append(f"{len(stray)} {kind} file(s) match no tile, for example {stray[0]}")
-        strange = sorted(set().union(*(listing.seen for _, listing in self._each())) - matched)
+        searched = set().union(*(listing.searched for _, listing in self._each()))
+        strange = sorted(path for path in folders.rasters(searched) if path not in matched)
         if strange:
             self.notes.append(f"{len(strange)} raster file(s) match no pattern, for example {strange[0]}")
 

@@ -11,8 +11,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from hfd_jax.core.errors import DataError
 
@@ -37,6 +36,42 @@ def check_pattern(pattern: str) -> str:
     return ""
 
 
+class Folders:
+    """The contents of the folders below a raw folder, each read once; hidden files and folders are left out."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self._entries: dict[str, list[tuple[str, str, bool]]] = {}
+
+    def entries(self, folder: str) -> list[tuple[str, str, bool]]:
+        """(name, path below the raw folder, whether it is a folder) of everything in a folder, sorted.
+
+        Raises:
+          DataError: the folder cannot be read.
+        """
+        if folder not in self._entries:
+            try:
+                with os.scandir(os.path.join(self.root, folder)) as entries:
+                    found = [
+                        (e.name, f"{folder}/{e.name}" if folder else e.name, e.is_dir())
+                        for e in entries
+                        if not e.name.startswith(".")
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                found = []
+            except OSError as error:
+                raise DataError(f"{os.path.join(self.root, folder)}: cannot be read ({error.strerror})") from error
+            self._entries[folder] = sorted(found)
+        return self._entries[folder]
+
+    def rasters(self, folders: Iterable[str]) -> Iterator[str]:
+        """Paths below the raw folder of the rasters in some folders."""
+        for folder in folders:
+            for name, path, is_folder in self.entries(folder):
+                if not is_folder and name.lower().endswith(RASTER_ENDINGS):
+                    yield path
+
+
 @dataclasses.dataclass
 class Listing:
     """The files that a pattern matches.
@@ -45,34 +80,29 @@ class Listing:
       pattern: as given.
       fields: names of its fields.
       paths: values of the fields -> path below the raw folder.
-      seen: raster files in the folders that were listed, matched or not, as paths below the raw folder.
+      searched: folders, as paths below the raw folder, that might hold matching files.
     """
 
     pattern: str
     fields: tuple[str, ...]
     paths: dict[tuple[str, ...], str]
-    seen: set[str]
+    searched: set[str]
 
 
-def list_files(root: str, pattern: str, folders: dict[str, list[Any]] | None = None) -> Listing:
-    """Lists the files below `root` that match a pattern; hidden files and folders are skipped.
-
-    Args:
-      root: the raw folder.
-      pattern: see above.
-      folders: contents of folders that were read before; is added to.
+def list_files(folders: Folders, pattern: str) -> Listing:
+    """Lists the files below a raw folder that match a pattern.
 
     Raises:
       DataError: two files have the same values of the fields, or a name is no valid text.
     """
     listing = Listing(pattern, fields_of(pattern), {}, set())
-    cache = {} if folders is None else folders
-    for path, values in _walk(root, "", pattern.split("/"), {}, listing.seen, cache):
-        key = tuple(unicodedata.normalize("NFC", values[field]) for field in listing.fields)
+    for path, values in _walk(folders, "", pattern.split("/"), {}, listing.searched):
+        # Interned: a large data set has a dozen files per tile, whose names share their fields.
+        key = tuple(sys.intern(unicodedata.normalize("NFC", values[field])) for field in listing.fields)
         if key in listing.paths:
             raise DataError(
-                f"{os.path.join(root, path)}: matches {pattern!r} with the same fields as {listing.paths[key]}; "
-                "expected one file for each tile"
+                f"{os.path.join(folders.root, path)}: matches {pattern!r} with the same fields as "
+                f"{listing.paths[key]}; expected one file for each tile"
             )
         listing.paths[key] = path
     return listing
@@ -84,42 +114,27 @@ def filled(pattern: str, values: dict[str, str]) -> str:
 
 
 def _walk(
-    root: str, folder: str, parts: list[str], values: dict[str, str], seen: set[str], cache: dict[str, list[Any]]
+    folders: Folders, folder: str, parts: list[str], values: dict[str, str], searched: set[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (path, values) of the matching files below root/folder."""
+    """Yields (path, values) of the matching files below a folder."""
     part, rest = parts[0], parts[1:]
     if part == "**":
-        yield from _walk(root, folder, rest, values, seen, cache)
-        for name, is_folder in _entries(root, folder, cache):
+        yield from _walk(folders, folder, rest, values, searched)
+        for _, path, is_folder in folders.entries(folder):
             if is_folder:
-                yield from _walk(root, _join(folder, name), parts, values, seen, cache)
+                yield from _walk(folders, path, parts, values, searched)
         return
     match = _matcher(part, tuple((field, values[field]) for field in fields_of(part) if field in values), not rest)
-    for name, is_folder in _entries(root, folder, cache):
-        path = _join(folder, name)
-        found = match(name)
+    if not rest:
+        searched.add(folder)
+    for name, path, is_folder in folders.entries(folder):
+        if is_folder != bool(rest) or (found := match(name)) is None:
+            continue
         if rest:
-            if found is not None and is_folder:
-                yield from _walk(root, path, rest, values | found, seen, cache)
-        elif not is_folder:
-            if name.lower().endswith(RASTER_ENDINGS):
-                seen.add(path)
-            if found is not None:
-                _check_text(root, path)
-                yield path, values | found
-
-
-def _entries(root: str, folder: str, cache: dict[str, list[Any]]) -> list[tuple[str, bool]]:
-    if folder not in cache:
-        try:
-            with os.scandir(os.path.join(root, folder)) as entries:
-                found = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            found = []
-        except OSError as error:
-            raise DataError(f"{os.path.join(root, folder)}: cannot be read ({error.strerror})") from error
-        cache[folder] = sorted(found)
-    return cache[folder]
+            yield from _walk(folders, path, rest, values | found, searched)
+        else:
+            _check_text(folders.root, path)
+            yield path, values | found
 
 
 @functools.lru_cache(maxsize=256)
@@ -173,7 +188,3 @@ def _check_text(root: str, path: str) -> None:
             ) from error
         shown = os.path.join(root, path).encode(errors="surrogateescape").decode(errors="backslashreplace")
         raise DataError(f"{shown}: the name is not UTF-8; rename the file (convmv -f latin1 -t utf8 helps)") from error
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
