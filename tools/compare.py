@@ -58,6 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
         chosen = sweep.reduced(chosen, arguments.rows)
     base = config_flags.config(default.get_config())
     select_on_validation(base)
+    check_choices(chosen, base)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = sweep.plan(chosen, base, seeds, arguments.workdir)
     check_all(jobs, jax.device_count() if arguments.at_once == 1 else 1)
@@ -81,6 +82,16 @@ def select_on_validation(config: ConfigDict) -> None:
     """Lets every row be judged at its checkpoint with the best validation mIoU, if the data set has such a split."""
     if config.train.eval_every and "validation" in describe_data(config)[1]:
         config.eval.checkpoint = config.teacher.which = "best"
+
+
+def check_choices(chosen: Sweep, base: ConfigDict) -> None:
+    """Raises ConfigError if rows are compared with a choice that nothing can make."""
+    for field, name in (("REFERENCE", chosen.reference), ("FLOOR", chosen.floor)):
+        if name in chosen.choices and base.eval.checkpoint != "best":
+            raise ConfigError(
+                f"sweep {chosen.name}: {field} is {name!r}, which is chosen on the validation split; expected a data "
+                "set with such a split, and config.train.eval_every other than 0"
+            )
 
 
 def check_all(jobs: list[Job], devices: int) -> None:
@@ -165,7 +176,9 @@ def config_of_sweep(arguments: argparse.Namespace) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("compare", __doc__)
     parser.add_argument("--sweep", default="configs/sweeps/students.py", help="sweep file")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows or curves, and the reference")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="only these rows, curves or choices, and the reference"
+    )
     parser.add_argument("--workdir", required=True, help="folder for the runs and the tables")
     parser.add_argument("--results", help="folder for SWEEP.json, the results of every run; default: the workdir")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")

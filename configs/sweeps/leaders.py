@@ -2,10 +2,12 @@
 
 tools/env python -m tools.compare --sweep=configs/sweeps/leaders.py --workdir=runs/compare --seeds=3
 
-Every student has the learning rate that scores best on the validation split (tuning_leaders.py), the teacher that of
-the config. The U-Net has a quarter
-of its published width, HR-SARNet its published size.
+Every student has the learning rate that scored best on the validation split (tuning_leaders.py, where its teacher had
+the same rate); the teacher has that of the config. The U-Net has a quarter of its published width, HR-SARNet its
+published size.
 """
+
+from configs.sweeps.hfd_vs_baselines import RATES
 
 CONFIG = "configs/scenes.py"
 REFERENCE = "SAR-only student"
@@ -21,7 +23,7 @@ NETWORKS = {
     "HR-SARNet, HFD": HRSARNET,
 }
 TEACHER = {"teacher (EO)": {"stage": "teacher"}}
-_RATES = {"U-Net on SAR": 0.01, "HR-SARNet on SAR": 0.1}  # the best one of all others is that of the config, 0.03
+_RATES = {f"{network} on SAR": RATES[network] for network in ("U-Net", "HR-SARNet")}  # of all others: the config's
 ROWS = TEACHER | {
     title: fields | ({"student.learning_rate": _RATES[title]} if title in _RATES else {})
     for title, fields in NETWORKS.items()

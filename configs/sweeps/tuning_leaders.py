@@ -1,4 +1,5 @@
-"""Learning rates of the networks of leaders.py, compared on the validation split; each best rate has worse neighbours.
+"""Learning rates of the networks of leaders.py, compared on the validation split; students have a teacher of
+the same rate.
 
 tools/env python -m tools.compare --sweep=configs/sweeps/tuning_leaders.py --workdir=runs/compare --seeds=1 \
     --config.eval.split=validation

@@ -19,7 +19,7 @@ class Augmentation:
     """Augmentation settings.
 
     Attributes:
-      flips: mirror along the axes that preserve the look direction; with look_axis "any" along both, and turn by 90
+      flips: mirror along the axes that preserve the look direction; with look_axis "any" along both, and rotate by 90
         degrees.
       sar_gain_db: one offset per sample, uniform within plus or minus this, dB.
       eo_gain: one factor per sample, uniform within 1 plus or minus this.
@@ -43,7 +43,7 @@ def sample_keys(seeds):
 
 
 def flip(keys, batch: dict, look_axis: str) -> dict:
-    """Mirrors and turns every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
+    """Mirrors and rotates every sample of [B, H, W, ...] arrays at random, all arrays of a sample alike."""
     height, width = batch["label"].shape[1:3]
     axes = flip_axes(look_axis)
     turns = look_axis == "any" and height == width

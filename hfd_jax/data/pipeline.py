@@ -157,7 +157,7 @@ def training_batches(
       pools: a batch holds the crops of the first pool, then those of the second, ... Each pool is reshuffled every
         epoch.
       reading: bands, threads, workers.
-      crop: edge of a crop, pixels.
+      crop: side length of a crop, pixels.
       seed: of order and crops.
       start_step: first step to return.
       process: (index of this process, number of processes).
@@ -224,7 +224,7 @@ def evaluation_windows(
     Args:
       dataset: to cut.
       split: of the data set.
-      window: edge in pixels; 0 takes whole tiles up to MAX_WINDOW.
+      window: side length, pixels; 0 takes whole tiles up to MAX_WINDOW.
       stride: the window's edges are multiples of it.
 
     Returns:

@@ -45,7 +45,7 @@ _UNSEEN_DB = 1.5  # spread of the parcels' backscatter at nuisance 1
 class SceneOptions:
     """Options of a simulated data set; see `option` fields for their meaning and units."""
 
-    size: int = option(64, "edge of a square tile, pixels")
+    size: int = option(64, "side length of a square tile, pixels")
     pixel_size: float = option(1.0, "edge of a pixel on the ground, metres")
     looks: float = option(1.0, "number of looks of the speckle (Gamma distributed with this shape and mean 1)")
     incidence: float = option(38.0, "incidence angle of the radar, degrees from the vertical, 15 to 75")

@@ -87,14 +87,14 @@ class WhuOptSarSource(Reader):
 
     Attributes:
       raw_dir: folder that contains optical, sar and lbl.
-      block: largest edge of a stored block, pixels.
+      block: largest side length of a stored block, pixels.
     """
 
     builder = WhuOptSar
     relisted = ("_scenes", "_keys")
 
     raw_dir: str
-    block: int = option(512, "largest edge of a stored block, pixels", above=0)
+    block: int = option(512, "largest side length of a stored block, pixels", above=0)
 
     @staticmethod
     def recognise(raw_dir: str) -> bool:

@@ -17,8 +17,8 @@ def prospect(teacher: float, sar_only: float | None, split: str) -> str:
     known = f"the teacher has mIoU {teacher:.4f} on split {split!r}"
     if sar_only is None:
         return (
-            f"{known}; a SAR-only student with a validation score ('sar_only' in config.baselines, "
-            "config.train.eval_every above 0) would show how much more that is than radar alone gives"
+            f"{known}; a SAR-only student with scores on a validation split ('sar_only' in config.baselines, "
+            "config.train.eval_every other than 0) would show how much more that is than radar alone gives"
         )
     gap = teacher - sar_only
     against = f"{known}, the SAR-only student {sar_only:.4f}"
@@ -35,7 +35,8 @@ def choice(sar_only: float | None, student: float | None) -> str:
     """
     if sar_only is None or student is None:
         return (
-            "without scores on a validation split (config.train.eval_every above 0) nothing says which student to use"
+            "without scores on a validation split (config.train.eval_every other than 0) nothing says which student to "
+            "use"
         )
     found = f"validation mIoU: {student:.4f} for the distilled student, {sar_only:.4f} for the SAR-only student"
     better = "the distilled one" if student > sar_only else "the SAR-only one (--network=sar_only)"

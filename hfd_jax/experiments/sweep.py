@@ -48,9 +48,9 @@ class Sweep:
     Attributes:
       name: name of the file without its suffix.
       config: path of the config that the rows vary.
-      reference: row or curve that the others are compared with.
+      reference: row, curve or choice that the others are compared with.
       rows: name -> {field: value}.
-      floor: row or curve at the lower end of the gap to the teacher.
+      floor: row, curve or choice at the lower end of the gap to the teacher.
       axis: field that a curve is drawn over, or "".
       choices: name -> rows or curves to choose from on the validation split.
     """
@@ -134,17 +134,27 @@ def read_sweep(path: str) -> Sweep:
     if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
         raise ConfigError(f'{path}: ROWS is {rows!r}; expected {{"name of a row": {{"part.field": value, ...}}, ...}}')
     known = list(dict.fromkeys(curve(row) if axis else row for row in rows))
-    choices = found.get("CHOICES", {})
+    choices = _checked_choices(path, found.get("CHOICES", {}), known)
     for field, value in (("REFERENCE", found["REFERENCE"]), ("FLOOR", floor)):
         if value not in (*known, *choices):
-            listed = ", ".join([*known, *choices])
-            raise ConfigError(f"{path}: {field} is {value!r}; the {'curves' if axis else 'rows'} are {listed}")
-    for name, candidates in choices.items():
-        unknown = [row for row in candidates if row not in known]
-        if unknown or name in known:
-            raise ConfigError(f"{path}: CHOICES[{name!r}] is {candidates!r}; the rows or curves are {', '.join(known)}")
+            also = f"; the choices are {', '.join(choices)}" if choices else ""
+            kind = "curves" if axis else "rows"
+            raise ConfigError(f"{path}: {field} is {value!r}; the {kind} are {', '.join(known)}{also}")
     name = os.path.splitext(os.path.basename(path))[0]
     return Sweep(name, found["CONFIG"], found["REFERENCE"], rows, floor, axis, choices)
+
+
+def _checked_choices(path: str, choices: Any, known: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    if not isinstance(choices, dict):
+        raise ConfigError(f'{path}: CHOICES is {choices!r}; expected {{"name": ("one row", "another row"), ...}}')
+    for name, candidates in choices.items():
+        if name in known:
+            raise ConfigError(f"{path}: CHOICES has {name!r}, which is the name of a row or curve; expected a new name")
+        if not candidates or not isinstance(candidates, tuple | list) or not set(candidates) <= set(known):
+            raise ConfigError(
+                f"{path}: CHOICES[{name!r}] is {candidates!r}; expected some of the rows or curves {', '.join(known)}"
+            )
+    return choices
 
 
 def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
@@ -155,13 +165,16 @@ def reduced(sweep: Sweep, names: Sequence[str]) -> Sweep:
     Raises:
       ConfigError: there is no row or curve of a name.
     """
-    known = list(dict.fromkeys([*sweep.rows, *map(curve, sweep.rows), *sweep.choices]))
+    points = [at_same_point(choice, row) for choice in sweep.choices for row in sweep.rows]
+    known = list(dict.fromkeys([*sweep.rows, *map(curve, sweep.rows), *sweep.choices, *points]))
     for name in names:
         if name not in known:
             raise ConfigError(f"--rows={name!r}: sweep {sweep.name} has no such row or curve; {nearest(name, known)}")
 
     def chosen_from(name: str) -> Sequence[str]:
-        return sweep.choices.get(name, (name,))
+        return (
+            [at_same_point(row, name) for row in sweep.choices[curve(name)]] if curve(name) in sweep.choices else [name]
+        )
 
     listed = {candidate for name in names for candidate in chosen_from(name)}
     wanted = {row for row in sweep.rows if {row, curve(row)} & listed}

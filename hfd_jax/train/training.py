@@ -131,7 +131,7 @@ def initial_state(
 
 
 def check_same_method(run: Run, training: Training) -> None:
-    """Raises CheckpointError if a student was begun by version 0.1, whose batches and distillation loss were others."""
+    """Raises CheckpointError if version 0.1, with its different batches and distillation loss, started a student."""
     found = training.checkpoints.steps()
     if not (training.spec.distils and found):
         return
@@ -155,7 +155,7 @@ def check_same_run(training: Training, step: int) -> None:
         lines = [line for _, line in differences(stored[part], jsonable(training.record[part]), f"{part}.")]
         if lines:
             raise CheckpointError(
-                f"{training.checkpoints.directory}/{step} cannot be continued: its data or its teacher have changed. "
+                f"{training.checkpoints.directory}/{step} cannot be resumed: its data or its teacher have changed. "
                 + "; ".join(lines[:5])
             )
 

@@ -21,7 +21,7 @@ def test_a_workdir_is_refused_for_another_config_and_names_the_fields(tmp_path):
     claim(workdir, config)
     config.distill.hfd.weight, config.data.crop = 3.0, 96
     with pytest.raises(
-        WorkdirError, match=r"another config.*data.crop: 64 stored, 96 now; distill.hfd.weight: 2.0 stored, 3.0 now"
+        WorkdirError, match=r"a different config.*data.crop: 64 stored, 96 now; distill.hfd.weight: 2.0 stored, 3.0 now"
     ):
         claim(workdir, config)
     assert read_json(workdir.config)["distill"]["hfd"]["weight"] == 2.0

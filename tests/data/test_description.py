@@ -135,6 +135,9 @@ def test_a_part_without_open_fields_is_compared_literally(tmp_path):
         tmp_path, "s/P1/P1_B02.tif", "s/P1/P2_B02.tif", "s/P3/P3_B02.TIFF", "s/A+(1)/A+(1)_B02.tif", "s/P4/p4_B02.tif"
     )
     assert set(list_files(Folders(str(tmp_path)), "s/{id}/{id}_B02.tif").paths) == {("P1",), ("P3",), ("A+(1)",)}
+    assert list_files(Folders(str(tmp_path)), "**/P1/**/{id}_B02.tif").paths.keys() == {("P1",), ("P2",)}
+    files(tmp_path, "P1/P1/a_B02.tif")
+    assert list_files(Folders(str(tmp_path)), "**/P1/**/a_{id}.tif").paths == {("B02",): "P1/P1/a_B02.tif"}
     files(tmp_path, "whole/mask.PNG", "whole/mask.png.bak")
     assert list_files(Folders(str(tmp_path)), "whole/mask.png").paths == {(): "whole/mask.PNG"}
 
@@ -157,7 +160,7 @@ def test_a_name_is_the_same_composed_and_decomposed(tmp_path):
     )
 
 
-@pytest.mark.parametrize("pattern", ["/abs/{id}.tif", "a/../{id}.tif", "a/{id", "a**/{id}.tif", "a/{id}/"])
+@pytest.mark.parametrize("pattern", ["/abs/{id}.tif", "a/../{id}.tif", "a/{id", "a**/{id}.tif", "a/{id}/", "a/{id}/**"])
 def test_wrong_patterns(pattern):
     assert check_pattern(pattern)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs import default
 from hfd_jax.core.errors import ConfigError, WorkdirError
 from hfd_jax.experiments import figure, statistics, stored, tables
 from hfd_jax.experiments import sweep as sweeps
@@ -14,6 +15,7 @@ from hfd_jax.experiments.pooling import pooled
 from hfd_jax.experiments.report import sweep_page
 from tests.conftest import ROOT
 from tests.sweeps import result, some_sweep
+from tools import compare
 from tools import results as documents
 
 FOLDS = ({"SAR-only": (0.40, 0.50), "HFD": (0.50, 0.50)}, {"SAR-only": (0.60, 0.60), "HFD": (0.60, 0.62)})
@@ -146,6 +148,34 @@ def test_a_choice_may_be_the_reference():
     assert {line.row: line.gain for line in lines}["HFD student, 300 steps"] == pytest.approx(0.2)
     some = sweeps.reduced(found, ["HFD student, steps by validation"])
     assert set(some.rows) == set(found.rows) - {"teacher (EO)"}, "a choice needs all of its rows"
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"either": ()}, r"CHOICES\['either'\] is \(\); expected some of the rows or curves A, B"),
+        ({"either": ("A", "C")}, "expected some of the rows or curves A, B"),
+        ({"A": ("A", "B")}, "CHOICES has 'A', which is the name of a row or curve"),
+        ([("either", ("A", "B"))], 'expected {"name": '),
+    ],
+)
+def test_wrong_choices_are_named(tmp_path, choices, message):
+    text = f'CONFIG = "c"\nREFERENCE = "A"\nROWS = {{"A": {{}}, "B": {{}}}}\nCHOICES = {choices!r}\n'
+    (tmp_path / "some.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        sweeps.read_sweep(str(tmp_path / "some.py"))
+
+
+def test_a_reference_that_nothing_can_choose_is_refused_before_training():
+    found = sweeps.read_sweep(str(ROOT / "configs" / "sweeps" / "steps.py"))
+    config = default.get_config()
+    with pytest.raises(ConfigError, match="REFERENCE is 'SAR-only student, steps by validation', which is chosen on"):
+        compare.check_choices(found, config)
+    config.eval.checkpoint = "best"
+    compare.check_choices(found, config)
+    some = sweeps.read_sweep(str(ROOT / "configs" / "sweeps" / "ombria.py"))
+    rows = sweeps.reduced(some, ["better on validation @ 10 %"]).rows
+    assert list(rows) == ["SAR-only @ 10 %", "HFD @ 10 %"], "a choice at a point needs its rows there"
 
 
 def test_points_of_a_curve_become_columns():

@@ -1,5 +1,6 @@
 """Which files make a tile: the patterns of the sensors and of the labels, joined by their fields or by a table."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -29,15 +30,15 @@ class Pairs:
 
     def __init__(self, description: Description, raw_dir: str):
         self._description, self._root = description, raw_dir
-        folders = Folders(raw_dir)
-        self._listings = {
-            kind: [list_files(folders, pattern) for pattern in getattr(description, kind).files] for kind in KINDS
-        }
-        self._check_found(folders)
         self.notes: list[str] = []
-        self._values = self._joined()
-        self.names = sorted(self._values)
-        self._check_unmatched(folders)
+        with contextlib.closing(Folders(raw_dir)) as folders:
+            self._listings = {
+                kind: [list_files(folders, pattern) for pattern in getattr(description, kind).files] for kind in KINDS
+            }
+            self._check_found(folders)
+            self._values = self._joined()
+            self.names = sorted(self._values)
+            self._check_unmatched(folders)
 
     def values(self, name: str) -> dict[str, str]:
         """Fields and table columns of a tile."""

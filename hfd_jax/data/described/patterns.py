@@ -13,6 +13,8 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
+from tqdm import tqdm
+
 from hfd_jax.core.errors import DataError
 
 RASTER_ENDINGS = (".tif", ".tiff", ".png", ".jp2", ".jpg", ".jpeg", ".vrt", ".img", ".bmp", ".nc", ".dat")
@@ -31,17 +33,26 @@ def check_pattern(pattern: str) -> str:
         return "expected fields such as {id}: letters, digits and '_' in braces"
     if os.path.isabs(pattern) or ".." in pattern.split("/"):
         return "expected a path below the raw folder"
-    if any("**" in part and part != "**" for part in pattern.split("/")) or pattern.endswith("/"):
+    parts = pattern.split("/")
+    if any("**" in part and part != "**" for part in parts) or parts[-1] in ("", "**"):
         return "expected ** as a whole folder, and a file name at the end"
     return ""
 
 
 class Folders:
-    """The contents of the folders below a raw folder, each read once; hidden files and folders are left out."""
+    """The contents of the folders below a raw folder, each read once; hidden files and folders are left out.
+
+    Shows its progress until it is closed.
+    """
 
     def __init__(self, root: str):
         self.root = root
         self._entries: dict[str, list[tuple[str, str, bool]]] = {}
+        self._progress = tqdm(desc="listing", unit="folder", mininterval=1.0, delay=5, leave=False)
+
+    def close(self) -> None:
+        """Ends the display."""
+        self._progress.close()
 
     def entries(self, folder: str) -> list[tuple[str, str, bool]]:
         """(name, path below the raw folder, whether it is a folder) of everything in a folder, sorted.
@@ -62,6 +73,7 @@ class Folders:
             except OSError as error:
                 raise DataError(f"{os.path.join(self.root, folder)}: cannot be read ({error.strerror})") from error
             self._entries[folder] = sorted(found)
+            self._progress.update()
         return self._entries[folder]
 
     def rasters(self, folders: Iterable[str]) -> Iterator[str]:
@@ -99,7 +111,7 @@ def list_files(folders: Folders, pattern: str) -> Listing:
     for path, values in _walk(folders, "", pattern.split("/"), {}, listing.searched):
         # Interned: a large data set has a dozen files per tile, whose names share their fields.
         key = tuple(sys.intern(unicodedata.normalize("NFC", values[field])) for field in listing.fields)
-        if key in listing.paths:
+        if listing.paths.get(key, path) != path:  # several ** may lead to the same file
             raise DataError(
                 f"{os.path.join(folders.root, path)}: matches {pattern!r} with the same fields as "
                 f"{listing.paths[key]}; expected one file for each tile"
